@@ -1,0 +1,1 @@
+"""Policies and their update rules. Knows difftop, never envs."""

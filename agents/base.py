@@ -1,0 +1,83 @@
+"""The contract between an agent and the loop that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from difftop.types import Batch
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one gradient step reports.
+
+    Attributes:
+        metrics: scalars by tag, as 0-d tensors (reading them synchronizes a GPU, so the logger does it only when it writes).
+        priorities: new replay priorities `[B]`, or None for an agent that doesn't use them.
+    """
+
+    metrics: dict[str, Tensor]
+    priorities: Tensor | None
+
+
+class Actor(Protocol):
+    """Acts in N environments, and owns all memory that acting needs: its generator, the plan of the last step, hidden states.
+
+    An agent makes one actor for training and another for every evaluation, so that evaluating never changes a training run.
+    """
+
+    def act(self, obs: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
+        """Actions for N environments.
+
+        Args:
+            obs: `[N, *obs_shape]` on any device.
+            t0: `[N]` bool, True where an episode begins (memory of that environment is forgotten).
+            agent_steps: training progress, for schedules.
+        Returns:
+            actions `[N, A]` in [-1, 1], float32, on the agent's device. Row i depends on environment i only.
+        """
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the last call (planner failures, iterations), by tag."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All memory, as tensors, numbers, lists and dicts (loadable with `weights_only=True`)."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`, bit for bit."""
+
+
+class Agent(Protocol):
+    """A policy and its update rule.
+
+    `state_dict` / `load_state_dict` are `nn.Module`'s: weights, target weights, running scales. `train_state` holds what
+    only training needs (optimizers, generators), `weights_only`-loadable.
+    """
+
+    device: torch.device
+
+    def actor(self, num_envs: int, *, seed: int, explore: bool) -> Actor:
+        """A fresh actor; `explore=False` for evaluation. Same seed and observations, same actions."""
+
+    def update(self, batch: Batch, agent_steps: int) -> UpdateResult:
+        """One gradient step on a replayed batch."""
+
+    def finish_episode(self, actor: Actor, agent_steps: int) -> dict[str, Tensor]:
+        """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors of the model."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> Any:
+        """Restores the tensors of the model."""
+
+    def train_state(self) -> dict[str, Any]:
+        """Optimizers and generators."""
+
+    def load_train_state(self, state: Mapping[str, Any]) -> None:
+        """Restores `train_state`, bit for bit."""

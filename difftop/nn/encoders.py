@@ -1,0 +1,67 @@
+"""Encoders from observations to latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from difftop.nn.mlp import mlp, orthogonal_
+
+
+class PixelEncoder(nn.Module):
+    """Four strided convolutions and a linear map: uint8 `[N, C, 84, 84]` to `[N, out]`.
+
+    Source: TD-MPC, arXiv:2203.04955, appendix F.
+    """
+
+    def __init__(self, obs_shape: Sequence[int], channels: int, out: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = obs_shape[0]
+        for kernel in (7, 5, 3, 3):
+            conv = nn.Conv2d(inputs, channels, kernel, stride=2)
+            nn.init.orthogonal_(conv.weight.data.view(channels, -1), nn.init.calculate_gain("relu"))
+            nn.init.zeros_(conv.bias) if conv.bias is not None else None
+            layers += [conv, nn.ReLU()]
+            inputs = channels
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            features = self.convolutions(torch.zeros(1, *obs_shape)).shape[1]
+        self.project = nn.Linear(features, out)
+        orthogonal_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Latents `[N, out]` of frames `[N, C, H, W]` in 0..255."""
+        scaled = obs.to(self.project.weight.dtype).div_(255) if obs.dtype == torch.uint8 else obs / 255
+        features: Tensor = self.convolutions(scaled)
+        out: Tensor = self.project(features)
+        return out
+
+
+def make_encoder(obs_kind: str, obs_shape: Sequence[int], hidden: int, channels: int, out: int) -> nn.Module:
+    """The encoder for `state` (an MLP) or `pixels` (convolutions) observations."""
+    if obs_kind == "state":
+        return mlp([obs_shape[0], hidden, out])
+    return PixelEncoder(obs_shape, channels, out)
+
+
+def random_shift(frames: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Shifts each image by up to `pad` pixels, edges repeated.
+
+    Args:
+        frames: `[N, C, H, W]`, any dtype.
+        pad: largest shift, in pixels.
+    Returns:
+        The same shape and dtype; one offset per image, shared by its channels.
+    Source: DrQ-v2, arXiv:2107.09645.  Differs: whole-pixel gather instead of grid_sample at whole-pixel offsets (equal values).
+    """
+    n, channels, height, width = frames.shape
+    shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=generator.device).to(frames.device)
+    rows = (torch.arange(height, device=frames.device) + shift[0]).clamp_(0, height - 1)
+    columns = (torch.arange(width, device=frames.device) + shift[1]).clamp_(0, width - 1)
+    image = torch.arange(n, device=frames.device)[:, None, None, None]
+    channel = torch.arange(channels, device=frames.device)[:, None, None]
+    return frames[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

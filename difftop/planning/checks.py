@@ -1,0 +1,52 @@
+"""Checks of what callers hand to a planner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_problem(z0: Tensor, prior: Tensor, previous: Tensor | None, action_dim: int) -> None:
+    """Raises a ValueError that names the argument where shapes, dtypes or values can't be planned with.
+
+    Args:
+        z0: `[B, Z]`, finite.
+        prior: `[B, H, A]`, finite, H >= 1.
+        previous: as `prior`, or None.
+        action_dim: A.
+    """
+    if z0.dim() != 2 or 0 in z0.shape:
+        raise ValueError(f"z0: shape {list(z0.shape)}; must be [B, Z] with B, Z >= 1.")
+    _check_plan("prior", prior, z0, action_dim)
+    if previous is not None:
+        _check_plan("previous", previous, z0, action_dim)
+        if previous.shape != prior.shape:
+            raise ValueError(
+                f"previous: shape {list(previous.shape)}; must be prior's {list(prior.shape)} (shift_plan pads and cuts)."
+            )
+    if not torch.isfinite(z0).all():
+        raise ValueError(f"z0: {_bad_rows(z0)} of {z0.shape[0]} rows are not finite; check the encoder and its input.")
+
+
+def check_scale(scale: Tensor | float | None, samples: int) -> None:
+    """Raises a ValueError where `scale` is not None, a positive finite number, or `[B]` of such numbers."""
+    if scale is None:
+        return
+    s = torch.as_tensor(scale)
+    if s.dim() > 1 or (s.dim() == 1 and s.shape[0] not in (1, samples)):
+        raise ValueError(f"scale: shape {list(s.shape)}; must be a number or [B={samples}].")
+    if not bool((torch.isfinite(s) & (s > 0)).all()):
+        raise ValueError(f"scale={scale}: must be positive and finite.")
+
+
+def _check_plan(name: str, plan: Tensor, z0: Tensor, action_dim: int) -> None:
+    if plan.dim() != 3 or plan.shape[0] != z0.shape[0] or plan.shape[1] < 1 or plan.shape[2] != action_dim:
+        raise ValueError(f"{name}: shape {list(plan.shape)}; must be [B={z0.shape[0]}, H >= 1, A={action_dim}].")
+    if plan.dtype != z0.dtype or plan.device != z0.device:
+        raise ValueError(f"{name}: {plan.dtype} on {plan.device}; must be as z0, {z0.dtype} on {z0.device}.")
+    if not torch.isfinite(plan).all():
+        raise ValueError(f"{name}: {_bad_rows(plan)} of {plan.shape[0]} rows are not finite; check the policy.")
+
+
+def _bad_rows(x: Tensor) -> int:
+    return int((~torch.isfinite(x.flatten(1)).all(1)).sum())

@@ -1,0 +1,116 @@
+"""Model predictive path integral control over a latent model: the planner of TD-MPC, batched over environments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difftop.planning.checks import check_problem
+from difftop.planning.config import MPPIConfig
+from difftop.planning.model import LatentModel
+from difftop.planning.rollout import rollout_return
+from difftop.types import PlanResult, SolveStatus
+
+
+@dataclass(frozen=True)
+class SampledPlan(PlanResult):
+    """A plan with the distribution that it was drawn from.
+
+    Attributes:
+        mean: `[B, H, A]`, for the warm start of the next step (`shift_plan(mean)`).
+        std: `[B, H, A]`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class MPPIPlanner:
+    """Plans by sampling.
+
+    In each round, plans a ~ N(mean, std) clamped to the box and the policy's own plans are ranked by model return G; the best
+    become elites with weights w = exp(temperature (G - max G)), and
+
+        mean <- momentum mean + (1 - momentum) sum w a / sum w,    std <- clamp(sqrt(sum w (a - mean)^2 / sum w), min, max)
+
+    The plan is one elite, drawn by its weight; exploration adds N(0, std) to it.
+
+    Source: TD-MPC, arXiv:2203.04955, section 3 and its code. Differs: batched over B problems; noise is added to
+    all steps of the plan, and the result is clamped to the box; a non-finite return counts as the worst instead of as 0.
+    """
+
+    def __init__(self, config: MPPIConfig, action_dim: int) -> None:
+        if config.elites > config.samples:
+            raise ValueError(f"MPPIConfig.elites={config.elites}: must be at most samples={config.samples}.")
+        if action_dim < 1:
+            raise ValueError(f"action_dim={action_dim}: must be at least 1.")
+        self.config = config
+        self.action_dim = action_dim
+
+    @torch.no_grad()
+    def plan(
+        self,
+        model: LatentModel,
+        z0: Tensor,
+        prior: Tensor,
+        *,
+        previous: Tensor | None = None,
+        std: float | None = None,
+        generator: torch.Generator | None = None,
+        eval_mode: bool = False,
+    ) -> SampledPlan:
+        """Plans for B latents.
+
+        Args:
+            model: callables; needs `reward`.
+            z0: `[B, Z]`.
+            prior: policy plans `[B, P, H, A]` (TD-MPC: P = config.prior_samples) or `[B, H, A]`.
+            previous: shifted mean of the last step `[B, H, A]`; zeros in rows where an episode begins, None: zeros.
+            std: smallest spread now (a schedule); None: `config.min_std`.
+            generator: source of all noise.
+            eval_mode: no exploration noise.
+        Returns:
+            actions `[B, H, A]` in [-1, 1]; FAILED where no plan had a finite return (then the prior is returned).
+        """
+        plans = prior.unsqueeze(1) if prior.dim() == 3 else prior
+        if plans.dim() != 4 or plans.shape[1] == 0:
+            raise ValueError(f"prior: shape {list(prior.shape)}; must be [B, H, A] or [B, P, H, A] with P >= 1.")
+        check_problem(z0, plans[:, 0], previous, self.action_dim)
+        plans = plans.clamp(-1, 1)
+        c, (batch, _, horizon, action_dim) = self.config, plans.shape
+        low = c.min_std if std is None else std
+        mean = torch.zeros_like(plans[:, 0]) if previous is None else previous
+        spread = torch.full_like(mean, c.max_std)
+        shape = (batch, c.samples, horizon, action_dim)
+        prior_values = self._values(model, z0, plans)
+        for _ in range(c.iterations):
+            noise = torch.randn(shape, generator=generator, dtype=z0.dtype, device=z0.device)
+            drawn = (mean.unsqueeze(1) + spread.unsqueeze(1) * noise).clamp_(-1, 1)
+            values = torch.cat([self._values(model, z0, drawn), prior_values], 1)
+            best, index = values.topk(c.elites, dim=1)
+            elites = torch.cat([drawn, plans], 1).gather(1, index[..., None, None].expand(-1, -1, horizon, action_dim))
+            weights = torch.exp(c.temperature * (best - best[:, :1])).nan_to_num(0.0)
+            weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
+            w = weights[..., None, None]
+            centre = (w * elites).sum(1)
+            spread = (w * (elites - centre.unsqueeze(1)).square()).sum(1).sqrt().clamp(low, c.max_std)
+            mean = c.momentum * mean + (1 - c.momentum) * centre
+        failed = ~torch.isfinite(best[:, 0])
+        weights = torch.where(failed.unsqueeze(1), torch.ones_like(weights), weights)
+        chosen = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+        rows = torch.arange(batch, device=z0.device)
+        actions, value = elites[rows, chosen], best[rows, chosen]
+        if not eval_mode:
+            noise = torch.randn(actions.shape, generator=generator, dtype=z0.dtype, device=z0.device)
+            actions = (actions + spread * noise).clamp(-1, 1)
+        actions = torch.where(failed.view(-1, 1, 1), plans[:, 0], actions)
+        status = torch.where(failed, int(SolveStatus.FAILED), int(SolveStatus.SOLVED))
+        return SampledPlan(actions, value, status, torch.full_like(status, c.iterations), mean, spread)
+
+    def _values(self, model: LatentModel, z0: Tensor, plans: Tensor) -> Tensor:
+        batch, count = plans.shape[:2]
+        z = z0.unsqueeze(1).expand(-1, count, -1).reshape(batch * count, -1)
+        values = rollout_return(model, z, plans.flatten(0, 1)).view(batch, count)
+        return torch.where(torch.isfinite(values), values, -torch.inf)

@@ -1,0 +1,153 @@
+"""Dual active set for one quadratic program: slow, and always with an answer. The last resort of `solver.py`.
+
+Source: Goldfarb and Idnani, "A numerically stable dual method for solving strictly convex quadratic programs",
+Mathematical Programming 27, 1983.
+Differs: works on H = A Q^-1 A^T alone; two-sided rows; starts from a guess of the active set; can widen soft rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from difftop.types import SolveStatus
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+VIOLATION = 1e-10  # rows count as satisfied within this, a tenth of what the certificate allows
+DEPENDENT = 1e-9  # a combination of rows vanishes when its largest entry is below this part of the largest weight
+INDEPENDENT = 1e-12  # smallest squared pivot of a starting set, relative to its diagonal
+
+
+@dataclass(frozen=True)
+class DualResult:
+    """Outcome of `DualActiveSet.run`.
+
+    Attributes:
+        status: SOLVED, RELAXED (solved after widening), INFEASIBLE (proven) or FAILED (out of steps).
+        side: `[m]`, +1 where a row is active at its upper bound, -1 at its lower one, 0 where it is not active.
+        lower, upper: the bounds that were used, `[m]`: the given ones, or wider.
+    """
+
+    status: SolveStatus
+    side: NDArray[np.int8]
+    lower: Array
+    upper: Array
+
+
+class DualActiveSet:
+    """Minimize 1/2 y^T Q y + e^T y subject to l <= A y <= u, seen from the dual.
+
+    Every step keeps optimal multipliers mu >= 0 of a set W of independent rows, takes the most violated row p, and moves along
+
+        mu_p += t,   mu_W -= t r,   r = H_WW^-1 H_Wp,   violation of p -= t (H_pp - H_pW r)
+
+    until p holds, or a multiplier reaches zero and its row leaves W. If p depends on W and no row can leave, the weights (1, -r)
+    combine the bounds to a contradiction, which proves that no y satisfies them all.
+    """
+
+    def __init__(self, rows: Array, dual: Array, gap: Array, lower: Array, upper: Array, soft: NDArray[np.bool_] | None) -> None:
+        """Takes A `[m, n]`, H = A Q^-1 A^T, c = -A Q^-1 e `[m]`, l and u `[m]`, and the rows that may be widened `[m]`."""
+        self.rows, self.dual, self.gap = rows, dual, gap
+        self.lower, self.upper = lower.copy(), upper.copy()
+        self.soft = np.zeros(len(gap), dtype=np.bool_) if soft is None else soft
+        self.fixed = lower == upper  # equalities: their multipliers have no sign, so they never leave
+        self.weight = 1.0 / np.sqrt(np.maximum(dual.diagonal(), np.finfo(np.float64).tiny))
+        self.active: Index = np.zeros(0, dtype=np.int64)
+        self.sign, self.mu = np.zeros(0), np.zeros(0)
+
+    def run(self, guess: NDArray[np.int8]) -> DualResult:
+        """Solves the problem, starting from those rows of `guess` `[m]` whose multipliers have the right sign."""
+        self._start(np.flatnonzero(guess), guess[guess != 0].astype(np.float64))
+        status, relaxed = SolveStatus.FAILED, False
+        for _ in range(20 * len(self.gap) + 100):
+            value = self.gap - np.einsum("ij,j->i", self.dual[:, self.active], self.sign * self.mu)
+            violation = np.maximum(value - self.upper, self.lower - value)
+            violation[self.active] = 0.0
+            entering = int(np.argmax(np.where(violation > VIOLATION, violation * self.weight, 0.0)))
+            if violation[entering] <= VIOLATION:
+                status = SolveStatus.RELAXED if relaxed else SolveStatus.SOLVED
+                break
+            proof = self._enter(entering, 1.0 if value[entering] > self.upper[entering] else -1.0, violation[entering])
+            if proof is None:
+                continue
+            relaxed = self._widen(proof)
+            if not relaxed:
+                status = SolveStatus.INFEASIBLE
+                break
+        side = np.zeros(len(self.gap), dtype=np.int8)
+        side[self.active] = self.sign
+        return DualResult(status, side, self.lower, self.upper)
+
+    def _start(self, active: Index, sign: Array) -> None:
+        """Sets W to `active` without dependent rows and without those whose multipliers would have the wrong sign."""
+        while True:
+            schur = self._schur(active, sign)
+            factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(schur))
+            pivots = factor.diagonal().numpy() ** 2 / schur.diagonal()
+            if failed or np.any(pivots < INDEPENDENT):
+                weakest = int(failed) - 1 if failed else int(np.argmin(pivots))
+                active, sign = np.delete(active, weakest), np.delete(sign, weakest)
+                continue
+            bound = np.where(sign > 0, self.upper[active], self.lower[active])
+            mu = _solve(schur, sign * (self.gap[active] - bound))
+            keep = (mu >= 0) | self.fixed[active]
+            if keep.all():
+                self.active, self.sign, self.mu = active, sign, mu
+                return
+            active, sign = active[keep], sign[keep]
+
+    def _schur(self, active: Index, sign: Array) -> Array:
+        schur: Array = sign[:, None] * self.dual[active[:, None], active] * sign
+        return schur
+
+    def _enter(self, entering: int, sign: float, violation: float) -> Array | None:
+        """Adds a violated row, dropping others on the way; returns the proof `[m]` if that is impossible."""
+        mu_entering = 0.0
+        while True:
+            active, s = self.active, self.sign
+            column = sign * s * self.dual[active, entering]
+            r = _solve(self._schur(active, s), column)
+            combination = np.zeros(len(self.gap))
+            combination[active], combination[entering] = -s * r, sign
+            dependent = (
+                np.abs(np.einsum("ij,i->j", self.rows, combination)).max(initial=0.0) <= DEPENDENT * np.abs(combination).max()
+            )
+            curvature = self.dual[entering, entering] - column @ r
+            full = np.inf if dependent or curvature <= 0 else violation / curvature
+            can_leave = (r > 1e-13) & ~self.fixed[active]
+            ratio = np.where(can_leave, self.mu / np.where(can_leave, r, 1.0), np.inf)
+            longest = ratio.min(initial=np.inf)
+            if full == np.inf and longest == np.inf:
+                return combination
+            step = min(full, longest)
+            self.mu = np.where(self.fixed[active], self.mu - step * r, np.maximum(self.mu - step * r, 0.0))
+            mu_entering += step
+            violation -= step * curvature
+            if full <= longest:
+                self.active, self.sign, self.mu = np.append(active, entering), np.append(s, sign), np.append(self.mu, mu_entering)
+                return None
+            keep = np.arange(len(active)) != int(np.argmin(ratio))
+            self.active, self.sign, self.mu = active[keep], s[keep], self.mu[keep]
+
+    def _widen(self, proof: Array) -> bool:
+        """Moves the soft bounds in a contradiction apart, all by the same amount, until it is none; False if no bound is soft."""
+        up, down = self.soft & (proof > 0), self.soft & (proof < 0)
+        weight = np.abs(proof[up | down]).sum()
+        if weight == 0:
+            return False
+        used = proof != 0
+        excess = -(proof[used] * np.where(proof[used] > 0, self.upper[used], self.lower[used])).sum()
+        self.upper[up] += excess / weight
+        self.lower[down] -= excess / weight
+        self._start(self.active, self.sign)
+        return True
+
+
+def _solve(matrix: Array, right: Array) -> Array:
+    """Linear solve on torch's threads: numpy's would start one per core for each of these small systems."""
+    solution: Array = torch.linalg.solve_ex(torch.from_numpy(matrix), torch.from_numpy(right))[0].numpy()
+    return solution

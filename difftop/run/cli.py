@@ -1,0 +1,215 @@
+"""The command line: composes the configuration, explains it (`--help`), and turns every mistake into one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from difftop.options import ConfigError, build, defaults, describe, option, suggest
+from difftop.run.online import RunConfig
+
+
+@dataclass(frozen=True)
+class TopConfig:
+    """Options outside any group."""
+
+    mode: str = option("train", "train, or eval to play and record a checkpoint", choices=("train", "eval"))
+    seed: int = option(1, "of every random stream of the run", low=0)
+    name: str = option("auto", "name of the run; auto tells obs, preset, planner and experiment where they aren't the defaults")
+    planner: str = option("auto", "optimizer of the action; auto is the agent's own", choices=("auto", "lm", "mppi", "none"))
+    device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
+    threads: int = option(0, "CPU threads; 0 takes every core", low=0)
+    checkpoint: str = option("", "mode=eval: a checkpoint or a run folder")
+    root: str = option("runs", "folder of all runs")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What can be chosen, handed in because this package knows no agent and no simulator.
+
+    Attributes:
+        agents: agent name to its options class and one line about it.
+        envs: environment names.
+        canonical_env: any accepted spelling of an environment's name to the one in `envs`; `ConfigError` for an unknown one.
+        env_config: options class of an environment.
+        config_dir: folder of the YAML files.
+    """
+
+    agents: Mapping[str, tuple[type, str]]
+    envs: Sequence[str]
+    canonical_env: Callable[[str], str]
+    env_config: type
+    config_dir: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A composed configuration, checked.
+
+    Attributes:
+        top, run: options outside any group and of the loop.
+        agent: plain mapping, for the agent registry (which checks it).
+        env: instance of `Registry.env_config`.
+        choices: option chosen in each group (`preset`: `cpu`).
+    """
+
+    top: TopConfig
+    run: RunConfig
+    agent: dict[str, Any]
+    env: Any
+    choices: dict[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain containers, as it is saved."""
+        plain = {key: OmegaConf.to_container(OmegaConf.structured(getattr(self, key))) for key in ("top", "run", "env")}
+        return plain | {"agent": self.agent, "choices": self.choices}
+
+
+GROUPS = ("agent", "env", "obs", "preset", "experiment")
+
+
+def register(registry: Registry) -> None:
+    """Puts the dataclasses' defaults, and one `env` option per environment, into hydra's store."""
+    store = ConfigStore.instance()
+    store.store(group="top", name="schema", node=defaults(TopConfig), package="_global_")
+    store.store(group="run", name="schema", node=defaults(RunConfig), package="run")
+    for name, (config, _) in registry.agents.items():
+        store.store(group="agent", name=f"schema_{name}", node=defaults(config), package="agent")
+    for name in registry.envs:
+        group, _, task = name.partition("/")
+        store.store(group=f"env/{group}", name=task, node=defaults(registry.env_config) | {"name": name}, package="env")
+
+
+def composed(registry: Registry, overrides: Sequence[str]) -> Settings:
+    """The configuration of `overrides` (`key=value`, `group=option`).
+
+    Raises:
+        ConfigError: one sentence that names the override, and what is allowed.
+    """
+    register(registry)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(registry.config_dir), version_base="1.3"):
+        try:
+            config = compose("config", _known_choices(registry, overrides), return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explained(registry, error) from error
+    choices = {group: str(config.hydra.runtime.choices.get(group)) for group in GROUPS}
+    with_hydra = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    return checked(registry, {key: value for key, value in with_hydra.items() if key != "hydra"}, choices)
+
+
+def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, str]) -> Settings:
+    """Settings from plain containers (`top`-level keys beside `run`, `agent`, `env`); raises `ConfigError`."""
+    top = build(TopConfig, {key: value for key, value in plain.items() if key not in ("run", "agent", "env")})
+    agent = dict(plain["agent"])
+    if top.planner != "auto":
+        agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
+    build(registry.agents[agent["name"]][0], agent, "agent")
+    return Settings(top, build(RunConfig, plain["run"], "run"), agent, build(registry.env_config, plain["env"], "env"), dict(choices))
+
+
+def run_name(settings: Settings) -> str:
+    """`top.name`, or a name that tells the groups that aren't at their defaults."""
+    if settings.top.name != "auto":
+        return settings.top.name
+    chosen = settings.choices
+    parts = [chosen[group] for group, usual in (("obs", "state"), ("preset", "standard"), ("experiment", "None")) if chosen[group] != usual]
+    if settings.top.planner != "auto":
+        parts.append(f"planner-{settings.top.planner}")
+    return "-".join(parts).replace("/", "-") or "default"
+
+
+def help_text(registry: Registry) -> str:
+    """Every group and option, from the dataclasses."""
+    families = sorted({name.split("/")[0] for name in registry.envs})
+    groups = [("agent", [f"{name:34s} {summary}" for name, (_, summary) in registry.agents.items()])]
+    listed = [line for family in families for line in _wrapped(name for name in registry.envs if name.startswith(f"{family}/"))]
+    groups.append(("env", listed))
+    for group in ("obs", "preset", "experiment"):
+        groups.append((group, [f"{path.stem:34s} {_comment(path)}" for path in sorted((registry.config_dir / group).glob("*.yaml"))]))
+    lines = [
+        "python train.py [GROUP=OPTION] [KEY=VALUE] ...     one run; the same line again continues it",
+        "python train.py -m seed=1,2,3 env=dmc/a,dmc/b      a sweep; hydra/launcher=joblib|submitit_slurm|ray beside",
+        "python train.py mode=eval checkpoint=RUN           plays and records a checkpoint",
+        "python train.py --cfg job                          prints the configuration",
+        "",
+        "Groups",
+    ]
+    for group, options in groups:
+        lines += [f"  {group}=", *[f"    {line}" for line in options]]
+    lines += ["", "Keys"]
+    sections: list[tuple[type, str]] = [(TopConfig, ""), (RunConfig, "run"), (registry.env_config, "env")]
+    sections += [(config, "agent") for config, _ in registry.agents.values()]
+    for config, where in sections:
+        title = f"agent={build(config, {}).name}" if where == "agent" else where or "top level"
+        lines += ["", f"  {title}"]
+        lines += [f"    {info.key}={_shown(info.default):<10s} {info.help}" for info in describe(config, where)]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return "true" if value is True else "false" if value is False else str(value)
+
+
+def _wrapped(names: Iterable[str], width: int = 120) -> list[str]:
+    lines = [""]
+    for name in names:
+        if len(lines[-1]) + len(name) + 2 > width:
+            lines.append("")
+        lines[-1] += f"{name}  "
+    return lines
+
+
+def _comment(path: Path) -> str:
+    """The YAML file's first comment that isn't a hydra directive."""
+    for line in path.read_text().splitlines():
+        if line.startswith("# ") and "@package" not in line:
+            return line[2:]
+    return ""
+
+
+def _known_choices(registry: Registry, overrides: Sequence[str]) -> list[str]:
+    """The overrides, environments under their canonical names; hydra's message for an unknown choice lists one folder of files."""
+    known = []
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if name == "env":
+            known.append(f"env={registry.canonical_env(value)}")
+            continue
+        if name == "agent" and value not in registry.agents:
+            raise ConfigError(f"agent={value}: unknown.{suggest(value, list(registry.agents))} Known: {', '.join(registry.agents)}.")
+        known.append(text)
+    return known
+
+
+def _explained(registry: Registry, error: Exception) -> ConfigError:
+    """Hydra's and OmegaConf's errors in one sentence."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        options = sorted(str(o) for o in error.options or [])
+        return ConfigError(f"{group}={name}: unknown.{suggest(name, options)} Known: {', '.join(options)}.")
+    key = re.search(r"(?:Could not override|Error merging override) '?([^'=\s]+)", text)
+    if key:
+        known = [info.key for info in _all_keys(registry)]
+        return ConfigError(f"{key.group(1)}: unknown option.{suggest(key.group(1), known)} `python train.py --help` lists all.")
+    return ConfigError(f"{text.splitlines()[0]}; write KEY=VALUE or GROUP=OPTION. `python train.py --help` lists all.")
+
+
+def _all_keys(registry: Registry) -> Iterable[Any]:
+    yield from describe(TopConfig)
+    yield from describe(RunConfig, "run")
+    yield from describe(registry.env_config, "env")
+    for config, _ in registry.agents.values():
+        yield from describe(config, "agent")

@@ -1,0 +1,253 @@
+"""A run on disk: its folder, what it writes there, and how it goes on after a stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from difftop.data.replay import ReplayBuffer
+from difftop.options import ConfigError
+from difftop.run.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, restore_replay, save_checkpoint
+from difftop.run.cli import Registry, Settings, checked, run_name
+from difftop.run.evaluate import EvalResult, VectorEnvironment, evaluate
+from difftop.run.logger import RunLogger
+from difftop.run.online import Hooks, OnlineRun
+from difftop.run.progress import Progress
+from difftop.run.seeding import stream
+from difftop.run.signals import StopOnSignal
+from difftop.run.video import write_video
+from difftop.types import Batch, EnvSpec
+
+log = logging.getLogger(__name__)
+
+# A run may go on with other values of these; any other difference is another run.
+_FREE = {"top.threads", "top.mode", "top.checkpoint", "top.root", "top.name", "run.frames", "run.video", "run.checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Factories:
+    """What train.py hands in, because this package knows no agent and no simulator.
+
+    Attributes:
+        agent: `(options, spec, seed=, device=, precision=)` to an agent.
+        spec: environment options to their spec.
+        envs: environment options and a number to that many environments.
+    """
+
+    agent: Callable[..., Any]
+    spec: Callable[[Any], EnvSpec]
+    envs: Callable[[Any, int], VectorEnvironment]
+
+
+def run_folder(settings: Settings, spec: EnvSpec) -> Path:
+    """`<root>/<env>/<agent>/<name>/seed<k>`, a function of the configuration."""
+    top = settings.top
+    return Path(top.root) / spec.name.replace("/", "-") / str(settings.agent["name"]) / run_name(settings) / f"seed{top.seed}"
+
+
+def train(settings: Settings, factories: Factories) -> int:
+    """Trains, or goes on with a run that was stopped. Returns the exit status: 0 at the end, 130 after a stop."""
+    device = prepare_torch(settings)
+    spec = factories.spec(settings.env)
+    folder = run_folder(settings, spec)
+    checkpoint = _last_checkpoint(folder, settings)
+    agent = factories.agent(settings.agent, spec, seed=stream(settings.top.seed, "agent"), device=device, precision=settings.top.precision)
+    replay = ReplayBuffer(
+        spec,
+        capacity=settings.run.capacity,
+        horizon=int(settings.agent["loss"]["horizon"]),
+        prioritized=settings.run.prioritized,
+        alpha=settings.run.priority_alpha,
+        beta=settings.run.priority_beta,
+        device=settings.run.replay_device,
+    )
+    envs = factories.envs(settings.env, settings.run.num_envs)
+    eval_envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes))
+    try:
+        with StopOnSignal() as stop:
+            records = RunRecords(folder, settings, spec, checkpoint)
+            hooks = Hooks(records.on_eval, records.on_metrics, records.save, records.save_batch, stop)
+            run = OnlineRun(agent, spec, envs, eval_envs, replay, settings.run, seed=settings.top.seed, hooks=hooks)
+            if checkpoint:
+                _restore(checkpoint, agent, replay, run)
+            records.begin(run, resumed=checkpoint is not None)
+            finished = run.run()
+            records.end(run, finished)
+            return 0 if finished else 130
+    finally:
+        envs.close()
+        eval_envs.close()
+
+
+def evaluate_checkpoint(settings: Settings, registry: Registry, factories: Factories, overrides: Sequence[str]) -> int:
+    """`mode=eval`: plays a checkpoint with the configuration it was saved with, and records the first episode."""
+    if not settings.top.checkpoint:
+        raise ConfigError("mode=eval needs checkpoint=PATH, a checkpoint or a run folder.")
+    saved = load_checkpoint(settings.top.checkpoint)
+    settings = _as_saved(saved, settings, registry, overrides)
+    device = prepare_torch(settings)
+    spec = factories.spec(settings.env)
+    agent = factories.agent(settings.agent, spec, seed=0, device=device, precision=settings.top.precision)
+    agent.load_state_dict(saved.model)
+    episodes = settings.run.eval_episodes
+    envs = factories.envs(settings.env, min(settings.run.eval_envs, episodes))
+    try:
+        seeds = [stream(settings.top.seed, "eval_mode", episode) for episode in range(episodes)]
+        result = evaluate(
+            envs,
+            lambda n: agent.actor(n, seed=stream(settings.top.seed, "eval_mode_actor"), explore=False),
+            seeds,
+            agent_steps=saved.step,
+            record=settings.run.video,
+        )
+    finally:
+        envs.close()
+    folder = saved.path / "eval" / f"seed{settings.top.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "".join(f"{i},{seeds[i]},{result.returns[i]:.8g},{result.successes[i]:.8g},{result.lengths[i]}\n" for i in range(episodes))
+    (folder / "episodes.csv").write_text("episode,env_seed,return,success,agent_steps\n" + rows)
+    if result.frames:
+        write_video(folder / "episode0.mp4", result.frames, fps=_frame_rate(spec))
+    log.info("%s: return %.1f +- %.1f over %d episodes; %s", saved.path, result.return_mean, result.return_std, episodes, folder)
+    return 0
+
+
+def prepare_torch(settings: Settings) -> str:
+    """Sets the number of threads and chooses the device; returns its name."""
+    if settings.top.threads:
+        torch.set_num_threads(settings.top.threads)
+    cuda = torch.cuda.is_available()
+    if settings.top.device == "cuda" and not cuda:
+        raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu, or device=auto.")
+    return "cuda" if cuda and settings.top.device != "cpu" else "cpu"
+
+
+class RunRecords:
+    """What a run writes: tables, TensorBoard events, videos, its curve, checkpoints, and the progress line."""
+
+    def __init__(self, folder: Path, settings: Settings, spec: EnvSpec, checkpoint: Checkpoint | None) -> None:
+        self.folder, self.settings, self.spec = folder, settings, spec
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
+        step = checkpoint.step if checkpoint else None
+        self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=(step or 0) * spec.action_repeat)
+        self.progress = Progress(settings.run.frames, frames=(step or 0) * spec.action_repeat)
+        self.failures = 0.0
+        self.last_return: float | None = None
+
+    def begin(self, run: OnlineRun, resumed: bool) -> None:
+        """Says what is run, and where."""
+        verb = f"continues at {run.frames:,} of" if resumed else "runs for"
+        log.info("%s %s %s frames in %s", run_name(self.settings), verb, f"{self.settings.run.frames:,}", self.folder)
+
+    def end(self, run: OnlineRun, finished: bool) -> None:
+        """Closes the records and says how it ended."""
+        self.progress.close()
+        self.logger.close()
+        state = "finished" if finished else "stopped and saved; the same command goes on"
+        log.info("%s at %s frames after %.0f s: %s", state, f"{run.frames:,}", run.count.wall_s, self.folder)
+
+    def on_eval(self, run: OnlineRun, result: EvalResult) -> None:
+        """A row of eval.csv, the video, and the curve drawn anew."""
+        self.last_return = result.return_mean
+        self.logger.evaluation(
+            env_frames=run.frames,
+            agent_steps=run.count.agent_steps,
+            wall_s=run.count.wall_s,
+            return_mean=result.return_mean,
+            return_std=result.return_std,
+            success_mean=result.success_mean,
+            episodes=len(result.returns),
+            metrics={f"eval/{tag}": value for tag, value in result.metrics.items()},
+        )
+        self.progress.message(f"{run.frames:,} frames: return {result.return_mean:.1f} +- {result.return_std:.1f}")
+        if result.frames:
+            write_video(self.folder / "videos" / f"eval_{run.frames:09d}.mp4", result.frames, fps=_frame_rate(self.spec))
+        from difftop.plot import plot_run
+
+        plot_run(self.folder)
+
+    def on_metrics(self, run: OnlineRun, metrics: Mapping[str, float]) -> None:
+        """A row of metrics.csv and the progress line."""
+        self.failures += metrics.get("plan/failures", 0.0)
+        self.logger.training(
+            env_frames=run.frames,
+            agent_steps=run.count.agent_steps,
+            wall_s=run.count.wall_s,
+            episode_return=metrics.get("train/return"),
+            metrics=metrics,
+        )
+        self.progress.update(run.frames, last_return=self.last_return, failures=int(self.failures))
+
+    def save(self, run: OnlineRun) -> None:
+        """A checkpoint that `train` goes on from."""
+        self.logger.sync()
+        save_checkpoint(
+            self.folder,
+            step=run.count.agent_steps,
+            agent_name=str(self.settings.agent["name"]),
+            config=self.settings.plain(),
+            model=run.agent.state_dict(),
+            train_state={"agent": run.agent.train_state(), "run": run.state_dict()},
+            replay=run.replay,
+        )
+
+    def save_batch(self, batch: Batch) -> Path:
+        """The batch that made a loss non-finite."""
+        path = self.folder / "nonfinite_batch.safetensors"
+        save_file({key: value.contiguous() for key, value in vars(batch).items()}, path)
+        return path
+
+
+def _frame_rate(spec: EnvSpec) -> int:
+    """Frames per second of a video that holds one frame per agent step, about real time for 0.02 s simulator steps."""
+    return max(50 // spec.action_repeat, 5)
+
+
+def _last_checkpoint(folder: Path, settings: Settings) -> Checkpoint | None:
+    if not has_checkpoint(folder):
+        return None
+    checkpoint = load_checkpoint(folder, agent_name=str(settings.agent["name"]))
+    old, new = _flat(checkpoint.config), _flat(settings.plain())
+    differ = [key for key in sorted(old.keys() | new.keys()) if key not in _FREE and not key.startswith("choices.") and old.get(key) != new.get(key)]
+    if differ:
+        shown = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in differ[:3])
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise ConfigError(f"{folder} holds a run of another configuration ({shown}{more}): choose another name=NAME, or remove the folder.")
+    return checkpoint
+
+
+def _restore(checkpoint: Checkpoint, agent: Any, replay: ReplayBuffer, run: OnlineRun) -> None:
+    agent.load_state_dict(checkpoint.model)
+    agent.load_train_state(checkpoint.train_state["agent"])
+    restore_replay(checkpoint, replay)
+    run.load_state_dict(checkpoint.train_state["run"])
+
+
+def _as_saved(saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str]) -> Settings:
+    """The checkpoint's settings, with what this command line sets of the run, planner and rendering."""
+    config = saved.config
+    plain = dict(config["top"]) | {key: dict(config[key]) for key in ("run", "env", "agent")}
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    new = _flat(settings.plain())
+    for key in given & {"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}:
+        group, _, name = key.partition(".")
+        plain[group][name] = new[key]
+    plain |= {key: getattr(settings.top, key) for key in ("device", "threads", "precision", "mode", "checkpoint")}
+    plain |= {key: getattr(settings.top, key) for key in given & {"seed", "planner"}}
+    return replace(checked(registry, plain, config["choices"]), choices=config["choices"])
+
+
+def _flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = f"{where}.{key}" if where else str(key)
+        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat

@@ -1,0 +1,40 @@
+"""Shared fixtures: small agents and batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from difftop.types import Batch, EnvSpec
+
+torch.set_num_threads(1)
+
+STATE = EnvSpec(name="test/state", obs_kind="state", obs_shape=(4,), action_dim=2, action_repeat=2, episode_steps=20)
+PIXELS = EnvSpec(
+    name="test/pixels", obs_kind="pixels", obs_shape=(9, 84, 84), action_dim=2, action_repeat=2, episode_steps=20, frame_stack=3
+)
+SMALL = {"model": {"mlp_dim": 16, "encoder_dim": 16, "latent_dim": 8, "channels": 4}, "acting": {"horizon_start": 3, "horizon": 3}}
+
+
+def random_batch(spec: EnvSpec, size: int = 6, steps: int = 5, seed: int = 0) -> Batch:
+    """A batch of independent noise with one terminated transition."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (size, steps + 1, *spec.obs_shape)
+    pixels = spec.obs_kind == "pixels"
+    obs = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) if pixels else torch.randn(shape, generator=g)
+    terminated = torch.zeros(size, steps, dtype=torch.bool)
+    terminated[0, -1] = True
+    return Batch(
+        obs=obs,
+        action=torch.rand(size, steps, spec.action_dim, generator=g) * 2 - 1,
+        reward=torch.rand(size, steps, generator=g),
+        terminated=terminated,
+        weight=torch.rand(size, generator=g),
+        index=torch.arange(size),
+    )
+
+
+@pytest.fixture(params=["state", "pixels"])
+def spec(request: pytest.FixtureRequest) -> EnvSpec:
+    """Both kinds of observation."""
+    return STATE if request.param == "state" else PIXELS

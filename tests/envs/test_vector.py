@@ -1,0 +1,121 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import envs
+from difftop.options import ConfigError
+from envs import EnvConfig, EnvError, make_env, make_vector_env
+
+TOY = EnvConfig("toy/point-mass")
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["local", "processes"])
+def vector(request):
+    made = make_vector_env(TOY, 2, parallel=request.param)
+    yield made
+    made.close()
+
+
+def test_rows_are_the_single_environments(vector):
+    singles = [make_env(TOY) for _ in range(2)]
+    assert vector.difftop_spec == singles[0].difftop_spec and vector.num_envs == 2
+    obs = vector.reset([3, 4])
+    for i, seed in enumerate([3, 4]):
+        assert (obs[i] == singles[i].reset(seed=seed)[0]).all()
+    rng = np.random.default_rng(0)
+    for t in range(25):
+        actions = rng.uniform(-1, 1, (2, 2)).astype(np.float32)
+        obs, reward, terminated, truncated, infos = vector.step(actions)
+        for i, single in enumerate(singles):
+            expected = single.step(actions[i])
+            assert (obs[i] == expected[0]).all()
+            assert (reward[i], terminated[i], truncated[i], infos[i]) == expected[1:]
+        assert truncated.tolist() == [t == 24] * 2
+    assert obs.shape == (2, 4) and obs.dtype == np.float32 and reward.shape == (2,)
+    assert (vector.render_at(1) == singles[1].render()).all()
+
+
+def test_boundary_shows_the_last_observation_and_the_caller_resets(vector):
+    vector.reset([0, 0])
+    for _ in range(10):
+        vector.step(np.ones((2, 2)))
+    vector.reset_at(1, seed=5)
+    for _ in range(15):
+        last = vector.step(np.ones((2, 2)))
+    assert last.truncated.tolist() == [True, False]
+    assert np.abs(last.obs[0, :2]).min() > 1.5  # where the episode ended, not where another begins
+    with pytest.raises(EnvError, match="call reset"):
+        vector.step(np.ones((2, 2)))
+    first = vector.reset_at(0, seed=7)
+    assert (first == make_env(TOY).reset(seed=7)[0]).all()
+
+
+def test_bad_action_names_the_environment_and_the_rest_goes_on(vector):
+    vector.reset([0, 1])
+    with pytest.raises(EnvError, match=r"toy/point-mass, step 1 in the episode of seed 1: the action .*not inside"):
+        vector.step(np.array([[0, 0], [0, 2.0]]))
+    vector.reset([0, 1])
+    vector.step(np.zeros((2, 2)))
+
+
+def test_counts_are_checked(vector):
+    with pytest.raises(EnvError, match="3 seeds for 2 environments"):
+        vector.reset([0, 1, 2])
+    vector.reset([0, 1])
+    with pytest.raises(EnvError, match="1 actions for 2 environments"):
+        vector.step(np.zeros((1, 2)))
+
+
+def test_number_of_environments_is_checked():
+    with pytest.raises(ConfigError, match="num_envs=0"):
+        make_vector_env(TOY, 0)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_unknown_environment_is_found_before_any_worker_starts(parallel):
+    with pytest.raises(ConfigError, match="unknown environment"):
+        make_vector_env(EnvConfig("toy/point-mess"), 1, parallel)
+
+
+def test_dead_worker_is_an_error_that_names_it():
+    vector = make_vector_env(TOY, 2, parallel=True)
+    vector.reset([0, 1])
+    workers = list(vector._workers)
+    os.kill(workers[1].pid, signal.SIGKILL)
+    with pytest.raises(EnvError, match=r"toy/point-mass: worker 1 of 2 died \(killed by SIGKILL\)"):
+        for _ in range(2):
+            vector.step(np.zeros((2, 2)))
+    assert not any(worker.is_alive() for worker in workers)
+    with pytest.raises(EnvError, match="closed"):
+        vector.step(np.zeros((2, 2)))
+    vector.close()
+
+
+def test_error_in_a_worker_arrives_whole(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
+    with pytest.raises(EnvError, match=r"MUJOCO_GL=no-such-backend.*apt-get install"):
+        make_vector_env(EnvConfig("dmc/walker-walk"), 1, parallel=True)
+
+
+def test_workers_ignore_the_terminal_s_interrupt_and_end_on_close():
+    vector = make_vector_env(TOY, 1, parallel=True)
+    (worker,) = vector._workers
+    vector.reset([0])
+    os.kill(worker.pid, signal.SIGINT)
+    vector.step(np.zeros((1, 2)))
+    vector.close()
+    assert not worker.is_alive() and worker.exitcode == 0
+
+
+@pytest.mark.slow
+def test_workers_render_after_their_parent_did():
+    config = EnvConfig("dmc/walker-walk", obs="pixels", render_quality="fast")
+    try:
+        expected, _ = make_env(config).reset(seed=1)
+    except envs.RenderError as error:
+        pytest.skip(str(error))
+    vector = make_vector_env(config, 2, parallel=True)
+    assert (vector.reset([1, 1]) == expected).all()
+    vector.close()

@@ -1,0 +1,154 @@
+"""Curves: what is read, how seeds are put together, and that bad tables are named."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from difftop import plot
+from difftop.plot import Curve, CurveError, Series, main, plot_run, read_curve, read_references, read_runs
+from difftop.run.logger import RunLogger
+
+
+def make_run(root, *, task="dmc-walker-walk", agent="tdmpc", name="default", seed=1, frames=(0, 100, 200), scale=1.0):
+    folder = root / task / agent / name / f"seed{seed}"
+    logger = RunLogger(folder, seed=seed, tensorboard=False)
+    for f in frames:
+        logger.training(env_frames=f, agent_steps=f // 2, wall_s=0, episode_return=scale * f * 0.9, metrics={"loss": 1.0})
+        logger.evaluation(
+            env_frames=f, agent_steps=f // 2, wall_s=0, return_mean=scale * f, return_std=5.0, success_mean=None, episodes=2
+        )
+    return folder
+
+
+def table(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_runs_are_grouped_by_task_agent_and_name(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path, seed=seed, scale=seed)
+        make_run(tmp_path, seed=seed, agent="difftop_rl")
+    make_run(tmp_path, agent="difftop_rl", name="planner=none")
+    make_run(tmp_path, task="dmc-cup-catch")
+    curves = {(c.task, c.label): c for c in read_runs([tmp_path])}
+    walker = "dmc-walker-walk"
+    expected = [
+        (walker, "tdmpc"),
+        (walker, "difftop_rl default"),
+        (walker, "difftop_rl planner=none"),
+        ("dmc-cup-catch", "tdmpc"),
+    ]
+    assert curves.keys() == set(expected)
+    seeds = curves[walker, "tdmpc"].seeds
+    assert seeds[1].steps.tolist() == [0, 100, 200] and seeds[2].returns.tolist() == [0, 200, 400]
+
+
+def test_summary_interpolates_within_each_seeds_own_range():
+    curve = Curve(
+        "t",
+        "m",
+        {1: Series(np.array([0.0, 100, 200]), np.array([0.0, 10, 20])), 2: Series(np.array([50.0, 150]), np.array([100.0, 200]))},
+    )
+    steps, point, low, high = curve.summary()
+    assert steps.tolist() == [50, 100, 150]
+    assert point.tolist() == [52.5, 80, 107.5]
+    assert low.tolist() == [5, 10, 15] and high.tolist() == [100, 150, 200]
+
+
+def test_a_table_may_be_unsorted_and_repeat_steps(tmp_path, caplog):
+    path = table(tmp_path / "walker-walk.csv", "step,reward,seed\n100,5,2\n0,1,2\n100,7,2\n0,3,4\n")
+    with caplog.at_level(logging.WARNING):
+        curve = read_curve(path)
+    assert curve.seeds[2].steps.tolist() == [0, 100] and curve.seeds[2].returns.tolist() == [1, 7]
+    assert curve.seeds.keys() == {2, 4} and curve.task == "walker-walk"
+    assert "seed 2: 1 of 3 rows repeat a step" in caplog.text
+
+
+def test_of_two_runs_with_one_seed_the_longer_counts(tmp_path, caplog):
+    make_run(tmp_path / "a", frames=(0, 100), scale=5)
+    make_run(tmp_path / "b", frames=(0, 100, 200))
+    make_run(tmp_path / "c", frames=(0, 100), scale=7)
+    with caplog.at_level(logging.WARNING):
+        (curve,) = read_runs([tmp_path])
+    assert curve.seeds[1].returns.tolist() == [0, 100, 200]
+    assert caplog.text.count("seed 1 is there twice") == 2
+
+
+def test_references_are_found_by_task(tmp_path, caplog):
+    for method in ("sac", "tdmpc2"):
+        table(tmp_path / "r" / method / "walker-walk.csv", "step,reward,seed\n0,1,1\n")
+        table(tmp_path / "r" / method / "walk.csv", "step,reward,seed\n0,1,1\n")
+    with caplog.at_level(logging.WARNING):
+        curves = read_references(tmp_path / "r", ["dmc-walker-walk", "dmc-cup-catch"])
+    assert [(c.task, c.label, c.reference) for c in curves] == [("dmc-walker-walk", m, True) for m in ("sac", "tdmpc2")]
+    assert "has no table for dmc-cup-catch" in caplog.text
+    with pytest.raises(CurveError, match="is not a folder"):
+        read_references(tmp_path / "nowhere", [])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("step,reward\n0,1\n", r"t.csv has no column seed: its first line is 'step,reward'"),
+        ("", "t.csv has no column step, reward, seed: its first line is 'nothing'"),
+        ("step,reward,seed\n0,1,1\n10,high,1\n", r"t.csv:3: reward is 'high': must be a finite number"),
+        ("step,reward,seed\n0,nan,1\n", r"t.csv:2: reward is 'nan'"),
+        ("step,reward,seed\n", "holds no row"),
+        ("step,reward,seed\n0,1\n", "holds no row"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path, text, message, capsys):
+    path = table(tmp_path / "t.csv", text)
+    with pytest.raises(CurveError, match=message):
+        read_curve(path)
+    assert main([str(path), "--out", str(tmp_path / "o.png")]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_folders_without_runs_are_named(tmp_path):
+    with pytest.raises(CurveError, match=r"holds no eval.csv"):
+        read_runs([tmp_path])
+    with pytest.raises(CurveError, match=r"eval.csv can't be read: No such file"):
+        plot_run(tmp_path)
+    make_run(tmp_path, frames=())
+    with pytest.raises(CurveError, match="no run has an evaluation yet"):
+        read_runs([tmp_path])
+
+
+def test_command_line_draws_runs_references_and_statistics(tmp_path, capsys):
+    for task in ("dmc-walker-walk", "dmc-cup-catch"):
+        for seed in (1, 2, 3):
+            make_run(tmp_path / "runs", task=task, seed=seed, scale=seed)
+    table(tmp_path / "r" / "sac" / "walker-walk.csv", "step,reward,seed\n0,1,1\n1000000,900,1\n")
+    out = tmp_path / "new" / "curve.png"
+    assert main([str(tmp_path / "runs"), "--references", str(tmp_path / "r"), "--out", str(out), "--statistic", "iqm"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert out.read_bytes().startswith(b"\x89PNG") and [p.name for p in out.parent.iterdir()] == ["curve.png"]
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "curve.docx")]) == 1
+    assert not (tmp_path / ".writing_curve.docx").exists()
+
+
+def test_the_drawn_lines_are_the_data(tmp_path, monkeypatch):
+    for seed in (1, 2):
+        make_run(tmp_path / "runs", seed=seed, scale=seed)
+    table(tmp_path / "r" / "sac" / "walker-walk.csv", "step,reward,seed\n0,1,1\n1000000,900,1\n")
+    figures = []
+    monkeypatch.setattr(plot, "_save", lambda figure, out: figures.append(figure) or out)
+    curves = read_runs([tmp_path / "runs"]) + read_references(tmp_path / "r", ["dmc-walker-walk"])
+    plot.plot_curves(curves, tmp_path / "o.png")
+    (panel,) = figures[0].axes
+    lines = {line.get_label(): line.get_ydata().tolist() for line in panel.lines if not line.get_label().startswith("_")}
+    assert lines == {"tdmpc (2 seeds)": [0, 150, 300], "sac (published, 1 seed)": [1, 900]}
+    assert panel.get_xlim() == (0, 200)
+
+
+def test_a_run_draws_its_own_curve(tmp_path):
+    folder = make_run(tmp_path)
+    assert plot_run(folder).read_bytes().startswith(b"\x89PNG")
+    (folder / "metrics.csv").unlink()
+    assert plot_run(folder, tmp_path / "x.svg").read_text().startswith("<?xml")
