@@ -10,6 +10,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from difftop.run.cli import Registry
 
 ROOT = Path(__file__).resolve().parent
 
@@ -21,39 +25,54 @@ def guard_packages() -> None:
         where = Path(found.origin).resolve().parent if found and found.origin else None
         if where != ROOT / name:
             sys.exit(
-                f"error: `import {name}` finds {where or 'nothing'} instead of {ROOT / name}: another installed package has this name; "
-                "give difftop an environment of its own with `make setup`."
+                f"error: `import {name}` finds {where or 'nothing'} instead of {ROOT / name}: another installed package has "
+                "this name; give difftop an environment of its own with `make setup`."
             )
+
+
+def make_registry() -> Registry:
+    """All agents and environments, and the folder of YAML files."""
+    from agents.registry import AGENTS, config_class
+    from difftop.run.cli import Registry
+    from envs import EnvConfig, canonical_name, list_envs
+
+    agents = {name: (config_class(name), entry.summary) for name, entry in AGENTS.items()}
+    return Registry(agents, list_envs(), canonical_name, EnvConfig, ROOT / "configs")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    from agents.registry import AGENTS, config_class, make_agent
+    from agents.registry import make_agent
     from difftop.options import ConfigError
+    from difftop.plot import CurveError
     from difftop.run.checkpoint import CheckpointError
-    from difftop.run.cli import Registry, composed, help_text, register
+    from difftop.run.cli import composed, help_text, register
+    from difftop.run.logger import CsvError
     from difftop.run.online import RunError
     from difftop.run.session import Factories, evaluate_checkpoint, train
-    from envs import EnvConfig, EnvError, canonical_name, env_spec, list_envs, make_vector_env
+    from envs import EnvError, RenderError, env_spec, make_vector_env
 
-    agents = {name: (config_class(name), entry.summary) for name, entry in AGENTS.items()}
-    registry = Registry(agents, list_envs(), canonical_name, EnvConfig, ROOT / "configs")
-    factories = Factories(make_agent, env_spec, make_vector_env)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("difftop").setLevel(logging.INFO)
+    registry = make_registry()
     if "--help" in arguments or "-h" in arguments:
         print(help_text(registry), end="")
         return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if any(argument.startswith("-") for argument in arguments):
         register(registry)
         return multirun()
+    factories = Factories(make_agent, env_spec, make_vector_env, RenderError)
     try:
         settings = composed(registry, arguments)
         if settings.top.mode == "eval":
             return evaluate_checkpoint(settings, registry, factories, arguments)
         return train(settings, factories)
-    except (ConfigError, CheckpointError, RunError, EnvError) as error:
+    except (ConfigError, CheckpointError, RunError, EnvError, CurveError, CsvError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {what}; the last checkpoint is whole: mend this and run the same command again.", file=sys.stderr)
+    return 2
 
 
 def multirun() -> int:

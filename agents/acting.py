@@ -31,7 +31,9 @@ class ActingConfig:
     std_start: float = option(0.5, "std of exploration at the start, in action units", low=0)
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
-    min_std: float = option(0.05, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0)
+    min_std: float = option(
+        0.05, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
+    )
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
     mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
@@ -58,9 +60,7 @@ def policy_plan(model: WorldModel, z: Tensor, horizon: int, std: float, generato
 class PlanningActor:
     """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start."""
 
-    def __init__(
-        self, agent: TDMPC, config: ActingConfig, num_envs: int, generator: torch.Generator, *, explore: bool
-    ) -> None:
+    def __init__(self, agent: TDMPC, config: ActingConfig, num_envs: int, generator: torch.Generator, *, explore: bool) -> None:
         self.agent, self.config, self.generator, self.explore = agent, config, generator, explore
         self.previous = torch.zeros(num_envs, config.horizon, agent.spec.action_dim, device=agent.device)
         self.visited: list[tuple[Tensor, Tensor]] = []  # observation and start of each plan, while `keep_visited`

@@ -29,7 +29,11 @@ from difftop.types import EnvSpec, PlanResult
 class PolicyGradientConfig:
     """The loss that is differentiated through the optimizer."""
 
-    mode: str = option("replay", "states it is taken on: replayed ones, the episode just played, or none", choices=("replay", "on_policy", "none"))
+    mode: str = option(
+        "replay",
+        "states it is taken on: replayed ones, the episode just played, or none",
+        choices=("replay", "on_policy", "none"),
+    )
     coef: float = option(0.1, "coefficient of the loss, mode=replay", low=0)
     states: int = option(64, "replayed states per gradient step", low=1)
     every: int = option(1, "gradient steps between two that carry the loss", low=1)
@@ -166,7 +170,12 @@ class DiffTOP(TDMPC):
         scale = self.return_scale.value
         with torch.autocast(self.device.type, enabled=False), frozen(self.model.pi):
             plan = self.lm.plan(
-                self.latent_model, full_precision(z), full_precision(start), scale=self.step_scale(), generator=self.generator, differentiable=True
+                self.latent_model,
+                full_precision(z),
+                full_precision(start),
+                scale=self.step_scale(),
+                generator=self.generator,
+                differentiable=True,
             )
         with frozen(self.critic):
             value = full_precision(self.critic(obs, plan.actions[:, 0]).amin(dim=0))
@@ -192,10 +201,10 @@ class DiffTOP(TDMPC):
         start = torch.cat([start for _, start in actor.visited])
         actor.visited.clear()
         total = torch.zeros((), device=self.device)
-        for chunk in torch.arange(len(obs)).split(self.config.policy_gradient.states):
+        for chunk in torch.split(torch.arange(len(obs)), self.config.policy_gradient.states):
             loss, _ = self.policy_gradient_loss(obs[chunk].to(self.device), agent_steps, start=start[chunk].to(self.device))
             check_finite(loss, "the on-policy policy-gradient loss")
-            (loss * len(chunk)).backward()
+            (loss * len(chunk)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(chunk)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = clipped_step(self.on_policy_optimizer, parameters, self.config.policy_gradient.grad_clip)

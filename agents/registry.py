@@ -49,7 +49,7 @@ def make_agent(values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: s
         precision: `fp32`, or `bf16` for matrix products in bfloat16.
     """
     name = str(values.get("name"))
-    config = build(config_class(name), values, "agent")
+    config: Any = build(config_class(name), values, "agent")
     cls = getattr(import_module(AGENTS[name].module), AGENTS[name].agent)
     made: Agent = cls(spec, config, seed=seed, device=torch.device(device), bf16=precision == "bf16")
     return made

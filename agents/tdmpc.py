@@ -78,7 +78,8 @@ class Unrolled:
 class TDMPC(nn.Module):
     """World model, its target copy, and their update.
 
-        L = mean_i w_i sum_t rho^t [ c1 mean_k (z_{t+1} - h'(s_{t+1}))_k^2 + c2 (R(z_t, a_t) - r_t)^2 + c3 sum_j (Q_j(z_t, a_t) - y_t)^2 ]
+        L = mean_i w_i sum_t rho^t [ c1 mean_k (z_{t+1} - h'(s_{t+1}))_k^2 + c2 (R(z_t, a_t) - r_t)^2
+                                     + c3 sum_j (Q_j(z_t, a_t) - y_t)^2 ]
         y_t = r_t + gamma min_j Q'_j(h(s_{t+1}), pi(h(s_{t+1})) + noise)
         L_pi = - sum_t rho^t mean_i min_j Q_j(sg(z_t), pi(sg(z_t)) + noise)
 
@@ -98,9 +99,8 @@ class TDMPC(nn.Module):
             self._build()
         self.to(device)
         self.generator = torch.Generator(device).manual_seed(seed)
-        fused = {"fused": True}
-        self.optimizer = torch.optim.Adam(self.trained_by_model_loss(), lr=config.loss.learning_rate, **fused)
-        self.policy_optimizer = torch.optim.Adam(self.model.pi.parameters(), lr=config.loss.learning_rate, **fused)
+        self.optimizer = torch.optim.Adam(self.trained_by_model_loss(), lr=config.loss.learning_rate, fused=True)
+        self.policy_optimizer = torch.optim.Adam(self.model.pi.parameters(), lr=config.loss.learning_rate, fused=True)
         self.grad_steps = 0
 
     def _build(self) -> None:
@@ -115,7 +115,7 @@ class TDMPC(nn.Module):
     def lm(self) -> TheseusPlanner:
         """The Theseus planner; imported when it is first used, because theseus takes a second to load."""
         from difftop.planning.theseus_lm import TheseusPlanner
-        
+
         return TheseusPlanner(self.config.acting.lm, self.spec.action_dim)
 
     def step_scale(self) -> Tensor:
@@ -198,9 +198,7 @@ class TDMPC(nn.Module):
             "reward": decayed_sum(reward, config.rho),
             "value": decayed_sum(td.square().sum(dim=0), config.rho),
         }
-        per_sample = (
-            config.consistency * terms["consistency"] + config.reward * terms["reward"] + config.value * terms["value"]
-        )
+        per_sample = config.consistency * terms["consistency"] + config.reward * terms["reward"] + config.value * terms["value"]
         loss = (weight * per_sample).mean() / steps
         metrics = {f"train/{name}_loss": term.detach().mean() for name, term in terms.items()}
         metrics |= {"train/model_loss": loss.detach() * steps, "train/td_target": y.mean()}

@@ -70,7 +70,9 @@ class WorldModel(nn.Module):
 
     def latent_model(self, discount: float) -> LatentModel:
         """The model as a planner sees it: `V(z) = min_i Q_i(z, pi(z))` ends a plan."""
-        return LatentModel(StateAction(self.dynamics), StateAction(self.reward, scalar=True), PolicyValue(self.q, self.pi), discount)
+        return LatentModel(
+            StateAction(self.dynamics), StateAction(self.reward, scalar=True), PolicyValue(self.q, self.pi), discount
+        )
 
     def sample_policy(self, z: Tensor, std: float, generator: torch.Generator | None, noise_clip: float = 0.3) -> Tensor:
         """The prior's action with clipped Gaussian noise, kept in the box; its gradient is that of the mean."""

@@ -13,7 +13,10 @@ STATE = EnvSpec(name="test/state", obs_kind="state", obs_shape=(4,), action_dim=
 PIXELS = EnvSpec(
     name="test/pixels", obs_kind="pixels", obs_shape=(9, 84, 84), action_dim=2, action_repeat=2, episode_steps=20, frame_stack=3
 )
-SMALL = {"model": {"mlp_dim": 16, "encoder_dim": 16, "latent_dim": 8, "channels": 4}, "acting": {"horizon_start": 3, "horizon": 3}}
+SMALL = {
+    "model": {"mlp_dim": 16, "encoder_dim": 16, "latent_dim": 8, "channels": 4},
+    "acting": {"horizon_start": 3, "horizon": 3},
+}
 
 
 def random_batch(spec: EnvSpec, size: int = 6, steps: int = 5, seed: int = 0) -> Batch:

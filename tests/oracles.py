@@ -75,7 +75,7 @@ def outputs(model: LatentModel, z0: Tensor, actions: Tensor) -> Tensor:
 def stagewise_rows(x: Tensor, target: Tensor, scale: float | Tensor, gamma: float, tau: float) -> Tensor:
     """`sqrt(2 gamma^t tau softplus((c_t - x_t / s) / tau))` for outputs x `[..., H+1]`."""
     weights = gamma ** torch.arange(x.shape[-1], dtype=x.dtype)
-    return (2 * weights * tau * F.softplus((target - x / scale) / tau)).sqrt()
+    return (2 * weights * tau * F.softplus((target - x / scale) / tau, threshold=40)).sqrt()
 
 
 def naive_lm(

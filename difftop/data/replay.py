@@ -53,8 +53,8 @@ class RowsFile:
 class ReplayBuffer:
     """The newest episodes of a run, sampled as slices of `horizon` transitions.
 
-    Prioritized: a start of priority p is drawn with probability P = p^alpha / sum p^alpha and weighted by
-    (N P)^-beta / max over the batch, N starts in all. New starts take the largest priority present (1 in an empty buffer).
+    Prioritized: a start of priority p is drawn with probability P = p^alpha / sum p^alpha and weighted by (N P)^-beta over the
+    batch's largest such weight, which is (min P / P)^beta. New starts take the largest priority present (1 in an empty buffer).
 
     Args:
         spec: of the environment whose episodes are stored.
@@ -190,9 +190,8 @@ class ReplayBuffer:
             u = torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float64).to(self.device)
             slots = self._tree.find(u)
             rows = self._begin + (slots - self._begin) % self.num_rows
-            share = self._tree.get(slots) / self._tree.total
-            raw = (self._num_starts * share) ** -(self.beta if beta is None else beta)
-            weight = (raw / raw.max()).float()
+            share = self._tree.get(slots)
+            weight = ((share.min() / share) ** (self.beta if beta is None else beta)).float()
         return self._slices(rows, weight)
 
     def update_priorities(self, index: Tensor, priorities: Tensor) -> None:
@@ -293,10 +292,10 @@ class ReplayBuffer:
         starts = 0
         while self._episodes and self._episodes[0][1] < begin:
             starts += len(self._start_rows(*self._episodes.popleft()))
-        oldest = self._episodes[0] if self._episodes else (0, 0)
-        starts += len(self._start_rows(*oldest))
+        partial = self._episodes[0] if self._episodes else (0, 0)
+        starts += len(self._start_rows(*partial))
         self._begin = begin
-        starts -= len(self._start_rows(*oldest))
+        starts -= len(self._start_rows(*partial))
         if self._tree is not None and starts:
             oldest = self._starts_end - self._num_starts
             ring = torch.arange(oldest, oldest + starts, device=self.device) % self.num_rows
@@ -380,9 +379,8 @@ class ReplayBuffer:
                     f"episode.{name} is {value.dtype} {tuple(value.shape)} but {self.spec.name} needs {dtype} {shape}."
                 )
             if dtype == torch.float32 and not bool(torch.isfinite(value).all()):
-                raise ValueError(
-                    f"episode.{name} is not finite at step {_first_row(~torch.isfinite(value))} of {length}: {_WHO[name]}."
-                )
+                row, who = _first_row(~torch.isfinite(value)), "agent" if name == "action" else "environment"
+                raise ValueError(f"episode.{name} is not finite at step {row} of {length}: look at the {who}.")
         if bool((episode.action.abs() > 1).any()):
             row = _first_row(episode.action.abs() > 1)
             raise ValueError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _WIDTH = 32  # children of a node: few levels keep the number of torch calls low, narrow blocks keep their cost low
+_ROOT_WIDTH = 1024  # nodes of the top level, which is searched once for the whole batch
 _BELOW_ONE = 1.0 - 2.0**-53
 
 
@@ -21,12 +22,12 @@ class SumTree:
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self._levels: list[Tensor] = []  # leaves first; each padded with zeros to whole blocks of _WIDTH
+        self._levels: list[Tensor] = []  # leaves first; each padded with zeros to whole blocks of _WIDTH; the last is the root
         count = size
         while True:
             blocks = -(-count // _WIDTH)
             self._levels.append(torch.zeros(blocks * _WIDTH, dtype=torch.float64, device=device))
-            if blocks == 1:
+            if count <= _ROOT_WIDTH:
                 break
             count = blocks
 
@@ -63,14 +64,17 @@ class SumTree:
         Returns:
             leaves, int64 `[m]`. The total must be positive.
         """
-        node = torch.zeros(len(u), dtype=torch.int64, device=u.device)
-        rest = u * self.total
-        for level in reversed(self._levels):
-            block = level.view(-1, _WIDTH)[node]  # [m, _WIDTH]
-            running = block.cumsum(1)
-            # Rounding in the subtraction below may leave `rest` just outside [0, sum); inside it the child found has a weight.
-            rest = rest.clamp_(min=0).minimum(running[:, -1] * _BELOW_ONE)
+        running = self._levels[-1].cumsum(0)
+        rest = (u * running[-1]).minimum(running[-1] * _BELOW_ONE)
+        node = torch.searchsorted(running, rest, right=True)
+        rest = rest - running[(node - 1).clamp_(min=0)] * (node > 0)
+        for level in reversed(self._levels[:-1]):
+            running = level.view(-1, _WIDTH)[node].cumsum(1)  # [m, _WIDTH]
+            rest = rest.minimum(
+                running[:, -1] * _BELOW_ONE
+            )  # rounding may have left it at the sum; below it, a child has a weight
             child = torch.searchsorted(running, rest[:, None], right=True)
-            rest = rest - (running.gather(1, child) - block.gather(1, child)).squeeze(1)
+            before = running.gather(1, (child - 1).clamp_(min=0)) * (child > 0)
+            rest = rest - before.squeeze(1)
             node = node * _WIDTH + child.squeeze(1)
         return node

@@ -196,13 +196,19 @@ def _sigmoid(module: nn.Sigmoid, x: Tensor) -> tuple[Tensor, Callable[[], Tensor
 
 
 def _silu(module: nn.SiLU, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    s = torch.sigmoid(x)
-    return x * s, lambda: s * (1 + x * (1 - s))
+    def slope() -> Tensor:
+        s = torch.sigmoid(x)
+        return s * (1 + x * (1 - s))
+
+    return F.silu(x), slope
 
 
 def _mish(module: nn.Mish, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    t = torch.tanh(F.softplus(x))
-    return x * t, lambda: t + x * torch.sigmoid(x) * (1 - t * t)
+    def slope() -> Tensor:
+        t = torch.tanh(F.softplus(x))
+        return t + x * torch.sigmoid(x) * (1 - t * t)
+
+    return F.mish(x), slope
 
 
 _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {

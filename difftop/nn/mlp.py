@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def mlp(sizes: Sequence[int], *, norm_first: bool = False, zero_last: bool = Fal
     Source: TD-MPC, arXiv:2203.04955, appendix F.
     """
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         linear = nn.Linear(inputs, outputs)
         orthogonal_(linear.weight)
         nn.init.zeros_(linear.bias)
@@ -75,7 +76,7 @@ def ensemble_mlp(members: int, sizes: Sequence[int], *, norm_first: bool = True,
     """E copies of `mlp(sizes)` with their own weights; input `[N, in]` (shared) or `[E, N, in]`, output `[E, N, out]`."""
     layers: list[nn.Module] = []
     last = len(sizes) - 2
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers.append(EnsembleLinear(members, inputs, outputs, zero=zero_last and i == last))
         if i < last:
             layers += [EnsembleNorm(members, outputs), nn.Tanh()] if norm_first and i == 0 else [nn.ELU(inplace=True)]

@@ -74,40 +74,45 @@ class MPPIPlanner:
         Returns:
             actions `[B, H, A]` in [-1, 1]; FAILED where no plan had a finite return (then the prior is returned).
         """
-        plans = prior.unsqueeze(1) if prior.dim() == 3 else prior
-        if plans.dim() != 4 or plans.shape[1] == 0:
-            raise ValueError(f"prior: shape {list(prior.shape)}; must be [B, H, A] or [B, P, H, A] with P >= 1.")
-        check_problem(z0, plans[:, 0], previous, self.action_dim)
-        plans = plans.clamp(-1, 1)
-        c, (batch, _, horizon, action_dim) = self.config, plans.shape
-        low = c.min_std if std is None else std
+        plans = self._check(z0, prior, previous, std)
+        c, low = self.config, self.config.min_std if std is None else std
         mean = torch.zeros_like(plans[:, 0]) if previous is None else previous
         spread = torch.full_like(mean, c.max_std)
-        shape = (batch, c.samples, horizon, action_dim)
         prior_values = self._values(model, z0, plans)
         for _ in range(c.iterations):
-            noise = torch.randn(shape, generator=generator, dtype=z0.dtype, device=z0.device)
+            noise = torch.randn(len(z0), c.samples, *mean.shape[1:], generator=generator, dtype=z0.dtype, device=z0.device)
             drawn = (mean.unsqueeze(1) + spread.unsqueeze(1) * noise).clamp_(-1, 1)
-            values = torch.cat([self._values(model, z0, drawn), prior_values], 1)
-            best, index = values.topk(c.elites, dim=1)
-            elites = torch.cat([drawn, plans], 1).gather(1, index[..., None, None].expand(-1, -1, horizon, action_dim))
-            weights = torch.exp(c.temperature * (best - best[:, :1])).nan_to_num(0.0)
+            values, index = torch.cat([self._values(model, z0, drawn), prior_values], 1).topk(c.elites, dim=1)
+            elites = torch.cat([drawn, plans], 1).gather(1, index[..., None, None].expand(-1, -1, *mean.shape[1:]))
+            weights = torch.exp(c.temperature * (values - values[:, :1])).nan_to_num(0.0)
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
             w = weights[..., None, None]
             centre = (w * elites).sum(1)
             spread = (w * (elites - centre.unsqueeze(1)).square()).sum(1).sqrt().clamp(low, c.max_std)
             mean = c.momentum * mean + (1 - c.momentum) * centre
-        failed = ~torch.isfinite(best[:, 0])
-        weights = torch.where(failed.unsqueeze(1), torch.ones_like(weights), weights)
-        chosen = torch.multinomial(weights, 1, generator=generator).squeeze(1)
-        rows = torch.arange(batch, device=z0.device)
-        actions, value = elites[rows, chosen], best[rows, chosen]
+        failed = ~torch.isfinite(values[:, 0])
+        chosen = torch.multinomial(torch.where(failed.unsqueeze(1), 1.0, weights), 1, generator=generator).squeeze(1)
+        rows = torch.arange(len(z0), device=z0.device)
+        actions = elites[rows, chosen]
         if not eval_mode:
             noise = torch.randn(actions.shape, generator=generator, dtype=z0.dtype, device=z0.device)
             actions = (actions + spread * noise).clamp(-1, 1)
         actions = torch.where(failed.view(-1, 1, 1), plans[:, 0], actions)
         status = torch.where(failed, int(SolveStatus.FAILED), int(SolveStatus.SOLVED))
-        return SampledPlan(actions, value, status, torch.full_like(status, c.iterations), mean, spread)
+        return SampledPlan(actions, values[rows, chosen], status, torch.full_like(status, c.iterations), mean, spread)
+
+    def _check(self, z0: Tensor, prior: Tensor, previous: Tensor | None, std: float | None) -> Tensor:
+        """The policy plans, `[B, P, H, A]` in the box."""
+        plans = prior.unsqueeze(1) if prior.dim() == 3 else prior
+        if plans.dim() != 4 or plans.shape[1] == 0:
+            raise ValueError(f"prior: shape {list(prior.shape)}; must be [B, H, A] or [B, P, H, A] with P >= 1.")
+        check_problem(z0, plans[:, 0], previous, self.action_dim)
+        if not bool(torch.isfinite(plans).all()):
+            bad = int((~torch.isfinite(plans.flatten(1)).all(1)).sum())
+            raise ValueError(f"prior: {bad} of {len(plans)} rows are not finite; check the policy.")
+        if std is not None and not 0 < std < torch.inf:
+            raise ValueError(f"std={std}: must be positive and finite.")
+        return plans.clamp(-1, 1)
 
     def _values(self, model: LatentModel, z0: Tensor, plans: Tensor) -> Tensor:
         batch, count = plans.shape[:2]

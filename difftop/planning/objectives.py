@@ -64,7 +64,7 @@ class Objective:
         tau, g = self.config.softness, self.weights
         u = (target - trajectory.outputs / self.scale) / tau
         # The floor keeps r away from 0, where sqrt has no derivative: it binds for rewards 27 tau above the target.
-        rows = (F.softplus(u).clamp_min(1e-12) * (2 * tau * g)).sqrt()
+        rows = (F.softplus(u, threshold=40).clamp_min(1e-12) * (2 * tau * g)).sqrt()
         return rows.t(), lambda: trajectory.reward_jacobian(torch.sigmoid(u) * -g / (rows * self.scale))
 
     def _return(self, trajectory: Trajectory) -> Residual:
@@ -96,8 +96,12 @@ def prepare(
         weights = discounts(gamma, outputs.shape[0] + cost, outputs).unsqueeze(1)
         if config.scale > 0:
             scale = config.scale
-        s = _own_scale(outputs, gamma, cost) if scale is None else torch.as_tensor(scale)
-        s = s.to(outputs).expand(samples)
+        s = (
+            _own_scale(outputs, gamma, cost)
+            if scale is None
+            else torch.as_tensor(scale, dtype=outputs.dtype, device=outputs.device)
+        )
+        s = s.expand(samples)
         target = None
         if config.objective == "stagewise":
             target = torch.full_like(outputs, config.reward_target)

@@ -35,7 +35,8 @@ def rollout(model: LatentModel, z0: Tensor, actions: Tensor) -> Rollout:
     rewards = model.reward(latents[:, :-1].flatten(0, 1), actions.flatten(0, 1))
     check_shape("reward", rewards, (batch * horizon,))
     terminal = rewards.new_zeros(batch) if model.terminal is None else model.terminal(latents[:, -1])
-    return Rollout(latents, rewards.view(batch, horizon), check_shape("terminal", terminal, (batch,)))
+    check_shape("terminal", terminal, (batch,))
+    return Rollout(latents, rewards.view(batch, horizon).to(z0.dtype), terminal.to(z0.dtype))
 
 
 def rollout_latents(model: LatentModel, z0: Tensor, actions: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def rollout_return(model: LatentModel, z0: Tensor, actions: Tensor) -> Tensor:
     """
     _, rewards, terminal = rollout(model, z0, actions)
     horizon = actions.shape[1]
-    return rewards @ discounts(model.discount, horizon, rewards) + model.discount**horizon * terminal
+    return (rewards * discounts(model.discount, horizon, rewards)).sum(1) + model.discount**horizon * terminal
 
 
 def rollout_cost(model: LatentModel, z0: Tensor, actions: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def rollout_cost(model: LatentModel, z0: Tensor, actions: Tensor) -> Tensor:
     batch, horizon = actions.shape[:2]
     rows = model.cost(latents[:, :-1].flatten(0, 1), actions.flatten(0, 1))
     steps = rows.square().sum(-1).view(batch, horizon) / 2
-    return steps @ discounts(model.discount, horizon, steps)
+    return (steps * discounts(model.discount, horizon, steps)).sum(1)
 
 
 def discounts(gamma: float, count: int, like: Tensor) -> Tensor:

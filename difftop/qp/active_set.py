@@ -29,13 +29,12 @@ class DualResult:
     Attributes:
         status: SOLVED, RELAXED (solved after widening), INFEASIBLE (proven) or FAILED (out of steps).
         side: `[m]`, +1 where a row is active at its upper bound, -1 at its lower one, 0 where it is not active.
-        lower, upper: the bounds that were used, `[m]`: the given ones, or wider.
+        moved: `[2, m]`, by how much lower bounds were lowered and upper bounds raised.
     """
 
     status: SolveStatus
     side: NDArray[np.int8]
-    lower: Array
-    upper: Array
+    moved: Array
 
 
 class DualActiveSet:
@@ -49,11 +48,14 @@ class DualActiveSet:
     combine the bounds to a contradiction, which proves that no y satisfies them all.
     """
 
-    def __init__(self, rows: Array, dual: Array, gap: Array, lower: Array, upper: Array, soft: NDArray[np.bool_] | None) -> None:
-        """Takes A `[m, n]`, H = A Q^-1 A^T, c = -A Q^-1 e `[m]`, l and u `[m]`, and the rows that may be widened `[m]`."""
-        self.rows, self.dual, self.gap = rows, dual, gap
-        self.lower, self.upper = lower.copy(), upper.copy()
-        self.soft = np.zeros(len(gap), dtype=np.bool_) if soft is None else soft
+    def __init__(
+        self, rows: Array, project: Array, dual: Array, y0: Array, lower: Array, upper: Array, soft: Index | None
+    ) -> None:
+        """Takes A, A Q^-1 `[m, n]`, H = A Q^-1 A^T `[m, m]`, y0 = -Q^-1 e `[n]`, l, u `[m]`, and `soft` of `solver.solve`."""
+        self.rows, self.project, self.dual, self.y0 = rows, project, dual, y0
+        self.gap: Array = np.einsum("ij,j->i", rows, y0)
+        self.lower, self.upper, self.moved = lower.copy(), upper.copy(), np.zeros((2, len(rows)))
+        self.soft = np.full(len(rows), -1) if soft is None else soft
         self.fixed = lower == upper  # equalities: their multipliers have no sign, so they never leave
         self.weight = 1.0 / np.sqrt(np.maximum(dual.diagonal(), np.finfo(np.float64).tiny))
         self.active: Index = np.zeros(0, dtype=np.int64)
@@ -64,7 +66,7 @@ class DualActiveSet:
         self._start(np.flatnonzero(guess), guess[guess != 0].astype(np.float64))
         status, relaxed = SolveStatus.FAILED, False
         for _ in range(20 * len(self.gap) + 100):
-            value = self.gap - np.einsum("ij,j->i", self.dual[:, self.active], self.sign * self.mu)
+            value = self._values()
             violation = np.maximum(value - self.upper, self.lower - value)
             violation[self.active] = 0.0
             entering = int(np.argmax(np.where(violation > VIOLATION, violation * self.weight, 0.0)))
@@ -80,7 +82,17 @@ class DualActiveSet:
                 break
         side = np.zeros(len(self.gap), dtype=np.int8)
         side[self.active] = self.sign
-        return DualResult(status, side, self.lower, self.upper)
+        return DualResult(status, side, self.moved)
+
+    def _values(self) -> Array:
+        """A y `[m]`; where a huge y0 lets rounding show, the active rows are put back to their bounds."""
+        active, s = self.active, self.sign
+        y = self.y0 - np.einsum("ij,i->j", self.project[active], s * self.mu)
+        off = s * (np.einsum("ij,j->i", self.rows[active], y) - np.where(s > 0, self.upper[active], self.lower[active]))
+        if np.abs(off).max(initial=0.0) > 0.01 * VIOLATION:
+            y -= np.einsum("ij,i->j", self.project[active], s * _solve(self._schur(active, s), off))
+        value: Array = np.einsum("ij,j->i", self.rows, y)
+        return value
 
     def _start(self, active: Index, sign: Array) -> None:
         """Sets W to `active` without dependent rows and without those whose multipliers would have the wrong sign."""
@@ -134,15 +146,20 @@ class DualActiveSet:
             self.active, self.sign, self.mu = active[keep], s[keep], self.mu[keep]
 
     def _widen(self, proof: Array) -> bool:
-        """Moves the soft bounds in a contradiction apart, all by the same amount, until it is none; False if no bound is soft."""
-        up, down = self.soft & (proof > 0), self.soft & (proof < 0)
-        weight = np.abs(proof[up | down]).sum()
+        """Moves the soft limits in a contradiction, all by the same amount, until it is none; False if none is soft.
+
+        A limit is one side of one group, and moves as a whole. The contradiction then holds with equality, so that a smaller
+        amount would not do: the total is the least one, where the contradictions of a sample involve one limit only.
+        """
+        up, down = (np.isin(self.soft, self.soft[(self.soft >= 0) & side]) for side in (proof > 0, proof < 0))
+        weight = proof[up & (proof > 0)].sum() - proof[down & (proof < 0)].sum()
         if weight == 0:
             return False
         used = proof != 0
         excess = -(proof[used] * np.where(proof[used] > 0, self.upper[used], self.lower[used])).sum()
-        self.upper[up] += excess / weight
         self.lower[down] -= excess / weight
+        self.upper[up] += excess / weight
+        self.moved += excess / weight * np.stack([down, up])
         self._start(self.active, self.sign)
         return True
 

@@ -54,8 +54,9 @@ class Effort:
     rounds: int
 
 
-# The first is enough for 19 of 20 samples with LeTO's Hessians, the second for condition 1e8 (docs/qp.md has the table).
-EFFORTS = (Effort(2.0, False, 24, 2), Effort(2.0, True, 100, 4))
+# Enough in turn for nearly all samples of LeTO's size; for conditions up to 1e8; for linear terms 10 and 100 times too large.
+EFFORTS = (Effort(2.0, False, 24, 2), Effort(2.0, True, 100, 4), Effort(20.0, True, 200, 2), Effort(200.0, True, 200, 2))
+FEW = 4  # so many samples are not worth another effort: the fallback takes about a millisecond for each
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Operators:
         project: A Q^-1 `[m, n]`.
         dual: H `[m, m]`, extended by min(m, n) rows and columns of identity, which pad small active sets.
         scale: H_ii^-1/2 `[m]`.
-        penalties: R_ii H_ii, one per effort.
-        reflections: per effort, float32 `[m, m]`: 1.6 (I - 2 (I + R^1/2 H R^1/2)^-1).
+        level: what `Effort.adapted` multiplies with.
+        first: `reflection` of the first effort.
     """
 
     hessian: Tensor
@@ -79,8 +80,8 @@ class Operators:
     project: Tensor
     dual: Tensor
     scale: Tensor
-    penalties: tuple[Tensor, ...]
-    reflections: tuple[Tensor, ...]
+    level: Tensor
+    first: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,19 @@ def prepare(hessian: Tensor, rows: Tensor) -> Operators:
         dual = torch.eye(m + pad, dtype=hessian.dtype, device=hessian.device)
         dual[:m, :m] = project @ rows.mT
         scale = dual.diagonal()[:m].clamp_min(torch.finfo(dual.dtype).tiny).rsqrt()
-        unit = scale[:, None] * dual[:m, :m] * scale
-        eye = torch.eye(m, dtype=dual.dtype, device=dual.device)
         lengths = rows.square().sum(1).clamp_min(torch.finfo(dual.dtype).tiny)
         level = (hessian.trace() / inverse.trace()).sqrt() * (dual.diagonal()[:m] / lengths).mean()
-        penalties = tuple(effort.kappa * (level if effort.adapted else torch.ones_like(level)) for effort in EFFORTS)
-        reflections = tuple(
-            (RELAXATION * (eye - 2 * torch.cholesky_inverse(torch.linalg.cholesky(eye + penalty * unit)))).float()
-            for penalty in penalties
-        )
-        return Operators(hessian, rows, inverse, project, dual, scale, penalties, reflections)
+        first = _reflection(dual, scale, level, EFFORTS[0])
+        return Operators(hessian, rows, inverse, project, dual, scale, level, first)
+
+
+def _reflection(dual: Tensor, scale: Tensor, level: Tensor, effort: Effort) -> tuple[Tensor, Tensor]:
+    """R^1/2 `[m]` and 1.6 (I - 2 (I + R^1/2 H R^1/2)^-1), float32 `[m, m]`, for the penalties R of an effort."""
+    m = len(scale)
+    root = scale * (effort.kappa * (level if effort.adapted else torch.ones_like(level))).sqrt()
+    eye = torch.eye(m, dtype=dual.dtype, device=dual.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(eye + root[:, None] * dual[:m, :m] * root))
+    return root, (RELAXATION * (eye - 2 * inverse)).float()
 
 
 def solve(
@@ -167,7 +171,8 @@ def solve(
         operators: from `prepare`.
         e: linear terms `[B, n]`, float64, finite.
         lower, upper: l and u `[B, m]`, float64, infinite where a side is free.
-        soft: rows `[m]`, bool, that are widened by the least amount where a sample is infeasible; None: none.
+        soft: `[m]`, int64, -1 for rows that must hold, otherwise a number for rows that are one limit: where a sample is
+            infeasible, such limits are moved by the least amount, as a whole. None: all rows must hold.
         keep_factors: keep what `adjoint` needs.
     Returns:
         `Solution`; row i depends on row i of the inputs only.
@@ -177,8 +182,9 @@ def solve(
         pending = run.pending
         side = run.result.side[pending]
         for number, effort in enumerate(EFFORTS):
-            if pending.numel():
-                side = run.identify(pending, number)
+            if pending.numel() <= (FEW if number else 0):
+                break
+            side = run.identify(pending, effort)
             for _ in range(effort.rounds):
                 if pending.numel():
                     pending, side = run.finish(pending, side)
@@ -253,14 +259,15 @@ class _Run:
             rounds=torch.zeros(batch, dtype=torch.int64, device=e.device),
         )
 
-    def identify(self, pending: Tensor, number: int) -> Tensor:
+    def identify(self, pending: Tensor, effort: Effort) -> Tensor:
         """Guesses the active sides of the `pending` samples, int8 `[b, m]`.
 
         The iterates are s = t - c in the usual notation z = clamp(t), x = argmin 1/2 x^T Q x + e^T x + 1/2 |A x - (2z - t)|_R^2,
         t += 1.6 (A x - z): the shift by c removes every term but the bounds that depends on the sample.
         """
-        effort, reflection = EFFORTS[number], self.ops.reflections[number]
-        scale = self.ops.penalties[number].sqrt() * self.ops.scale
+        scale, matrix = (
+            self.ops.first if effort is EFFORTS[0] else _reflection(self.ops.dual, self.ops.scale, self.ops.level, effort)
+        )
         sides = []
         for rows in torch.split(pending, self._chunk(pending, 512)):
             low = ((self.lower[rows] - self.gap[rows]) * scale).float()
@@ -268,7 +275,7 @@ class _Run:
             s = torch.zeros_like(low)
             for _ in range(effort.iterations):
                 z = torch.clamp(s, low, high)
-                s = torch.addmm(s, z.sub_(s, alpha=0.5), reflection, beta=1 - RELAXATION / 2)
+                s = torch.addmm(s, z.sub_(s, alpha=0.5), matrix, beta=1 - RELAXATION / 2)
             sides.append((s > high).to(torch.int8) - (s < low).to(torch.int8))
         side = torch.cat(sides)
         return torch.where(self.fixed[pending] & (side == 0), 1, side)
@@ -276,9 +283,11 @@ class _Run:
     def finish(self, pending: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
         """One round of the primal-dual active set; returns the samples that are still open and their next sides."""
         counts = (side != 0).sum(1)
-        side = torch.where((counts > min(self.ops.rows.shape))[:, None], 0, side)  # surely dependent: start from nothing
         order = counts.argsort()  # similar sizes together, in pieces that fit a core's cache
-        parts = [self._round(pending[part], side[part]) for part in torch.split(order, self._chunk(pending, 128))]
+        hopeless = int((counts > min(self.ops.rows.shape)).sum())  # more rows than unknowns, surely dependent: left as they are
+        order, last = order[: len(order) - hopeless], order[len(order) - hopeless :]
+        parts = [self._round(pending[part], side[part]) for part in torch.split(order, self._chunk(pending, 128)) if len(part)]
+        parts.append((pending[last], side[last]))
         return torch.cat([samples for samples, _ in parts]), torch.cat([sides for _, sides in parts])
 
     def _chunk(self, pending: Tensor, size: int) -> int:
@@ -339,21 +348,20 @@ class _Run:
     def fallback(self, pending: Tensor, side: Tensor, soft: Tensor | None) -> None:
         """Decides the samples that no effort solved, one after the other on the CPU."""
         m = side.shape[1]
-        rows, dual = self.ops.rows.cpu().numpy(), self.ops.dual[:m, :m].cpu().numpy()
-        gap, lower, upper = (x[pending].cpu().numpy() for x in (self.gap, self.lower, self.upper))
+        rows, project, dual = (x.cpu().numpy() for x in (self.ops.rows, self.ops.project, self.ops.dual[:m, :m]))
+        y0, lower, upper = (x[pending].cpu().numpy() for x in (self.y0, self.lower, self.upper))
         guess, soft_rows = side.cpu().numpy(), None if soft is None else soft.cpu().numpy()
         self.lower, self.upper = self.lower.clone(), self.upper.clone()
         decided = []
         for i, sample in enumerate(pending.tolist()):
-            outcome = DualActiveSet(rows, dual, gap[i], lower[i], upper[i], soft_rows).run(guess[i])
+            outcome = DualActiveSet(rows, project, dual, y0[i], lower[i], upper[i], soft_rows).run(guess[i])
             self.result.status[sample] = int(outcome.status)
             decided.append(torch.from_numpy(outcome.side))
             if outcome.status is SolveStatus.RELAXED:
-                self.lower[sample] = torch.from_numpy(outcome.lower)
-                self.upper[sample] = torch.from_numpy(outcome.upper)
-                self.result.slack[sample] = float(
-                    max((outcome.upper - upper[i])[soft_rows].max(), (lower[i] - outcome.lower)[soft_rows].max())
-                )
+                moved = torch.from_numpy(outcome.moved).to(side.device)
+                self.lower[sample] -= moved[0]
+                self.upper[sample] += moved[1]
+                self.result.slack[sample] = moved.max()
         status = self.result.status[pending]
         feasible = (status == int(SolveStatus.SOLVED)) | (status == int(SolveStatus.RELAXED))
         self.result.status[pending[feasible]] = int(SolveStatus.FAILED)  # until the certificate says otherwise

@@ -62,10 +62,7 @@ class TrajectoryLimits:
                 )
         if len(set(self.selected)) != len(self.selected):
             raise ValueError(f"constrained={list(self.selected)} names an action twice.")
-        if self.position_matrix is not None and self.horizon < 2:
-            raise ValueError(
-                "position_matrix with horizon=1 constrains nothing (positions 1 .. T_p-1); use a horizon of at least 2."
-            )
+        self._check_matrix()
         for kind in ("velocity", "acceleration", "position"):
             self._check_order(kind)
 
@@ -79,12 +76,18 @@ class TrajectoryLimits:
         """n = T_p A, the length of y."""
         return self.horizon * self.action_dim
 
-    def _check_order(self, kind: str) -> None:
+    def _check_matrix(self) -> None:
+        if self.position_matrix is not None and self.horizon < 2:
+            raise ValueError(
+                "position_matrix with horizon=1 constrains nothing (positions 1 .. T_p-1); use a horizon of at least 2."
+            )
         for row in self.position_matrix or ():
             if len(row) != len(self.selected):
                 raise ValueError(
                     f"position_matrix has a row of {len(row)} entries; it needs one per constrained action, {len(self.selected)}."
                 )
+
+    def _check_order(self, kind: str) -> None:
         low, high = self.vector(f"{kind}_min"), self.vector(f"{kind}_max")
         for i, (a, b) in enumerate(zip(low, high, strict=True)):
             if not a <= b:
@@ -106,9 +109,9 @@ class TrajectoryLimits:
 class TrajectoryRows(nn.Module):
     """The rows l <= A y <= u of `TrajectoryLimits`.
 
-    They come in the order velocity (T_p c), acceleration ((T_p-1) c), position ((T_p-1) r) for c constrained actions and r rows of
-    A_pos; inside each block time is the slower index. Rows without any finite bound are left out. The continuity limit is no row of
-    its own: with a previous action it tightens the velocity limits of v_0.
+    They come in the order velocity (T_p c), acceleration ((T_p-1) c), position ((T_p-1) r) for c constrained actions and r rows
+    of A_pos; inside each block time is the slower index. Rows without any finite bound are left out. The continuity limit is no
+    row of its own: with a previous action it tightens the velocity limits of v_0.
 
     The buffers are float64 whatever the module is cast to, and not in the state dict: limits belong to the configuration.
         selection: S `[T_p c, n]`, v = S y.
@@ -117,7 +120,7 @@ class TrajectoryRows(nn.Module):
         position_map: A_pos `[r, c]`.
         rows: A `[m, n]`; acceleration rows are differences of velocities, without 1/dt.
         lower, upper: l and u `[m]` for p_t = 0 and no previous action.
-        soft: `[m]` bool, the position rows.
+        soft: `[m]` int64, the row of A_pos that a position row comes from, -1 for velocity and acceleration rows.
         kept: bool, which of the T_p c + (T_p-1) (c + r) rows are in A.
         chosen: `[c]`, indices of the constrained actions.
         velocity_min, velocity_max, jump_min, jump_max: `[c]`; jumps are changes of action per step, a_min dt and a_max dt.
@@ -201,7 +204,7 @@ def _matrices(limits: TrajectoryLimits) -> dict[str, Tensor]:
     selection = torch.kron(torch.eye(steps, dtype=f64), torch.eye(limits.action_dim, dtype=f64)[list(limits.selected)])
     jump = torch.kron(torch.eye(steps, dtype=f64).diff(dim=0), eye)
     integration = limits.dt * torch.kron(torch.ones(steps - 1, steps, dtype=f64).tril(), eye)
-    position_map = torch.tensor(limits.position_matrix or [], dtype=f64).view(-1, c)
+    position_map = torch.tensor(limits.position_matrix or [], dtype=f64).reshape(len(limits.position_matrix or ()), c)
     r = position_map.shape[0]
     position = torch.kron(torch.eye(steps - 1, dtype=f64), position_map) @ integration
     rows = torch.cat([torch.eye(steps * c, dtype=f64), jump, position]) @ selection
@@ -222,7 +225,7 @@ def _matrices(limits: TrajectoryLimits) -> dict[str, Tensor]:
     lower, upper = (torch.cat(b[:3]) for b in bounds)
     kept = torch.isfinite(lower) | torch.isfinite(upper)
     kept[:c] = True  # a previous action may bound v_0
-    soft = torch.arange(len(kept)) >= len(kept) - r * (steps - 1)
+    soft = torch.cat([torch.full((len(kept) - r * (steps - 1),), -1), torch.arange(r).repeat(steps - 1)])
     return {
         "selection": selection,
         "difference": jump / limits.dt,

@@ -1,0 +1,1 @@
+"""The two loops and what surrounds them: configuration, checkpoints, records, seeds."""

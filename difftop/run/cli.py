@@ -116,7 +116,9 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
     if top.planner != "auto":
         agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
     build(registry.agents[agent["name"]][0], agent, "agent")
-    return Settings(top, build(RunConfig, plain["run"], "run"), agent, build(registry.env_config, plain["env"], "env"), dict(choices))
+    return Settings(
+        top, build(RunConfig, plain["run"], "run"), agent, build(registry.env_config, plain["env"], "env"), dict(choices)
+    )
 
 
 def run_name(settings: Settings) -> str:
@@ -124,7 +126,11 @@ def run_name(settings: Settings) -> str:
     if settings.top.name != "auto":
         return settings.top.name
     chosen = settings.choices
-    parts = [chosen[group] for group, usual in (("obs", "state"), ("preset", "standard"), ("experiment", "None")) if chosen[group] != usual]
+    parts = [
+        chosen[group]
+        for group, usual in (("obs", "state"), ("preset", "standard"), ("experiment", "None"))
+        if chosen[group] != usual
+    ]
     if settings.top.planner != "auto":
         parts.append(f"planner-{settings.top.planner}")
     return "-".join(parts).replace("/", "-") or "default"
@@ -137,7 +143,9 @@ def help_text(registry: Registry) -> str:
     listed = [line for family in families for line in _wrapped(name for name in registry.envs if name.startswith(f"{family}/"))]
     groups.append(("env", listed))
     for group in ("obs", "preset", "experiment"):
-        groups.append((group, [f"{path.stem:34s} {_comment(path)}" for path in sorted((registry.config_dir / group).glob("*.yaml"))]))
+        groups.append(
+            (group, [f"{path.stem:34s} {_comment(path)}" for path in sorted((registry.config_dir / group).glob("*.yaml"))])
+        )
     lines = [
         "python train.py [GROUP=OPTION] [KEY=VALUE] ...     one run; the same line again continues it",
         "python train.py -m seed=1,2,3 env=dmc/a,dmc/b      a sweep; hydra/launcher=joblib|submitit_slurm|ray beside",
@@ -180,7 +188,7 @@ def _comment(path: Path) -> str:
 
 
 def _known_choices(registry: Registry, overrides: Sequence[str]) -> list[str]:
-    """The overrides, environments under their canonical names; hydra's message for an unknown choice lists one folder of files."""
+    """The overrides, with canonical names of environments; hydra's own message for an unknown one lists a folder of files."""
     known = []
     for text in overrides:
         name, _, value = text.partition("=")
@@ -188,7 +196,9 @@ def _known_choices(registry: Registry, overrides: Sequence[str]) -> list[str]:
             known.append(f"env={registry.canonical_env(value)}")
             continue
         if name == "agent" and value not in registry.agents:
-            raise ConfigError(f"agent={value}: unknown.{suggest(value, list(registry.agents))} Known: {', '.join(registry.agents)}.")
+            raise ConfigError(
+                f"agent={value}: unknown.{suggest(value, list(registry.agents))} Known: {', '.join(registry.agents)}."
+            )
         known.append(text)
     return known
 

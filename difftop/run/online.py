@@ -219,8 +219,8 @@ class OnlineRun:
         except NonFiniteLossError as error:
             path = self.hooks.save_batch(batch)
             raise RunError(
-                f"{error} at gradient step {self.count.grad_steps}: the weights are as they were before it, the batch is in {path}. "
-                "Look at the largest rewards and observations in it, or lower agent.loss.learning_rate."
+                f"{error} at gradient step {self.count.grad_steps}; the weights are as before it, and the batch is in {path}: "
+                "look at its largest rewards and observations, or lower agent.loss.learning_rate."
             ) from error
         if result.priorities is not None and self.config.prioritized:
             self.replay.update_priorities(batch.index, result.priorities)

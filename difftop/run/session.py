@@ -16,13 +16,13 @@ from difftop.data.replay import ReplayBuffer
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, has_checkpoint, load_checkpoint, restore_replay, save_checkpoint
 from difftop.run.cli import Registry, Settings, checked, run_name
-from difftop.run.evaluate import EvalResult, VectorEnvironment, evaluate
+from difftop.run.evaluate import Array, EvalResult, VectorEnvironment, evaluate
 from difftop.run.logger import RunLogger
 from difftop.run.online import Hooks, OnlineRun
 from difftop.run.progress import Progress
 from difftop.run.seeding import stream
 from difftop.run.signals import StopOnSignal
-from difftop.run.video import write_video
+from difftop.run.video import VideoError, write_video
 from difftop.types import Batch, EnvSpec
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,13 @@ class Factories:
         agent: `(options, spec, seed=, device=, precision=)` to an agent.
         spec: environment options to their spec.
         envs: environment options and a number to that many environments.
+        render_error: raised where no frame can be drawn.
     """
 
     agent: Callable[..., Any]
     spec: Callable[[Any], EnvSpec]
     envs: Callable[[Any, int], VectorEnvironment]
+    render_error: type[Exception]
 
 
 def run_folder(settings: Settings, spec: EnvSpec) -> Path:
@@ -58,23 +60,17 @@ def train(settings: Settings, factories: Factories) -> int:
     spec = factories.spec(settings.env)
     folder = run_folder(settings, spec)
     checkpoint = _last_checkpoint(folder, settings)
-    agent = factories.agent(settings.agent, spec, seed=stream(settings.top.seed, "agent"), device=device, precision=settings.top.precision)
-    replay = ReplayBuffer(
-        spec,
-        capacity=settings.run.capacity,
-        horizon=int(settings.agent["loss"]["horizon"]),
-        prioritized=settings.run.prioritized,
-        alpha=settings.run.priority_alpha,
-        beta=settings.run.priority_beta,
-        device=settings.run.replay_device,
-    )
+    seed, precision = stream(settings.top.seed, "agent"), settings.top.precision
+    agent = factories.agent(settings.agent, spec, seed=seed, device=device, precision=precision)
+    replay = make_replay(settings, spec)
     envs = factories.envs(settings.env, settings.run.num_envs)
     eval_envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes))
     try:
         with StopOnSignal() as stop:
             records = RunRecords(folder, settings, spec, checkpoint)
+            config = settings.run if _can_render(eval_envs, settings, factories) else replace(settings.run, video=False)
             hooks = Hooks(records.on_eval, records.on_metrics, records.save, records.save_batch, stop)
-            run = OnlineRun(agent, spec, envs, eval_envs, replay, settings.run, seed=settings.top.seed, hooks=hooks)
+            run = OnlineRun(agent, spec, envs, eval_envs, replay, config, seed=settings.top.seed, hooks=hooks)
             if checkpoint:
                 _restore(checkpoint, agent, replay, run)
             records.begin(run, resumed=checkpoint is not None)
@@ -84,6 +80,24 @@ def train(settings: Settings, factories: Factories) -> int:
     finally:
         envs.close()
         eval_envs.close()
+
+
+def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
+    """The replay buffer; raises `ConfigError` where its options don't fit the environment or the machine."""
+    if settings.run.replay_device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.replay_device=cuda: torch sees no CUDA device here; use run.replay_device=cpu.")
+    try:
+        return ReplayBuffer(
+            spec,
+            capacity=settings.run.capacity,
+            horizon=int(settings.agent["loss"]["horizon"]),
+            prioritized=settings.run.prioritized,
+            alpha=settings.run.priority_alpha,
+            beta=settings.run.priority_beta,
+            device=settings.run.replay_device,
+        )
+    except ValueError as error:
+        raise ConfigError(f"run.capacity: {error}") from error
 
 
 def evaluate_checkpoint(settings: Settings, registry: Registry, factories: Factories, overrides: Sequence[str]) -> int:
@@ -105,18 +119,33 @@ def evaluate_checkpoint(settings: Settings, registry: Registry, factories: Facto
             lambda n: agent.actor(n, seed=stream(settings.top.seed, "eval_mode_actor"), explore=False),
             seeds,
             agent_steps=saved.step,
-            record=settings.run.video,
+            record=_can_render(envs, settings, factories),
         )
     finally:
         envs.close()
-    folder = saved.path / "eval" / f"seed{settings.top.seed}"
+    folder = saved.path.parent.parent / "eval" / f"{saved.path.name}-seed{settings.top.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = "".join(f"{i},{seeds[i]},{result.returns[i]:.8g},{result.successes[i]:.8g},{result.lengths[i]}\n" for i in range(episodes))
+    rows = "".join(
+        f"{i},{seeds[i]},{result.returns[i]:.8g},{result.successes[i]:.8g},{result.lengths[i]}\n" for i in range(episodes)
+    )
     (folder / "episodes.csv").write_text("episode,env_seed,return,success,agent_steps\n" + rows)
     if result.frames:
-        write_video(folder / "episode0.mp4", result.frames, fps=_frame_rate(spec))
+        save_video(folder / "episode0.mp4", result.frames, spec)
     log.info("%s: return %.1f +- %.1f over %d episodes; %s", saved.path, result.return_mean, result.return_std, episodes, folder)
     return 0
+
+
+def _can_render(envs: VectorEnvironment, settings: Settings, factories: Factories) -> bool:
+    """Whether videos can be drawn; a machine without OpenGL trains all the same, and is told once what is missing."""
+    if not settings.run.video:
+        return False
+    try:
+        envs.reset_at(0, 0)
+        envs.render_at(0)
+    except factories.render_error as error:
+        log.warning("no videos: %s", error)
+        return False
+    return True
 
 
 def prepare_torch(settings: Settings) -> str:
@@ -137,8 +166,10 @@ class RunRecords:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
         step = checkpoint.step if checkpoint else None
-        self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=(step or 0) * spec.action_repeat)
-        self.progress = Progress(settings.run.frames, frames=(step or 0) * spec.action_repeat)
+        rows = checkpoint.train_state["logger"] if checkpoint else None
+        frames = (step or 0) * spec.action_repeat
+        self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=frames, rows=rows)
+        self.progress = Progress(settings.run.frames, frames=frames)
         self.failures = 0.0
         self.last_return: float | None = None
 
@@ -169,7 +200,7 @@ class RunRecords:
         )
         self.progress.message(f"{run.frames:,} frames: return {result.return_mean:.1f} +- {result.return_std:.1f}")
         if result.frames:
-            write_video(self.folder / "videos" / f"eval_{run.frames:09d}.mp4", result.frames, fps=_frame_rate(self.spec))
+            save_video(self.folder / "videos" / f"eval_{run.frames:09d}.mp4", result.frames, self.spec)
         from difftop.plot import plot_run
 
         plot_run(self.folder)
@@ -195,7 +226,7 @@ class RunRecords:
             agent_name=str(self.settings.agent["name"]),
             config=self.settings.plain(),
             model=run.agent.state_dict(),
-            train_state={"agent": run.agent.train_state(), "run": run.state_dict()},
+            train_state={"agent": run.agent.train_state(), "run": run.state_dict(), "logger": self.logger.state_dict()},
             replay=run.replay,
         )
 
@@ -206,9 +237,12 @@ class RunRecords:
         return path
 
 
-def _frame_rate(spec: EnvSpec) -> int:
-    """Frames per second of a video that holds one frame per agent step, about real time for 0.02 s simulator steps."""
-    return max(50 // spec.action_repeat, 5)
+def save_video(path: Path, frames: Sequence[Array], spec: EnvSpec) -> None:
+    """An mp4 of one frame per agent step, about real time for simulator steps of 0.02 s; where it can't be written, says so."""
+    try:
+        write_video(path, frames, fps=max(50 // spec.action_repeat, 5))
+    except VideoError as error:
+        log.warning("no video: %s", error)
 
 
 def _last_checkpoint(folder: Path, settings: Settings) -> Checkpoint | None:
@@ -216,11 +250,17 @@ def _last_checkpoint(folder: Path, settings: Settings) -> Checkpoint | None:
         return None
     checkpoint = load_checkpoint(folder, agent_name=str(settings.agent["name"]))
     old, new = _flat(checkpoint.config), _flat(settings.plain())
-    differ = [key for key in sorted(old.keys() | new.keys()) if key not in _FREE and not key.startswith("choices.") and old.get(key) != new.get(key)]
+    differ = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if key not in _FREE and not key.startswith("choices.") and old.get(key) != new.get(key)
+    ]
     if differ:
         shown = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise ConfigError(f"{folder} holds a run of another configuration ({shown}{more}): choose another name=NAME, or remove the folder.")
+        raise ConfigError(
+            f"{folder} holds a run of another configuration ({shown}{more}): choose another name=NAME, or remove the folder."
+        )
     return checkpoint
 
 

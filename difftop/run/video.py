@@ -24,7 +24,7 @@ def write_video(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], *, fps
     Raises:
         VideoError: ffmpeg is missing or failed, the disk can't be written, or the frames aren't such images.
     """
-    import imageio_ffmpeg  # type: ignore[import-untyped]
+    import imageio_ffmpeg
 
     path = Path(path)
     shape = frames[0].shape if len(frames) else None

@@ -28,7 +28,9 @@ def no_noise(name: str, **more: object) -> TDMPC:
 
 
 def doubled(batch: object) -> object:
-    return replace(batch, obs=batch.obs.double(), action=batch.action.double(), reward=batch.reward.double(), weight=batch.weight.double())
+    return replace(
+        batch, obs=batch.obs.double(), action=batch.action.double(), reward=batch.reward.double(), weight=batch.weight.double()
+    )
 
 
 def by_hand(agent: TDMPC, batch: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,7 +96,9 @@ def test_policy_loss_and_its_gradient() -> None:
     z = torch.randn(6, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = torch.zeros((), dtype=torch.float64)
     for k in range(6):
-        expected = expected - RHO**k * torch.stack([agent.model.values(x[None], agent.model.policy(x[None])).min() for x in z[k]]).mean()
+        expected = (
+            expected - RHO**k * torch.stack([agent.model.values(x[None], agent.model.policy(x[None])).min() for x in z[k]]).mean()
+        )
     parameters = list(agent.model.pi.parameters())
     wanted = torch.autograd.grad(expected, parameters)
     before = [p.detach().clone() for p in agent.model.parameters()]
@@ -136,7 +140,9 @@ def test_policy_gradient_loss_reaches_the_model_but_neither_policy_nor_critic() 
     torch.testing.assert_close(loss, expected)
     assert plan.actions.abs().max() <= 1
     loss.backward()
-    with_gradient = {name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    with_gradient = {
+        name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
+    }
     assert with_gradient == {"encoder", "dynamics", "reward", "q"}
     assert all(p.grad is None for p in [*agent.critic.parameters(), *agent.model.pi.parameters()])
     assert all(p.requires_grad for p in agent.critic.parameters())

@@ -105,14 +105,16 @@ def test_only_new_rows_are_written_and_old_files_go(tmp_path, monkeypatch):
         module, "_write", lambda path, data, write=module._write: (written.append((path, len(data))), write(path, data))
     )
     replay = new_replay(capacity=1200)
-    for number in range(300):
+    for number in range(160):
         add_episode(replay, number)
         if number % 3 == 0:
             save(tmp_path, number, replay)
-            assert len(list((tmp_path / "checkpoints" / "replay").iterdir())) < 20 + 12
-    total = 300 * 13 * sum(column.nbytes for column in replay.read_rows(replay.begin, replay.begin + 1).values())
+            needed = load_checkpoint(tmp_path).rows
+            assert needed[0].end > replay.begin and needed[-1].end == replay.end
+            assert len(needed) < 20
+    total = 160 * 13 * sum(column.nbytes for column in replay.read_rows(replay.begin, replay.begin + 1).values())
     rows_bytes = sum(size for path, size in written if "rows_" in path.name)
-    assert rows_bytes < 6 * total  # each row is written O(log) times, not once per checkpoint (which would be about 60 times)
+    assert rows_bytes < 6 * total  # each row is written O(log) times, not once per checkpoint (which would be about 30 times)
     held = {file for path in (tmp_path / "checkpoints").glob("step_*") for file in names(path)}
     assert {file.name for file in (tmp_path / "checkpoints" / "replay").iterdir()} == held
 
@@ -209,6 +211,8 @@ def test_dying_at_any_file_operation_leaves_a_loadable_checkpoint(tmp_path, monk
         countdown[0] = 10**9
         loaded = load_checkpoint(tmp_path, agent_name="tdmpc")
         assert loaded.step in ((step + 1,) if finished else (step, step + 1))
+        for path in (tmp_path / "checkpoints").glob("step_*"):
+            load_checkpoint(path)  # none is ever seen half written or half removed
         assert float(loaded.model["w"][0, 0]) == loaded.train_state["step"] == loaded.step
         step, replay = loaded.step, new_replay()
         restore_replay(loaded, replay)
@@ -232,14 +236,14 @@ WRITER = """
     from tests.run.test_checkpoint import add_episode, load_checkpoint, new_replay, restore_replay, save
     folder, chance, lives, saves = sys.argv[1], random.Random(0), 0, 0
     replay = new_replay(); add_episode(replay, 0); save(folder, 0, replay)
-    while lives < 40:
+    while lives < 25 or saves < 20:  # a slow machine needs more lives to save that often
         child = os.fork()
         if child == 0:
             loaded = load_checkpoint(folder)
             replay = new_replay(); restore_replay(loaded, replay)
             for step in range(loaded.step + 1, 10**9):
                 add_episode(replay, step); save(folder, step, replay)
-        time.sleep(chance.uniform(0.0, 0.08)); os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
+        time.sleep(chance.uniform(0.0, 0.1)); os.kill(child, signal.SIGKILL); os.waitpid(child, 0)
         lives += 1
         loaded = load_checkpoint(folder)
         replay = new_replay(); restore_replay(loaded, replay)
@@ -255,7 +259,6 @@ def test_a_writer_killed_at_random_times_leaves_a_loadable_checkpoint(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
     assert result.returncode == 0, result.stderr
     last = int(result.stdout)
-    assert last > 20, "the writer was killed before it ever saved"
     replay, twin = new_replay(), new_replay()
     restore_replay(load_checkpoint(tmp_path), replay)
     for number in range(last + 1):

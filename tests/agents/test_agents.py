@@ -1,0 +1,189 @@
+"""What every agent promises: bounded, repeatable, independent actions; updates that learn; saving that loses nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from agents.registry import AGENTS, make_agent
+from agents.tdmpc import TDMPC
+from agents.world_model import add_noise
+from difftop.losses import NonFiniteLossError
+from difftop.nn.encoders import random_shift
+from difftop.options import ConfigError
+from difftop.types import EnvSpec
+from tests.conftest import SMALL, STATE, random_batch
+
+PLANNERS = ["lm", "mppi", "none"]
+
+
+def small(name: str, spec: EnvSpec, planner: str | None = None, seed: int = 0, **more: Any) -> TDMPC:
+    acting: dict[str, Any] = SMALL["acting"] | {"mppi": {"samples": 32, "elites": 8}, "lm": {"start_previous": True}}
+    if planner:
+        acting["planner"] = planner
+    config: dict[str, Any] = {"name": name, **SMALL, "acting": acting, **more}
+    if name == "difftop_rl":
+        config = {"policy_gradient": {"states": 3}} | config
+    agent = make_agent(config, spec, seed=seed)
+    assert isinstance(agent, TDMPC)
+    return agent
+
+
+def some_obs(spec: EnvSpec, n: int) -> torch.Tensor:
+    return random_batch(spec, size=n).obs[:, 0]
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_actions_are_bounded_and_repeatable(name: str, planner: str, spec: EnvSpec) -> None:
+    agent, obs = small(name, spec, planner), some_obs(spec, 4)
+    first = torch.ones(4, dtype=torch.bool)
+    actors = [agent.actor(4, seed=9, explore=True) for _ in range(2)]
+    a, b = ([actor.act(obs, first, 0), actor.act(obs, ~first, 1)] for actor in actors)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert all(x.shape == (4, 2) and x.dtype == torch.float32 and x.abs().max() <= 1 for x in a)
+    other = agent.actor(4, seed=10, explore=True).act(obs, first, 0)
+    assert not torch.equal(other, a[0])
+
+
+@pytest.mark.parametrize("planner", ["lm", "none"])
+def test_environments_do_not_influence_each_other(planner: str) -> None:
+    agent, obs = small("difftop_rl", STATE, planner), some_obs(STATE, 5)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    first = torch.ones(5, dtype=torch.bool)
+    straight, mixed = (agent.actor(5, seed=9, explore=False) for _ in range(2))
+    for t0 in (first, ~first):
+        a, b = straight.act(obs, t0, 0), mixed.act(obs[order], t0, 0)
+        torch.testing.assert_close(a[order], b, rtol=0, atol=1e-6)
+
+
+def test_a_plan_is_forgotten_when_an_episode_begins() -> None:
+    agent, obs = small("difftop_rl", STATE, "lm"), some_obs(STATE, 2)
+    actor = agent.actor(2, seed=9, explore=False)
+    fresh = actor.act(obs, torch.tensor([True, True]), 0)
+    actor.previous.fill_(1.0)
+    again = actor.act(obs, torch.tensor([True, False]), 0)
+    assert torch.equal(again[0], fresh[0])
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_saved_and_loaded_agent_acts_and_learns_the_same(name: str, spec: EnvSpec) -> None:
+    agent = small(name, spec, seed=1)
+    batch = random_batch(spec)
+    agent.update(batch, 0)
+    actor = agent.actor(2, seed=4, explore=True)
+    obs, t0 = some_obs(spec, 2), torch.tensor([False, True])
+    actor.act(obs, t0, 0)
+    weights, train_state, memory = copy.deepcopy((agent.state_dict(), agent.train_state(), actor.state_dict()))
+
+    loaded = small(name, spec, seed=2)
+    loaded.load_state_dict(weights)
+    loaded.load_train_state(train_state)
+    loaded_actor = loaded.actor(2, seed=5, explore=True)
+    loaded_actor.load_state_dict(memory)
+    assert torch.equal(actor.act(obs, t0, 1), loaded_actor.act(obs, t0, 1))
+    for step in range(2):
+        agent.update(batch, step)
+        loaded.update(batch, step)
+    assert all(torch.equal(a, b) for a, b in zip(agent.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_overfits_one_batch(name: str) -> None:
+    agent = small(name, STATE, model={"mlp_dim": 64, "encoder_dim": 64, "latent_dim": 16, "channels": 4})
+    batch = random_batch(STATE, size=8)
+    first = agent.update(batch, 0).metrics
+    for _ in range(300):
+        last = agent.update(batch, 0).metrics
+    assert last["train/reward_loss"] < 0.02 * first["train/reward_loss"]
+    assert last["train/value_loss"] < 0.1 * first["train/value_loss"]
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_targets_move_as_a_moving_average_every_second_step(name: str) -> None:
+    agent = small(name, STATE)
+    before = {key: value.clone() for key, value in agent.state_dict().items()}
+    agent.update(random_batch(STATE), 0)
+    assert all(torch.equal(agent.state_dict()[key], before[key]) for key in before if key.startswith("target"))
+    agent.update(random_batch(STATE), 0)
+    for key, value in agent.state_dict().items():
+        if key.startswith("target"):
+            online = key.replace("target_critic", "critic").replace("target.", "model.")
+            torch.testing.assert_close(value, torch.lerp(before[key], agent.state_dict()[online], 0.01))
+
+
+def test_a_non_finite_reward_raises_before_any_weight_changes() -> None:
+    agent, batch = small("tdmpc", STATE), random_batch(STATE)
+    before = {key: value.clone() for key, value in agent.model.state_dict().items()}
+    batch.reward[0, 0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="model loss is nan"):
+        agent.update(batch, 0)
+    assert all(torch.equal(agent.model.state_dict()[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_bfloat16_updates_are_near_float32_ones(name: str) -> None:
+    batch = random_batch(STATE, size=64)
+    losses = []
+    for precision in ("fp32", "bf16"):
+        agent = make_agent({"name": name, **SMALL}, STATE, seed=0, precision=precision)
+        agent.update(batch, 0)
+        losses.append(agent.update(batch, 0).metrics["train/model_loss"])
+        assert all(p.dtype == torch.float32 for p in agent.model.parameters())
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0)
+
+
+def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None:
+    agent = small("difftop_rl", STATE, policy_gradient={"mode": "on_policy", "states": 3, "normalize": False})
+    agent.update(random_batch(STATE), 0)  # the critic starts at zero, where the loss has no gradient
+    agent.update(random_batch(STATE), 0)
+    actor = agent.actor(1, seed=0, explore=True)
+    obs = some_obs(STATE, 7)
+    for i in range(7):
+        actor.act(obs[i : i + 1], torch.tensor([i == 0]), 0)
+    starts = torch.cat([start for _, start in actor.visited])
+    loss, _ = agent.policy_gradient_loss(obs, 0, start=starts)
+    trained = [p for n, p in agent.model.named_parameters() if not n.startswith("pi.")]
+    expected = torch.autograd.grad(7 * loss, trained)
+    agent.on_policy_optimizer = torch.optim.SGD(agent.model.parameters(), lr=1.0)
+    before = [p.detach().clone() for p in trained]
+    metrics = agent.finish_episode(actor, 0)
+    torch.testing.assert_close(metrics["train/policy_gradient_loss"], loss.detach())
+    for p, old, gradient in zip(trained, before, expected, strict=True):
+        torch.testing.assert_close(old - p, gradient, rtol=1e-4, atol=1e-6)
+    assert actor.visited == []
+
+
+def test_unknown_agent_and_option() -> None:
+    with pytest.raises(ConfigError, match=r"agent=tdmcp: unknown agent. Did you mean 'tdmpc'\?"):
+        make_agent({"name": "tdmcp"}, STATE, seed=0)
+    with pytest.raises(ConfigError, match=r"agent.loss.roh: unknown option. Did you mean 'rho'\?"):
+        make_agent({"name": "tdmpc", "loss": {"roh": 1}}, STATE, seed=0)
+
+
+def test_noise_is_clipped_bounded_and_passes_the_gradient() -> None:
+    mean = torch.linspace(-1, 1, 101, requires_grad=True)
+    moved = add_noise(mean, 5.0, torch.Generator().manual_seed(0), noise_clip=0.3)
+    assert moved.abs().max() <= 1 and (moved - mean).abs().max() <= 0.3 + 1e-6
+    moved.sum().backward()
+    assert torch.equal(mean.grad, torch.ones(101))
+    assert add_noise(mean, 0.0, None) is mean
+
+
+def test_random_shift_against_grid_sample() -> None:
+    """The method's usual form: replicate padding, then grid_sample at whole-pixel offsets."""
+    frames = torch.randint(0, 256, (5, 3, 12, 12), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shifted = random_shift(frames, 2, torch.Generator().manual_seed(3))
+    shift = torch.randint(-2, 3, (2, 5, 1), generator=torch.Generator().manual_seed(3))
+    assert shift.abs().max() == 2
+    padded = torch.nn.functional.pad(frames.double(), (2, 2, 2, 2), mode="replicate")
+    for i in range(5):
+        y, x = int(shift[0, i]) + 2, int(shift[1, i]) + 2
+        centres = torch.arange(12, dtype=torch.float64)
+        grid_y, grid_x = ((2 * (centres + offset) + 1) / 16 - 1 for offset in (y, x))
+        grid = torch.stack(torch.meshgrid(grid_x, grid_y, indexing="xy"), dim=-1)[None]
+        wanted = torch.nn.functional.grid_sample(padded[i : i + 1], grid, align_corners=False)[0]
+        torch.testing.assert_close(shifted[i].double(), wanted)

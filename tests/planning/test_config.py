@@ -1,0 +1,38 @@
+"""Options: a mistake is an error that names it."""
+
+import pytest
+
+from difftop.options import ConfigError, build, describe
+from difftop.planning import LMConfig, MPPIConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dampng": 1.0}, "dampng: unknown option. Did you mean 'damping'"),
+        ({"objective": "stage"}, "objective=stage: must be stagewise | return | cost"),
+        ({"backward": "dlm"}, "backward=dlm: must be unroll | truncated | implicit"),
+        ({"iterations": 0}, "iterations=0: must be >= 1"),
+        ({"damping": 0.0}, "damping=0.0: must be > 0"),
+        ({"radius": 3.0}, "radius=3.0: must be > 0, <= 2"),
+        ({"step_size": 2.0}, "step_size=2.0: must be > 0, <= 1"),
+    ],
+)
+def test_lm_options(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        build(LMConfig, values)
+    assert message in str(error.value)
+
+
+def test_mppi_options() -> None:
+    with pytest.raises(ConfigError, match=r"temperature=-1.0: must be > 0"):
+        build(MPPIConfig, {"temperature": -1.0})
+    assert build(MPPIConfig, {}).prior_samples == 25
+
+
+@pytest.mark.parametrize("config", [LMConfig, MPPIConfig])
+def test_every_option_is_explained_in_the_docs(config: type) -> None:
+    with open("docs/planner.md") as page:
+        text = page.read()
+    for info in describe(config):
+        assert f"`{info.key}`" in text, info.key

@@ -1,0 +1,122 @@
+"""The command line: composition, names, help, and the sentences that mistakes get."""
+
+from __future__ import annotations
+
+import pytest
+
+import train
+from agents.registry import AGENTS, make_agent
+from difftop.options import ConfigError, describe
+from difftop.run.cli import Registry, TopConfig, composed, help_text, run_name
+from difftop.run.online import RunConfig
+from envs import EnvConfig, env_spec, list_envs
+
+EXPERIMENTS = sorted(path.stem for path in (train.ROOT / "configs" / "experiment").glob("*.yaml"))
+PAPER_TASKS = [
+    "cartpole-swingup-sparse", "cheetah-run", "cup-catch", "finger-spin", "finger-turn-easy", "finger-turn-hard",
+    "hopper-stand", "pendulum-swingup", "quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard", "walker-run",
+    "walker-stand", "walker-walk",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return train.make_registry()
+
+
+def test_defaults(registry: Registry) -> None:
+    settings = composed(registry, [])
+    assert settings.env.name == "dmc/cartpole-swingup"
+    assert settings.agent["name"] == "difftop_rl"
+    assert settings.agent["acting"]["planner"] == "lm"
+    assert settings.run == RunConfig()
+    assert settings.top == TopConfig()
+
+
+def test_groups_and_keys(registry: Registry) -> None:
+    settings = composed(registry, ["agent=tdmpc", "env=dmc/walker-walk", "obs=pixels", "seed=3", "agent.acting.mppi.samples=7"])
+    assert settings.env.obs == "pixels" and settings.run.batch_size == 256 and settings.agent["loss"]["learning_rate"] == 3e-4
+    assert settings.agent["acting"]["planner"] == "mppi" and settings.agent["acting"]["mppi"]["samples"] == 7
+    assert settings.top.seed == 3
+    assert env_spec(settings.env).obs_shape == (9, 84, 84)
+
+
+@pytest.mark.parametrize("name", ["dmc/cup-catch", "dmc/ball_in_cup-catch", "DMC/cup_catch"])
+def test_other_spellings_of_an_environment(registry: Registry, name: str) -> None:
+    assert composed(registry, [f"env={name}"]).env.name == "dmc/cup-catch"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "default"),
+        (["preset=cpu", "planner=none"], "cpu-planner-none"),
+        (["obs=pixels"], "pixels"),
+        (["name=mine", "preset=cpu"], "mine"),
+        (["experiment=difftori_walker-run"], "difftori_walker-run"),
+    ],
+)
+def test_run_name_tells_the_groups(registry: Registry, overrides: list[str], name: str) -> None:
+    assert run_name(composed(registry, overrides)) == name
+
+
+def test_planner_reaches_the_agent(registry: Registry) -> None:
+    assert composed(registry, ["agent=tdmpc", "planner=none"]).agent["acting"]["planner"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env=dmc/walker-wlak", "dmc/walker-wlak: unknown environment. Did you mean 'dmc/walker-walk'?"),
+        ("agent=dreamer", "agent=dreamer: unknown. Known: tdmpc, difftop_rl."),
+        ("preset=gpu", "preset=gpu: unknown."),
+        ("obs=pixel", "obs=pixel: unknown. Did you mean 'pixels'?"),
+        ("experiment=difftori_walker-rum", "experiment=difftori_walker-rum: unknown. Did you mean 'difftori_walker-run'?"),
+        ("agent.lm.damping=3", "agent.lm.damping: unknown option. Did you mean 'agent.acting.lm.damping'?"),
+        ("agent.acting.lm.dampng=3", "Did you mean 'agent.acting.lm.damping'?"),
+        ("sede=3", "sede: unknown option. Did you mean 'seed'?"),
+        ("run.frames=-3", "run.frames=-3: must be >= 1. length of the run"),
+        ("mode=trian", "mode=trian: must be train | eval."),
+        ("seed=x", "seed: Value 'x'"),
+        ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none."),
+        ("walker", "Error parsing override 'walker'"),
+    ],
+)
+def test_mistakes_get_one_sentence(registry: Registry, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(registry, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_names_every_option_and_choice(registry: Registry) -> None:
+    text = help_text(registry)
+    keys = [
+        info.key
+        for config, where in [(TopConfig, ""), (RunConfig, "run"), (EnvConfig, "env")]
+        for info in describe(config, where)
+    ]
+    keys += [info.key for config, _ in registry.agents.values() for info in describe(config, "agent")]
+    missing = [name for name in [*keys, *AGENTS, *list_envs(), *EXPERIMENTS] if name not in text]
+    assert missing == []
+    undocumented = [
+        info.key for config, _ in registry.agents.values() for info in describe(config, "agent") if len(info.help) < 10
+    ]
+    assert undocumented == []
+
+
+def test_there_is_an_experiment_for_each_of_the_papers_tasks() -> None:
+    assert [f"difftori_{task}" for task in PAPER_TASKS] == [name for name in EXPERIMENTS if name.startswith("difftori_")]
+
+
+@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
+@pytest.mark.parametrize("obs", ["state", "pixels"])
+def test_every_config_composes_and_builds_its_agent(registry: Registry, experiment: str | None, obs: str) -> None:
+    for agent in AGENTS if experiment is None else ["difftop_rl"]:
+        choice = [f"agent={agent}", "preset=cpu"] if experiment is None else [f"experiment={experiment}"]
+        settings = composed(registry, [*choice, f"obs={obs}", "agent.model.mlp_dim=8", "agent.model.encoder_dim=8"])
+        made = make_agent(settings.agent, env_spec(settings.env), seed=0)
+        assert made.config.name == settings.agent["name"]
+        if experiment:
+            assert settings.env.name == f"dmc/{experiment.removeprefix('difftori_')}"
+            assert made.config.policy_gradient.mode == "on_policy" and made.config.acting.lm.objective == "return"

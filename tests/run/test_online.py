@@ -1,0 +1,217 @@
+"""The loop on the toy environment: what is stored, when updates are paid, and that a stop at any moment changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.registry import make_agent
+from difftop.data.replay import ReplayBuffer
+from difftop.losses import NonFiniteLossError
+from difftop.options import build
+from difftop.run.checkpoint import load_checkpoint, restore_replay, save_checkpoint
+from difftop.run.evaluate import EvalResult, evaluate
+from difftop.run.online import Hooks, OnlineRun, RunConfig, RunError
+from difftop.run.seeding import stream
+from envs import EnvConfig, env_spec, make_vector_env
+from tests.conftest import SMALL
+
+TOY = EnvConfig(name="toy/point-mass")
+RUN = {
+    "frames": 150,
+    "seed_steps": 50,
+    "batch_size": 8,
+    "eval_every": 60,
+    "eval_episodes": 2,
+    "eval_envs": 2,
+    "checkpoint_every": 10_000,
+    "capacity": 100,
+    "video": False,
+}
+
+
+class StopAfter:
+    """Asks for a stop after some units of work."""
+
+    def __init__(self, units: int | None) -> None:
+        self.left = units
+
+    @property
+    def stopped(self) -> bool:
+        if self.left is not None:
+            self.left -= 1
+        return self.left == 0
+
+
+class Harness:
+    """A run in `folder`, resumed if it has a checkpoint."""
+
+    def __init__(self, folder: Path, agent: str = "difftop_rl", stop_after: int | None = None, **options: Any) -> None:
+        self.folder, self.evals, self.metrics = folder, [], []
+        self.config = build(RunConfig, RUN | options)
+        spec = env_spec(TOY)
+        acting = SMALL["acting"] | {"lm": {"start_previous": True}, "mppi": {"samples": 16, "elites": 4}}
+        more = {"policy_gradient": {"states": 4}} if agent == "difftop_rl" else {}
+        self.agent = make_agent({"name": agent, **SMALL, **more, "acting": acting}, spec, seed=5)
+        self.replay = ReplayBuffer(spec, capacity=self.config.capacity, horizon=5, prioritized=self.config.prioritized)
+        hooks = Hooks(self.on_eval, self.on_metrics, self.save, lambda batch: folder / "batch", StopAfter(stop_after))
+        envs, eval_envs = make_vector_env(TOY, self.config.num_envs), make_vector_env(TOY, self.config.eval_envs)
+        self.run = OnlineRun(self.agent, spec, envs, eval_envs, self.replay, self.config, seed=7, hooks=hooks)
+        if (folder / "checkpoints").exists():
+            checkpoint = load_checkpoint(folder)
+            self.agent.load_state_dict(checkpoint.model)
+            self.agent.load_train_state(checkpoint.train_state["agent"])
+            restore_replay(checkpoint, self.replay)
+            self.run.load_state_dict(checkpoint.train_state["run"])
+
+    def on_eval(self, run: OnlineRun, result: EvalResult) -> None:
+        self.evals.append((run.count.agent_steps, result.returns))
+
+    def on_metrics(self, run: OnlineRun, metrics: dict[str, float]) -> None:
+        self.metrics.append((run.count.agent_steps, dict(metrics)))
+
+    def save(self, run: OnlineRun) -> None:
+        state = {"agent": self.agent.train_state(), "run": run.state_dict()}
+        step, model = run.count.agent_steps, self.agent.state_dict()
+        save_checkpoint(self.folder, step=step, agent_name="x", config={}, model=model, train_state=state, replay=self.replay)
+
+    def everything(self) -> dict[str, Any]:
+        """All state that decides the future, clocks apart."""
+        run = self.run.state_dict()
+        run["count"]["wall_s"] = 0.0
+        rows = self.replay.read_rows(self.replay.begin, self.replay.end)
+        return {
+            "model": self.agent.state_dict(),
+            "train": self.agent.train_state(),
+            "run": run,
+            "rows": rows,
+            "replay": self.replay.state_dict(),
+        }
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("agent", ["tdmpc", "difftop_rl"])
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, agent: str) -> None:
+    whole = Harness(tmp_path / "whole", agent)
+    assert whole.run.run()
+    evals, metrics = [], []
+    # In random actions, in the middle of a burst, in the middle of an episode, and just before the end.
+    for units in (30, 40, 60, 45, 10_000):
+        part = Harness(tmp_path / "parts", agent, stop_after=units)
+        finished = part.run.run()
+        assert finished == (units == 10_000)
+        evals += part.evals
+        metrics += part.metrics
+    assert_same(part.everything(), whole.everything())
+    assert evals == whole.evals
+    assert_same(metrics, whole.metrics)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
+    first = Harness(tmp_path, "tdmpc")
+    first.run.run()
+    again = Harness(tmp_path, "tdmpc")
+    assert again.run.run()
+    assert again.evals == [] and again.run.count.grad_steps == first.run.count.grad_steps
+
+
+def test_updates_are_paid_after_episodes_and_add_up(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "tdmpc", updates_per_step=0.5)
+    harness.run.run()
+    assert harness.run.count.agent_steps == 150
+    assert harness.run.count.grad_steps == 75
+    assert [steps for steps, _ in harness.metrics] == [25, 50, 75, 100, 125, 150]
+    assert "train/model_loss" not in harness.metrics[1][1] and "train/model_loss" in harness.metrics[2][1]
+    assert [steps for steps, _ in harness.evals] == [0, 60, 120, 150]
+
+
+def test_replay_holds_what_was_played(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "tdmpc", frames=50, seed_steps=50)
+    harness.run.run()
+    rows = harness.replay.read_rows(harness.replay.begin, harness.replay.end)
+    env = make_vector_env(TOY, 1)
+    for number in range(2):
+        obs = env.reset_at(0, stream(7, "train_env", number))
+        for t in range(25):
+            row = 26 * number + t
+            np.testing.assert_array_equal(rows["obs"][row], obs)
+            obs, reward, _, _, _ = env.step_at(0, rows["action"][row].numpy())
+            assert rows["reward"][row].item() == np.float32(reward)
+        np.testing.assert_array_equal(rows["obs"][26 * number + 25], obs)
+
+
+def test_several_environments_fill_one_replay(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "tdmpc", num_envs=3, frames=150)
+    harness.run.run()
+    assert harness.run.count.agent_steps == 150
+    assert harness.run.count.grad_steps == 150
+    assert harness.run.count.episodes == 9
+
+
+def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
+    rarely, often = Harness(tmp_path / "a"), Harness(tmp_path / "b", eval_every=10)
+    rarely.run.run()
+    often.run.run()
+    assert len(often.evals) > len(rarely.evals)
+    assert_same(often.agent.state_dict(), rarely.agent.state_dict())
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(tmp_path, "tdmpc")
+
+    def update(batch: Any, agent_steps: int) -> Any:
+        raise NonFiniteLossError("the model loss is nan")
+
+    monkeypatch.setattr(harness.agent, "update", update)
+    with pytest.raises(RunError, match=r"model loss is nan at gradient step 0.*batch"):
+        harness.run.run()
+
+
+def test_resume_notices_a_simulator_that_plays_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Harness(tmp_path, "tdmpc", stop_after=40).run.run()
+    monkeypatch.setattr("envs.toy._PUSH", 0.41)
+    with pytest.raises(RunError, match="does not play as it did"):
+        Harness(tmp_path, "tdmpc")
+
+
+class Scripted:
+    """Actions that count the steps of each environment's episode."""
+
+    def __init__(self, n: int) -> None:
+        self.steps = torch.zeros(n)
+
+    def act(self, obs: torch.Tensor, t0: torch.Tensor, agent_steps: int) -> torch.Tensor:
+        self.steps = torch.where(t0, 0.0, self.steps + 1)
+        return (self.steps / 100)[:, None].expand(-1, 2).contiguous()
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+def test_evaluation_plays_every_seed_once_whatever_the_number_of_environments() -> None:
+    seeds = [11, 12, 13, 14, 15]
+    results = [evaluate(make_vector_env(TOY, n), Scripted, seeds, agent_steps=0, record=n == 2) for n in (1, 2, 5)]
+    assert results[0].returns == results[1].returns == results[2].returns
+    assert len(set(results[0].returns)) == 5
+    assert results[0].lengths == [25] * 5
+    assert len(results[1].frames) == 26 and results[1].frames[0].shape == (256, 256, 3)
+    assert np.isnan(results[0].success_mean)
