@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from difftop.nn.linearize import PolicyValue, StateAction
-from difftop.nn.mlp import ensemble_mlp, mlp
+from difftop.nn.mlp import EnsembleLinear, EnsembleNorm, ensemble_mlp, mlp
 from difftop.planning.model import LatentModel
 
 
@@ -41,8 +41,25 @@ def networks(
             torch.nn.init.normal_(parameter, std=0.1)
     nets = [net.to(dtype) for net in (dynamics, reward, q, policy)]
     d, r, v = StateAction(dynamics), StateAction(reward, scalar=True), PolicyValue(q, policy)
-    plain = LatentModel(lambda z, a: d(z, a), lambda z, a: r(z, a), lambda z: v(z), gamma)
+
+    def value(z: Tensor) -> Tensor:
+        x = torch.cat([z, torch.tanh(policy(z))], -1)
+        return torch.minimum(_member(q, 0, x), _member(q, 1, x)).squeeze(-1)
+
+    plain = LatentModel(lambda z, a: d(z, a), lambda z, a: r(z, a), value, gamma)
     return Networks(LatentModel(d, r, v, gamma), plain, [p for net in nets for p in net.parameters()])
+
+
+def _member(q: torch.nn.Sequential, i: int, x: Tensor) -> Tensor:
+    """One member of an ensemble, layer by layer, as a network of its own (vmap copies the weights of batched products)."""
+    for layer in q:
+        if isinstance(layer, EnsembleLinear):
+            x = F.linear(x, layer.weight[i], layer.bias[i, 0])
+        elif isinstance(layer, EnsembleNorm):
+            x = F.layer_norm(x, x.shape[-1:], layer.weight[i, 0], layer.bias[i, 0], layer.eps)
+        else:
+            x = layer(x)
+    return x
 
 
 def point_mass(dtype: torch.dtype = torch.float64, gamma: float = 0.95, scale: float = 1.0) -> LatentModel:

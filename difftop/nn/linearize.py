@@ -39,7 +39,7 @@ def linearize(module: nn.Module, x: Tensor) -> Linearized:
         return rule(module, x)
     activation = _ACTIVATIONS.get(type(module))
     if activation is not None:
-        y, slope = activation(module, x)
+        y, slope = activation(module, x, False)
         return y, lambda g: g * slope()
     own = getattr(module, "linearize", None)
     if own is not None:
@@ -108,14 +108,17 @@ class PolicyValue:
 
 def _sequential(module: nn.Sequential, x: Tensor) -> Linearized:
     steps: list[tuple[Callable[[], Tensor] | None, Pullback, bool]] = []
+    product = False  # whether x is the fresh output of a matrix product, ours to overwrite where nothing is recorded
     for layer in module:
         activation = _ACTIVATIONS.get(type(layer))
         if activation is not None:
-            x, slope = activation(layer, x)
+            x, slope = activation(layer, x, product and not torch.is_grad_enabled())
             steps.append((slope, _unused, True))
+            product = False
         else:
             x, pullback = linearize(layer, x)
-            steps.append((None, pullback, isinstance(layer, nn.Linear | EnsembleLinear)))
+            product = isinstance(layer, nn.Linear | EnsembleLinear)
+            steps.append((None, pullback, product))
 
     def chain(cotangent: Tensor) -> Tensor:
         fresh = False  # whether the cotangent is ours to overwrite
@@ -174,28 +177,29 @@ def _identity(module: nn.Identity, x: Tensor) -> Linearized:
     return x, lambda g: g
 
 
-def _elu(module: nn.ELU, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    y = F.elu(x, module.alpha)
+def _elu(module: nn.ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+    y = F.elu(x, module.alpha, inplace=overwrite)
     if module.alpha == 1.0:
-        return y, lambda: y.clamp(max=0) + 1
-    return y, lambda: torch.where(x > 0, 1.0, y + module.alpha)
+        return y, lambda: F.hardtanh(y, -1.0, 0.0).add_(1)  # min(y, 0) + 1, with a backward pass in one sweep
+    return y, lambda: torch.where(y > 0, 1.0, y + module.alpha)
 
 
-def _relu(module: nn.ReLU, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    return F.relu(x), lambda: (x > 0).to(x.dtype)
+def _relu(module: nn.ReLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+    y = F.relu(x, inplace=overwrite)
+    return y, lambda: (y > 0).to(y.dtype)
 
 
-def _tanh(module: nn.Tanh, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    y = torch.tanh(x)
+def _tanh(module: nn.Tanh, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+    y = torch.tanh_(x) if overwrite else torch.tanh(x)
     return y, lambda: 1 - y * y
 
 
-def _sigmoid(module: nn.Sigmoid, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-    y = torch.sigmoid(x)
+def _sigmoid(module: nn.Sigmoid, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+    y = torch.sigmoid_(x) if overwrite else torch.sigmoid(x)
     return y, lambda: y * (1 - y)
 
 
-def _silu(module: nn.SiLU, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+def _silu(module: nn.SiLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
     def slope() -> Tensor:
         s = torch.sigmoid(x)
         return s * (1 + x * (1 - s))
@@ -203,7 +207,7 @@ def _silu(module: nn.SiLU, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     return F.silu(x), slope
 
 
-def _mish(module: nn.Mish, x: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+def _mish(module: nn.Mish, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
     def slope() -> Tensor:
         t = torch.tanh(F.softplus(x))
         return t + x * torch.sigmoid(x) * (1 - t * t)

@@ -6,7 +6,6 @@ rollout between its error and its Jacobian, the structured Jacobian, a linear so
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from typing import Any, NoReturn
 
@@ -80,15 +79,15 @@ class TheseusPlanner:
         count, batch = len(starts), z0.shape[0]
         tail = self._grad_iterations() if differentiable else 0
         head = self.config.iterations - tail
-        # With one start and nothing before the differentiated iterations, the rollout that sets the scales is their first one.
-        joint = differentiable and count == 1 and head == 0
-        problem = Problem(self.config, model, (z0 if joint else z0.detach()).repeat(count, 1), prior.repeat(count, 1, 1))
-        with torch.set_grad_enabled(joint):
+        # With one start, the last rollout before the differentiated iterations is their first one, so it is recorded.
+        record = differentiable and count == 1 and tail > 0
+        problem = Problem(self.config, model, z0 if count == 1 else z0.detach().repeat(count, 1), prior.repeat(count, 1, 1))
+        with torch.set_grad_enabled(record and head == 0):
             actions = torch.cat(starts).flatten(1).clamp(problem.low, problem.high)
             problem.objective = prepare(self.config, model.discount, problem.trajectory(actions), batch, count, scale)
         search = Search(problem, actions, actions.new_full((actions.shape[0],), self.config.damping))
         with torch.no_grad():
-            self._run(search, head)
+            self._run(search, head, record)
             if count > 1:
                 paused = search.resume(search.problem.z0)
                 self._run(search, tail)
@@ -143,13 +142,13 @@ class TheseusPlanner:
             search.put_back(fresh, run)
         return search
 
-    def _run(self, search: Search, iterations: int) -> None:
-        """Runs Theseus for `iterations` more iterations; gradient is recorded where grad mode is on."""
+    def _run(self, search: Search, iterations: int, record: bool = False) -> None:
+        """Runs Theseus for `iterations` more iterations; gradient is recorded where grad mode is on, and for the last rollout."""
         if iterations == 0:
             return
         layer = self._layer(search.actions, search.problem.rows(search.actions).shape[1])
         optimizer = layer.optimizer
-        optimizer.slot.search, optimizer.slot.left = search, iterations
+        optimizer.slot.search, optimizer.slot.left, optimizer.slot.record = search, iterations, record
         optimizer.set_params(max_iterations=iterations)
         implicit = torch.is_grad_enabled() and self.config.backward == "implicit"
         try:
@@ -183,6 +182,7 @@ class _Slot:
 
     search: Search | None = None
     left: int = 0
+    record: bool = False
 
     def get(self) -> Search:
         if self.search is None:
@@ -328,8 +328,8 @@ class _BoxedLM(th.LevenbergMarquardt):  # type: ignore[misc]
         candidate = self.ordering[0].retract(delta).tensor
         self.objective.update({"actions": candidate})
         self.slot.left -= 1
-        # Nothing is differentiated through the objective of the last iterate.
-        with torch.no_grad() if self.slot.left == 0 else contextlib.nullcontext():
+        # Nothing is differentiated through the objective of a last iterate, unless more iterations follow in another run.
+        with torch.set_grad_enabled(self.slot.record if self.slot.left == 0 else torch.is_grad_enabled()):
             error = self.objective.error_metric()
         error = search.offer(candidate, error, delta)
         if search.actions is not candidate:

@@ -76,7 +76,10 @@ class DualActiveSet:
             proof = self._enter(entering, 1.0 if value[entering] > self.upper[entering] else -1.0, violation[entering])
             if proof is None:
                 continue
-            relaxed = self._widen(proof)
+            excess = self._excess(proof)
+            if excess <= 0:
+                break
+            relaxed = self._widen(proof, excess)
             if not relaxed:
                 status = SolveStatus.INFEASIBLE
                 break
@@ -145,7 +148,14 @@ class DualActiveSet:
             keep = np.arange(len(active)) != int(np.argmin(ratio))
             self.active, self.sign, self.mu = active[keep], s[keep], self.mu[keep]
 
-    def _widen(self, proof: Array) -> bool:
+    def _excess(self, proof: Array) -> float:
+        """By how much weights contradict the bounds: A^T w = 0, yet w^T A y <= -excess. Not positive if they prove nothing."""
+        if np.abs(np.einsum("ij,i->j", self.rows, proof)).max(initial=0.0) > DEPENDENT * np.abs(proof).max():
+            return 0.0
+        used = proof != 0
+        return -float((proof[used] * np.where(proof[used] > 0, self.upper[used], self.lower[used])).sum())
+
+    def _widen(self, proof: Array, excess: float) -> bool:
         """Moves the soft limits in a contradiction, all by the same amount, until it is none; False if none is soft.
 
         A limit is one side of one group, and moves as a whole. The contradiction then holds with equality, so that a smaller
@@ -155,11 +165,10 @@ class DualActiveSet:
         weight = proof[up & (proof > 0)].sum() - proof[down & (proof < 0)].sum()
         if weight == 0:
             return False
-        used = proof != 0
-        excess = -(proof[used] * np.where(proof[used] > 0, self.upper[used], self.lower[used])).sum()
         self.lower[down] -= excess / weight
         self.upper[up] += excess / weight
         self.moved += excess / weight * np.stack([down, up])
+        self.fixed = self.lower == self.upper
         self._start(self.active, self.sign)
         return True
 

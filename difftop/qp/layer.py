@@ -100,7 +100,7 @@ class QPHead(nn.Module):
     uncertified action is ever executed, and give zero gradient: average losses with `SolveInfo.mean`.
 
     Everything is computed in float64, autocast or not, and y is returned in the dtype of e. For `torch.compile` the head is a
-    graph break. In evaluation mode the factors of Qbar are kept until L changes.
+    graph break. Where no gradient of L is wanted, the factors of Qbar are kept until L changes.
 
     Args:
         limits: what to satisfy; see `TrajectoryLimits`.
@@ -175,15 +175,17 @@ class QPHead(nn.Module):
             lower, upper = self.constraints.bounds(len(e), position, previous)
             hessian, operators = self._prepared()
             soft = None if self.training or self.limits.position_matrix is None else self.constraints.soft
-            y, solution = SolveQP.apply(  # type: ignore[no-untyped-call]
-                hessian, e.double(), lower, upper, operators, soft
-            )
+            if torch.is_grad_enabled():
+                y, solution = SolveQP.apply(hessian, e.double(), lower, upper, operators, soft)  # type: ignore[no-untyped-call]
+            else:
+                solution = solve(operators, e.double(), lower, upper, soft=soft)
+                y = solution.y
         info = SolveInfo(solution.status, solution.kkt, solution.slack, solution.rounds)
         return y.to(e.dtype).view(len(e), self.limits.horizon, self.limits.action_dim), info
 
     def _prepared(self) -> tuple[Tensor, Operators]:
-        """Qbar and what is made from it; kept in evaluation mode for as long as L, alpha and eps have the same values."""
-        if self.training or (torch.is_grad_enabled() and self.L.requires_grad):
+        """Qbar and what is made from it; without gradients of L kept for as long as L, alpha and eps have the same values."""
+        if torch.is_grad_enabled() and self.L.requires_grad:
             hessian = self.hessian()
             return hessian, prepare(hessian.detach(), self.constraints.rows)
         source = (self.L, self.alpha, self.eps)

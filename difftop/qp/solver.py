@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from difftop.qp.active_set import DualActiveSet
+from difftop.qp.batched import active_rows, cholesky_solve, drop_weakest, largest, pick, spread
 from difftop.types import SolveStatus
 
 KKT_TOLERANCE = 1e-9  # largest residual of a solved sample; stationarity and multipliers are relative, violation is absolute
@@ -210,27 +211,10 @@ def adjoint(operators: Operators, factors: list[Factors], certified: Tensor, g: 
     through = g @ operators.project.mT
     q = torch.zeros_like(through)
     for part in factors:
-        right = _pick(through[part.samples], part.active)
-        solved = _spread(_cholesky_solve(part.factor, right), part.active, q.shape[1])
+        right = pick(through[part.samples], part.active)
+        solved = spread(cholesky_solve(part.factor, right), part.active, q.shape[1])
         q[part.samples[part.solved]] = solved[part.solved]
     return g @ operators.inverse - q @ operators.project, q
-
-
-def _pick(values: Tensor, active: Tensor) -> Tensor:
-    """`values[b, active[b]]` with zeros where `active` is padded; `[b, k]`."""
-    return torch.nn.functional.pad(values, (0, active.shape[1])).gather(1, active)
-
-
-def _spread(values: Tensor, active: Tensor, m: int) -> Tensor:
-    """The transpose of `_pick`: `[b, k]` to `[b, m]`."""
-    return values.new_zeros(values.shape[0], m + active.shape[1]).scatter_(1, active, values)[:, :m]
-
-
-def _cholesky_solve(factor: Tensor, right: Tensor) -> Tensor:
-    """Two triangular solves, which unlike `torch.cholesky_solve` don't copy the factor; `[b, k]`."""
-    half = torch.linalg.solve_triangular(factor, right[..., None], upper=False)
-    solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0]
-    return solution
 
 
 class _Run:
@@ -238,25 +222,26 @@ class _Run:
 
     def __init__(self, operators: Operators, e: Tensor, lower: Tensor, upper: Tensor, keep_factors: bool) -> None:
         self.ops, self.e, self.keep = operators, e, keep_factors
-        batch, m = lower.shape
-        width = upper - lower
-        self.fixed = width.abs() <= KKT_TOLERANCE  # rows with l = u up to rounding are equalities
-        self.any_fixed = bool(self.fixed.any())
-        if self.any_fixed:
-            middle = 0.5 * (lower + upper)
-            lower, upper = torch.where(self.fixed, middle, lower), torch.where(self.fixed, middle, upper)
-        self.lower, self.upper = lower, upper
         self.y0 = -e @ operators.inverse
         self.gap = self.y0 @ operators.rows.mT
-        empty = (width < -KKT_TOLERANCE).any(1)
-        self.pending = (~empty).nonzero()[:, 0]
+        width = upper - lower
+        narrow = width <= KKT_TOLERANCE
+        self.fixed = None
+        status = torch.full(e.shape[:1], int(SolveStatus.FAILED), device=e.device)
+        if bool(narrow.any()):  # rows with l = u up to rounding are equalities, and where l > u there is no solution
+            empty = (width < -KKT_TOLERANCE).any(1)
+            status[empty] = int(SolveStatus.INFEASIBLE)
+            self.fixed, middle = narrow, 0.5 * (lower + upper)
+            lower, upper = torch.where(narrow, middle, lower), torch.where(narrow, middle, upper)
+        self.lower, self.upper = lower, upper
+        self.pending = (status == int(SolveStatus.FAILED)).nonzero()[:, 0]
         self.result = Solution(
             y=torch.full_like(e, torch.nan),
-            side=torch.zeros(batch, m, dtype=torch.int8, device=e.device),
-            status=torch.where(empty, int(SolveStatus.INFEASIBLE), int(SolveStatus.FAILED)),
-            kkt=e.new_full((batch,), torch.inf),
-            slack=e.new_zeros(batch),
-            rounds=torch.zeros(batch, dtype=torch.int64, device=e.device),
+            side=torch.zeros(lower.shape, dtype=torch.int8, device=e.device),
+            status=status,
+            kkt=e.new_full(e.shape[:1], torch.inf),
+            slack=e.new_zeros(e.shape[0]),
+            rounds=torch.zeros_like(status),
         )
 
     def identify(self, pending: Tensor, effort: Effort) -> Tensor:
@@ -278,15 +263,18 @@ class _Run:
                 s = torch.addmm(s, z.sub_(s, alpha=0.5), matrix, beta=1 - RELAXATION / 2)
             sides.append((s > high).to(torch.int8) - (s < low).to(torch.int8))
         side = torch.cat(sides)
-        return torch.where(self.fixed[pending] & (side == 0), 1, side)
+        return side if self.fixed is None else torch.where(self.fixed[pending] & (side == 0), 1, side)
 
     def finish(self, pending: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
         """One round of the primal-dual active set; returns the samples that are still open and their next sides."""
+        size, limit = self._chunk(pending, 128), min(self.ops.rows.shape)
         counts = (side != 0).sum(1)
+        if len(pending) <= size and int(counts.max()) <= limit:
+            return self._round(pending, side)
         order = counts.argsort()  # similar sizes together, in pieces that fit a core's cache
-        hopeless = int((counts > min(self.ops.rows.shape)).sum())  # more rows than unknowns, surely dependent: left as they are
+        hopeless = int((counts > limit).sum())  # more rows than unknowns, surely dependent: left as they are
         order, last = order[: len(order) - hopeless], order[len(order) - hopeless :]
-        parts = [self._round(pending[part], side[part]) for part in torch.split(order, self._chunk(pending, 128)) if len(part)]
+        parts = [self._round(pending[part], side[part]) for part in torch.split(order, size) if len(part)]
         parts.append((pending[last], side[last]))
         return torch.cat([samples for samples, _ in parts]), torch.cat([sides for _, sides in parts])
 
@@ -296,27 +284,28 @@ class _Run:
     def _round(self, samples: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
         """`finish` for one chunk `[b]`, side `[b, m]`."""
         ops, m = self.ops, side.shape[1]
-        lower, upper, e = self.lower[samples], self.upper[samples], self.e[samples]
-        active = _active_rows(side)
+        lower, upper, e, y0, gap = (x.index_select(0, samples) for x in (self.lower, self.upper, self.e, self.y0, self.gap))
+        active = active_rows(side)
         schur = torch.take(ops.dual, active[:, :, None] * ops.dual.shape[0] + active[:, None, :])
         factor, failed = torch.linalg.cholesky_ex(schur)
         bound = torch.where(side > 0, upper, lower)
-        multiplier = _spread(_cholesky_solve(factor, _pick(self.gap[samples] - bound, active)), active, m)
-        y = self.y0[samples] - multiplier @ ops.project
+        multiplier = spread(cholesky_solve(factor, pick(gap - bound, active)), active, m)
+        y = y0 - multiplier @ ops.project
         for step in range(3):
             value, gradient = y @ ops.rows.mT, y @ ops.hessian
             wrong = -(gradient + e + multiplier @ ops.rows)
             missing = torch.where(side != 0, bound - value, 0.0)
-            stationarity = _largest(wrong) / (1 + torch.maximum(_largest(e), _largest(gradient)))
-            equality = torch.maximum(stationarity, _largest(missing))
+            stationarity = largest(wrong) / (1 + torch.maximum(largest(e), largest(gradient)))
+            equality = torch.maximum(stationarity, largest(missing))
             if step == 2 or not bool((equality > REFINE_ABOVE).any()):
                 break
-            change = _spread(_cholesky_solve(factor, _pick(wrong @ ops.project.mT - missing, active)), active, m)
+            change = spread(cholesky_solve(factor, pick(wrong @ ops.project.mT - missing, active)), active, m)
             multiplier = multiplier + change
             y = y + wrong @ ops.inverse - change @ ops.project
         violation = torch.maximum(value - upper, lower - value)
-        backward = (multiplier * side).neg_() / (1 + _largest(multiplier))[:, None]
-        backward = torch.where(self.fixed[samples], 0.0, backward) if self.any_fixed else backward
+        backward = (multiplier * side).neg_() / (1 + largest(multiplier))[:, None]
+        if self.fixed is not None:
+            backward = torch.where(self.fixed[samples], 0.0, backward)
         pivots = factor.diagonal(dim1=1, dim2=2).square() / schur.diagonal(dim1=1, dim2=2)
         dependent = (failed > 0) | (pivots < PIVOT_TOLERANCE).any(1)
         sign = backward.amax(1) if m else torch.zeros_like(equality)
@@ -324,13 +313,15 @@ class _Run:
         solved = (kkt <= KKT_TOLERANCE) & (sign <= SIGN_TOLERANCE) & ~dependent
         self._accept(Factors(samples, solved, active, factor), y, side, kkt)
         left = (~solved).nonzero()[:, 0]
+        if not len(left):
+            return samples[:0], side[:0]
         following = torch.where(backward[left] > SIGN_TOLERANCE, 0, side[left])
         entering = (value > upper)[left].to(torch.int8) - (value < lower)[left].to(torch.int8)
         following = torch.where((violation[left] > KKT_TOLERANCE) & (following == 0), entering, following)
         broken = dependent[left]
         if bool(broken.any()):
             following = torch.where(
-                broken[:, None], _drop_weakest(side[left], active[left], pivots[left], failed[left]), following
+                broken[:, None], drop_weakest(side[left], active[left], pivots[left], failed[left]), following
             )
         return samples[left], following
 
@@ -370,27 +361,3 @@ class _Run:
         relaxed = pending[(status == int(SolveStatus.RELAXED))]
         certified = self.result.status[relaxed] == int(SolveStatus.SOLVED)
         self.result.status[relaxed[certified]] = int(SolveStatus.RELAXED)
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Largest absolute entry of each row; 0 for rows without entries."""
-    return x.abs().amax(1) if x.shape[1] else x.new_zeros(x.shape[0])
-
-
-def _active_rows(side: Tensor) -> Tensor:
-    """Indices of the nonzero entries of each row in increasing order, padded with m, m + 1, ... to the longest, `[b, k]`."""
-    b, m = side.shape
-    sample, row = side.nonzero(as_tuple=True)
-    counts = (side != 0).sum(1)
-    longest = int(counts.max())
-    position = torch.arange(len(row), device=side.device) - (counts.cumsum(0) - counts)[sample]
-    active = torch.arange(m, m + longest, device=side.device).repeat(b, 1)
-    active[sample, position] = row
-    return active
-
-
-def _drop_weakest(side: Tensor, active: Tensor, pivots: Tensor, failed: Tensor) -> Tensor:
-    """`side` without the row at which the factorization failed, or else the one with the smallest pivot."""
-    weakest = torch.where(failed > 0, failed.long() - 1, pivots.argmin(1))
-    row = active.gather(1, weakest[:, None])
-    return torch.nn.functional.pad(side, (0, active.shape[1])).scatter(1, row, 0)[:, : side.shape[1]]

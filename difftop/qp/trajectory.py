@@ -76,6 +76,32 @@ class TrajectoryLimits:
         """n = T_p A, the length of y."""
         return self.horizon * self.action_dim
 
+    def check_positions(self, positions: Tensor, name: str = "positions") -> None:
+        """Refuses demonstrations that leave the position limits; to be called when they are loaded.
+
+        LeTO's Remark 1: without a previous action, every training problem is feasible if p_t is inside the limits.
+
+        Args:
+            positions: `[N, c]`, of the constrained actions.
+            name: what to call them in the message.
+        Raises:
+            ValueError: wrong shape, NaN, or positions outside, with their number, the first and the worst.
+        """
+        check_rows(name, positions, (len(positions), len(self.selected)))
+        if self.position_matrix is None:
+            return
+        value = positions.double() @ torch.tensor(self.position_matrix, dtype=torch.float64, device=positions.device).mT
+        low, high = (
+            torch.tensor(self.vector(end), dtype=torch.float64, device=value.device) for end in ("position_min", "position_max")
+        )
+        outside = torch.maximum(low - value, value - high).amax(1)
+        if bool((outside > 0).any()):
+            worst, first = int(outside.argmax()), int((outside > 0).nonzero()[0])
+            raise ValueError(
+                f"{name}: {int((outside > 0).sum())} of {len(positions)} are outside of the position limits, first row {first}, "
+                f"worst row {worst} by {float(outside[worst]):.3g}; widen the limits or leave these demonstrations out."
+            )
+
     def _check_matrix(self) -> None:
         if self.position_matrix is not None and self.horizon < 2:
             raise ValueError(
@@ -192,6 +218,8 @@ def check_rows(name: str, value: Tensor, shape: tuple[int, int]) -> None:
     """Raises ValueError, naming the argument and the first bad sample, unless `value` is finite and has this shape."""
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} has shape {list(value.shape)}; it must be {list(shape)}.")
+    if math.isfinite(value.detach().sum(dtype=torch.float64)):
+        return  # the sum is finite only if all entries are, and costs a fifth of looking at each
     if not bool(torch.isfinite(value).all()):
         sample = int((~torch.isfinite(value).all(1)).nonzero()[0])
         raise ValueError(f"{name} has NaN or infinity in sample {sample}; all entries must be finite: look at what computed it.")

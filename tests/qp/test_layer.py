@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -333,3 +334,14 @@ def test_any_limits_and_dimensions(data: st.DataObject, actions: int, horizon: i
     for i in range(batch):
         expected, _ = clarabel_solve(head.hessian().detach(), head.constraints.rows, e[i], lower[i], upper[i])
         torch.testing.assert_close(y[i].flatten(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_example_in_the_docs_runs() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "qp.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(code, names)
+    actions = names["actions"]
+    assert isinstance(actions, Tensor) and actions.shape == (1, 10, 7)
+    heights = 0.06 + 0.05 * actions[0, :, 2].double().cumsum(0)
+    assert heights[:-1].min() >= 0.0475 - 1e-6 and actions[..., :6].abs().max() <= 0.5 + 1e-6

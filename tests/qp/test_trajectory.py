@@ -156,3 +156,16 @@ def test_bad_tensors_are_named() -> None:
         rows.bounds(2, torch.zeros(2, 6), torch.tensor([[0.0] * 7, [0.0] * 6 + [math.nan]]))
     assert rows.bounds(3, torch.zeros(3, 6), torch.zeros(3, 7))[0].shape == (3, 30 + 24 + 4)
     assert len(TrajectoryRows(box_limits(5, XYZ_ROWS)).rows) == 30 + 24 + 12
+
+
+def test_demonstrations_outside_of_the_position_limits_are_refused() -> None:
+    limits = box_limits(5, Z_ROW)
+    positions = torch.full((10, 6), 0.05)
+    positions[:, 0] = 9.0  # x is free
+    limits.check_positions(positions)
+    positions[3, 2], positions[7, 2] = 0.13, -0.2
+    with pytest.raises(ValueError, match=r"demo_3: 2 of 10 are outside of the position limits, first row 3, worst row 7 by 0.2"):
+        limits.check_positions(positions, "demo_3")
+    leto_limits().check_positions(positions)
+    with pytest.raises(ValueError, match=r"positions has shape \[10, 3\]"):
+        limits.check_positions(positions[:, :3])

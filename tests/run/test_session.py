@@ -1,0 +1,236 @@
+"""Whole runs through `train.main`: what is left on disk, how they go on, and what a user is told when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+import train
+from difftop.data.replay import ReplayBuffer
+from difftop.run.checkpoint import load_checkpoint, restore_replay
+from envs import EnvConfig, env_spec
+
+SMALL = [
+    "env=toy/point-mass",
+    "run.frames=100",
+    "run.seed_steps=50",
+    "run.batch_size=8",
+    "run.eval_every=50",
+    "run.eval_episodes=2",
+    "run.eval_envs=2",
+    "run.checkpoint_every=50",
+    "run.capacity=200",
+    "agent.model.mlp_dim=16",
+    "agent.model.encoder_dim=16",
+    "agent.model.latent_dim=8",
+    "agent.policy_gradient.states=4",
+    "env.video_size=64",
+    "threads=1",
+    "device=cpu",
+]
+FOLDER = Path("toy-point-mass/difftop_rl/default/seed1")
+
+
+def run(root: Path, *overrides: str) -> int:
+    given = {override.partition("=")[0] for override in overrides}
+    return train.main([*(o for o in SMALL if o.partition("=")[0] not in given), f"root={root}", *overrides])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def without_clock(path: Path) -> list[dict[str, str]]:
+    return [{key: value for key, value in row.items() if key != "wall_s"} for row in rows(path)]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(folder)
+    checkpoint.train_state["run"]["count"]["wall_s"] = 0.0
+    replay = ReplayBuffer(env_spec(EnvConfig(name="toy/point-mass")), capacity=200, horizon=5, prioritized=True)
+    restore_replay(checkpoint, replay)
+    rows = replay.read_rows(replay.begin, replay.end)
+    return {
+        "step": checkpoint.step,
+        "model": checkpoint.model,
+        "state": checkpoint.train_state,
+        "replay": replay.state_dict(),
+        "rows": rows,
+    }
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went through."""
+    root = tmp_path_factory.mktemp("finished")
+    assert run(root) == 0
+    return root / FOLDER
+
+
+def test_a_run_leaves_what_the_readme_says(finished: Path) -> None:
+    evals = rows(finished / "eval.csv")
+    assert [int(row["env_frames"]) for row in evals] == [0, 50, 100]
+    assert list(evals[0])[:7] == ["env_frames", "agent_steps", "return_mean", "return_std", "success_mean", "episodes", "wall_s"]
+    metrics = rows(finished / "metrics.csv")
+    assert list(metrics[0])[:3] == ["step", "reward", "seed"] and len(metrics) == 4
+    assert float(metrics[-1]["train/policy_gradient_loss"]) == float(metrics[-1]["train/policy_gradient_loss"])
+    assert list((finished / "tensorboard").glob("events*"))
+    assert (finished / "curve.png").stat().st_size > 5000
+    video = iio.imread(finished / "videos" / "eval_000000100.mp4", plugin="FFMPEG")
+    assert video.shape == (26, 64, 64, 3) and np.ptp(video) > 100
+    assert json.loads((finished / "config.json").read_text())["env"]["name"] == "toy/point-mass"
+    assert (finished / "checkpoints" / "last").resolve().name == "step_000000100"
+
+
+def test_a_finished_run_can_be_made_longer(finished: Path, tmp_path: Path) -> None:
+    root = finished.parents[3]
+    assert run(root, "run.frames=150") == 0
+    assert [int(row["env_frames"]) for row in rows(finished / "eval.csv")] == [0, 50, 100, 150]
+
+
+def test_evaluation_of_a_checkpoint_is_repeatable_and_takes_another_planner(finished: Path) -> None:
+    arguments = ["mode=eval", f"checkpoint={finished}", "run.eval_episodes=3", "device=cpu"]
+    for _ in range(2):
+        assert train.main(arguments) == 0
+        folder = next((finished / "eval").glob("step_*-seed1"))
+        played = rows(folder / "episodes.csv")
+        assert len(played) == 3 and (folder / "episode0.mp4").exists()
+    assert train.main([*arguments, "planner=none"]) == 0
+    assert [r["return"] for r in rows(folder / "episodes.csv")] != [r["return"] for r in played]
+
+
+def test_the_same_folder_with_another_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(finished.parents[3], "agent.loss.rho=0.7") == 2
+    said = capsys.readouterr().err
+    assert "agent.loss.rho was 0.5 and is 0.7" in said and "choose another name=NAME" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.capacity=10"], "run.capacity: replay capacity=10 can't hold one episode"),
+        (["device=cuda"], "device=cuda: torch sees no CUDA device here"),
+        (["mode=eval"], "mode=eval needs checkpoint=PATH"),
+        (["mode=eval", "checkpoint=/nowhere"], "there is no checkpoint in /nowhere"),
+    ],
+)
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str) -> None:
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert run(tmp_path, *overrides) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+def test_a_broken_simulator_loses_nothing_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: Path
+) -> None:
+    from envs.toy import PointMassSimulator
+
+    step, steps = PointMassSimulator.step, 0
+
+    def breaks(self: PointMassSimulator, action: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 230:
+            raise RuntimeError("the constraint solver diverged")
+        return step(self, action)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PointMassSimulator, "step", breaks)
+        assert run(tmp_path) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "toy/point-mass" in said and "the constraint solver diverged" in said
+    assert load_checkpoint(tmp_path / FOLDER).step == 50
+    assert run(tmp_path) == 0
+    assert [row["return_mean"] for row in rows(tmp_path / FOLDER / "eval.csv")] == [
+        row["return_mean"] for row in rows(finished / "eval.csv")[:3]
+    ]
+
+
+def test_a_truncated_checkpoint_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / FOLDER, symlinks=True)
+    model = (tmp_path / FOLDER / "checkpoints" / "last").resolve() / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    assert run(tmp_path, "run.frames=200") == 2
+    assert str(model) in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_agent_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / "toy-point-mass" / "tdmpc" / "default" / "seed1", symlinks=True)
+    arguments = [o for o in SMALL if "policy_gradient" not in o]
+    assert train.main([*arguments, f"root={tmp_path}", "agent=tdmpc"]) == 2
+    assert "'difftop_rl', not 'tdmpc'" in capsys.readouterr().err
+
+
+def command(root: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "train.py", *SMALL, f"root={root}", *overrides]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes], timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path: Path, how: signal.Signals) -> None:
+    more = ["run.frames=200", "run.checkpoint_every=25", "run.video=false"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    subprocess.run(command(tmp_path / "whole", *more), cwd=train.ROOT, check=True, env=environment, capture_output=True)
+    folder = tmp_path / "parts" / FOLDER
+    for step in (75, 125):
+        process = subprocess.Popen(command(tmp_path / "parts", *more), cwd=train.ROOT, env=environment, stderr=subprocess.PIPE)
+        wait_for(folder / "checkpoints" / f"step_{step:09d}", process)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+        assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+        if how != signal.SIGKILL:
+            assert load_checkpoint(folder).step >= step
+    subprocess.run(command(tmp_path / "parts", *more), cwd=train.ROOT, check=True, env=environment, capture_output=True)
+    whole = tmp_path / "whole" / FOLDER
+    assert_equal(final_state(folder), final_state(whole))
+    for table in ("eval.csv", "metrics.csv"):
+        assert without_clock(folder / table) == without_clock(whole / table)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_every_combination_with_joblib(tmp_path: Path) -> None:
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "agent=tdmpc,difftop_rl", "run.frames=25"]
+    small = [o for o in SMALL if "policy_gradient" not in o and not o.startswith("run.frames")]
+    done = subprocess.run(
+        [sys.executable, "train.py", *sweep, *small, f"root={tmp_path}"], cwd=train.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("eval.csv"))
+    assert found == [f"toy-point-mass/{agent}/default/seed{seed}" for agent in ("difftop_rl", "tdmpc") for seed in (1, 2)]
