@@ -27,10 +27,23 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from difftop.qp import QPHead, SolveInfo, TrajectoryLimits
+from difftop.qp import QPHead, TrajectoryLimits
 from difftop.qp.solver import prepare, solve
 from difftop.types import SolveStatus
-from tests.qp.problems import XYZ_ROWS, Z_ROW, Problem, box_limits, clarabel_solve, leto_limits, make, residuals
+from tests.qp.problems import (
+    XYZ_ROWS,
+    Z_ROW,
+    Problem,
+    box_limits,
+    clarabel_solve,
+    duplicated,
+    leto_limits,
+    make,
+    outside,
+    pinned,
+    residuals,
+    with_signs,
+)
 
 INFEASIBLE, FAILED = int(SolveStatus.INFEASIBLE), int(SolveStatus.FAILED)
 
@@ -211,31 +224,6 @@ def deployment(quick: bool) -> Measure:
     return Measure("deploy_ms", f"p95 {high[10]:.2f} ms", others, float(median[10]), 1.0)
 
 
-def duplicated(p: Problem) -> Problem:
-    """All rows twice."""
-    return Problem(p.hessian, torch.cat([p.rows] * 2), p.e, torch.cat([p.lower] * 2, 1), torch.cat([p.upper] * 2, 1))
-
-
-def pinned(p: Problem) -> Problem:
-    """v_0 given: l = u."""
-    value = torch.rand(len(p.e), 6, generator=torch.Generator().manual_seed(3)).double() - 0.5
-    lower, upper = p.lower.clone(), p.upper.clone()
-    lower[:, :6], upper[:, :6] = value, value
-    return Problem(p.hessian, p.rows, p.e, lower, upper)
-
-
-def scaled(p: Problem, factor: float) -> Problem:
-    """A linear term far too large for the limits."""
-    return Problem(p.hessian, p.rows, factor * p.e.sign(), p.lower, p.upper)
-
-
-def outside(p: Problem) -> Problem:
-    """Every second sample starts half a metre outside of its position box."""
-    shift = torch.zeros_like(p.lower)
-    shift[::2, -9:] = 0.5
-    return Problem(p.hessian, p.rows, p.e, p.lower - shift, p.upper - shift)
-
-
 def regression(batch: int) -> Iterator[tuple[str, bool, Problem]]:
     """Name, whether every sample is feasible, and problems: the table of failure modes that the method was chosen by."""
     for horizon in (1, 8, 10, 16, 32, 64):
@@ -251,10 +239,10 @@ def regression(batch: int) -> Iterator[tuple[str, bool, Problem]]:
     yield "position xyz", True, make(box_limits(10, XYZ_ROWS), batch, position=True)
     yield "previous action", True, make(leto_limits(10), batch, previous=True)
     yield "position z, previous action", False, make(box_limits(10, Z_ROW), batch, position=True, previous=True)
-    yield "e = 0", True, scaled(make(leto_limits(10), batch), 0.0)
+    yield "e = 0", True, with_signs(make(leto_limits(10), batch), 0.0)
     yield "l = u", True, pinned(make(leto_limits(10), batch))
     yield "duplicated rows", True, duplicated(make(leto_limits(10), batch))
-    yield "bang-bang, T_p 24", True, scaled(make(leto_limits(24), batch), 50.0)
+    yield "bang-bang, T_p 24", True, with_signs(make(leto_limits(24), batch), 50.0)
     yield "outside by 0.5", False, outside(make(box_limits(10, Z_ROW), batch, position=True))
     yield "one action constrained", True, make(TrajectoryLimits(7, 10, (2,), acceleration_min=-0.1, acceleration_max=0.1), batch)
     yield "nothing constrained", True, make(TrajectoryLimits(7, 10, ()), batch)
@@ -311,7 +299,6 @@ def gradients(quick: bool) -> Measure:
 
         def loss(*values: Tensor, head: QPHead = head, weight: Tensor = weight) -> Tensor:
             y, info = torch.func.functional_call(head, {"L": values[0]}, values[1:])
-            assert isinstance(info, SolveInfo)
             return info.mean((weight * y).sum((1, 2)))
 
         leaves = [x.clone().requires_grad_() for x in inputs]
@@ -344,10 +331,7 @@ def peak_memory() -> float:
 
 def plot(path: Path) -> None:
     """A noisy chunk of one action and its nearest trajectory inside velocity, acceleration and position limits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     steps, dt = 40, 0.05
     limits = TrajectoryLimits(
@@ -358,7 +342,8 @@ def plot(path: Path) -> None:
     wanted = 0.7 * torch.sin(2 * torch.pi * time_s / 2.0) + 0.2 * torch.randn(steps, generator=torch.Generator().manual_seed(0))
     y, info = QPHead.projection(limits).eval()(-wanted[None], torch.zeros(1, 1), torch.zeros(1, 1))
     assert bool(info.certified.all())
-    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True)
     for values, style, label in ((wanted, {"color": "0.65"}, "network"), (y[0, :, 0], {"color": "C0", "lw": 2}, "QP head")):
         values = values.detach()
         curves = (values, torch.cat([values[:1], values.diff()]) / dt, dt * torch.cat([torch.zeros(1), values.cumsum(0)[:-1]]))

@@ -63,7 +63,7 @@ class SolveStatus(IntEnum):
     SOLVED = 0  # finite, and the solver's own certificate holds (planner: the iteration budget was spent or it converged)
     RELAXED = 1  # solved after a documented relaxation (QP head: position limits)
     INFEASIBLE = 2  # proven to have no solution (QP head)
-    FAILED = 3  # numerical trouble; the result is the best finite iterate, or the start
+    FAILED = 3  # numerical trouble; a planner returns the best finite iterate, the QP head NaN: never an uncertified action
 
 
 @dataclass(frozen=True)

@@ -312,9 +312,9 @@ class _Run:
         kkt = torch.maximum(torch.maximum(equality, sign), violation.amax(1) if m else equality)
         solved = (kkt <= KKT_TOLERANCE) & (sign <= SIGN_TOLERANCE) & ~dependent
         self._accept(Factors(samples, solved, active, factor), y, side, kkt)
-        left = (~solved).nonzero()[:, 0]
-        if not len(left):
+        if bool(solved.all()):
             return samples[:0], side[:0]
+        left = (~solved).nonzero()[:, 0]
         following = torch.where(backward[left] > SIGN_TOLERANCE, 0, side[left])
         entering = (value > upper)[left].to(torch.int8) - (value < lower)[left].to(torch.int8)
         following = torch.where((violation[left] > KKT_TOLERANCE) & (following == 0), entering, following)
@@ -326,13 +326,14 @@ class _Run:
         return samples[left], following
 
     def _accept(self, factors: Factors, y: Tensor, side: Tensor, kkt: Tensor) -> None:
-        result, solved = self.result, factors.solved
-        result.rounds[factors.samples] += 1
-        if not bool(solved.any()):
+        result, kept = self.result, factors.solved.nonzero()[:, 0]
+        result.rounds.index_add_(0, factors.samples, torch.ones_like(factors.samples))
+        if not len(kept):
             return
-        index = factors.samples[solved]
-        result.y[index], result.side[index], result.kkt[index] = y[solved], side[solved], kkt[solved]
-        result.status[index] = int(SolveStatus.SOLVED)
+        index = factors.samples.index_select(0, kept)
+        for all_, values in ((result.y, y), (result.side, side), (result.kkt, kkt)):
+            all_.index_copy_(0, index, values.index_select(0, kept))
+        result.status.index_fill_(0, index, int(SolveStatus.SOLVED))
         if self.keep:
             result.factors.append(factors)
 

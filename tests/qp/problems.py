@@ -70,6 +70,31 @@ def random_hessian(n: int, condition: float, generator: torch.Generator) -> Tens
     return (q * torch.logspace(-half, half, n, dtype=torch.float64)) @ q.mT
 
 
+def duplicated(p: Problem) -> Problem:
+    """All rows twice."""
+    return Problem(p.hessian, torch.cat([p.rows] * 2), p.e, torch.cat([p.lower] * 2, 1), torch.cat([p.upper] * 2, 1))
+
+
+def pinned(p: Problem) -> Problem:
+    """v_0 given: l = u."""
+    value = torch.rand(len(p.e), 6, generator=torch.Generator().manual_seed(3)).double() - 0.5
+    lower, upper = p.lower.clone(), p.upper.clone()
+    lower[:, :6], upper[:, :6] = value, value
+    return Problem(p.hessian, p.rows, p.e, lower, upper)
+
+
+def with_signs(p: Problem, factor: float) -> Problem:
+    """e = +-factor; at 50 far too large for the limits."""
+    return Problem(p.hessian, p.rows, factor * p.e.sign(), p.lower, p.upper)
+
+
+def outside(p: Problem) -> Problem:
+    """Every second sample starts half a metre outside of its position box."""
+    shift = torch.zeros_like(p.lower)
+    shift[::2, -9:] = 0.5
+    return Problem(p.hessian, p.rows, p.e, p.lower - shift, p.upper - shift)
+
+
 def residuals(problem: Problem, y: Tensor, side: Tensor) -> Tensor:
     """KKT residual `[B]` written from the definition, with multipliers from least squares on the active rows."""
     worst = []

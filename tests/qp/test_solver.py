@@ -11,31 +11,21 @@ from difftop.qp import TrajectoryLimits, solver
 from difftop.qp.active_set import DualActiveSet
 from difftop.qp.solver import prepare, solve
 from difftop.types import SolveStatus
-from tests.qp.problems import XYZ_ROWS, Z_ROW, Problem, box_limits, clarabel_solve, leto_limits, make, residuals
+from tests.qp.problems import (
+    XYZ_ROWS,
+    Z_ROW,
+    Problem,
+    box_limits,
+    clarabel_solve,
+    duplicated,
+    leto_limits,
+    make,
+    pinned,
+    residuals,
+    with_signs,
+)
 
 SOLVED, INFEASIBLE, RELAXED = int(SolveStatus.SOLVED), int(SolveStatus.INFEASIBLE), int(SolveStatus.RELAXED)
-
-
-def duplicated(problem: Problem) -> Problem:
-    return Problem(
-        problem.hessian,
-        *(
-            torch.cat([x, x], -2 if x is problem.rows else -1) if x is not problem.e else x
-            for x in (problem.rows, problem.e, problem.lower, problem.upper)
-        ),
-    )
-
-
-def pinned(problem: Problem) -> Problem:
-    value = torch.rand(len(problem.e), 6, generator=torch.Generator().manual_seed(3)).double() - 0.5
-    lower, upper = problem.lower.clone(), problem.upper.clone()
-    lower[:, :6] = upper[:, :6] = value
-    return Problem(problem.hessian, problem.rows, problem.e, lower, upper)
-
-
-def bang_bang() -> Problem:
-    p = make(leto_limits(24), 8)
-    return Problem(p.hessian, p.rows, 50 * p.e.sign(), p.lower, p.upper)
 
 
 CASES = {
@@ -50,7 +40,7 @@ CASES = {
     "position xyz": lambda: make(box_limits(10, XYZ_ROWS), 16, position=True),
     "duplicated rows": lambda: duplicated(make(leto_limits(6), 16)),
     "equalities": lambda: pinned(make(leto_limits(10), 16)),
-    "bang-bang": bang_bang,
+    "bang-bang": lambda: with_signs(make(leto_limits(24), 8), 50.0),
     "one step": lambda: make(TrajectoryLimits(7, 1, range(6)), 16),
     "one action": lambda: make(TrajectoryLimits(3, 8, (1,), acceleration_min=-0.1, acceleration_max=0.1), 16),
     "scaled": lambda: (lambda p: Problem(1e6 * p.hessian, p.rows, 1e6 * p.e, p.lower, p.upper))(make(leto_limits(6), 16)),
