@@ -74,12 +74,10 @@ class PlanningActor:
         std = self.config.std(agent_steps) if self.explore else 0.0
         with self.agent.autocast():
             z = full_precision(self.agent.model.encode(obs))
-            if self.config.planner == "none":
-                action = full_precision(self.agent.model.policy(z))
-            elif self.config.planner == "mppi":
+            if self.config.planner == "mppi":
                 return self._act_mppi(z, t0, agent_steps)
-            else:
-                action = self._act_lm(obs, z, t0, agent_steps)
+        # Single rows gain nothing from bfloat16, and the optimizer's small steps would drown in its rounding.
+        action = self.agent.model.policy(z) if self.config.planner == "none" else self._act_lm(obs, z, t0, agent_steps)
         noisy = self.config.planner == "none" or self.config.noise
         return add_noise(action, std, self.generator) if noisy else action
 
@@ -102,7 +100,7 @@ class PlanningActor:
     def _act_lm(self, obs: Tensor, z: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
         horizon = self.config.plan_length(agent_steps)
         std = self.config.start_std if self.explore else 0.0
-        prior = full_precision(policy_plan(self.agent.model, z, horizon, std, self.generator))
+        prior = policy_plan(self.agent.model, z, horizon, std, self.generator)
         result = self.agent.lm.plan(
             self.agent.latent_model,
             z,

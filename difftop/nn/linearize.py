@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from difftop.nn.mlp import EnsembleLinear, EnsembleNorm
+from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 
 Pullback = Callable[[Tensor], Tensor]
 Linearized = tuple[Tensor, Pullback]
@@ -218,6 +218,7 @@ def _mish(module: nn.Mish, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable
 
 _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
     nn.Sequential: _sequential,
+    EnsembleMLP: _sequential,
     nn.Linear: _linear,
     EnsembleLinear: _ensemble_linear,
     nn.LayerNorm: _layer_norm,

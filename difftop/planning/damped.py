@@ -52,5 +52,5 @@ def curvature_solve(jacobian: Tensor, vector: Tensor, damping: Tensor) -> Tensor
 
 def _solve(gram: Tensor, mu: Tensor, right: Tensor) -> Tensor:
     gram.diagonal(dim1=1, dim2=2).add_(mu.squeeze(2))
-    factor, _ = torch.linalg.cholesky_ex(gram)  # the other cholesky raises for the whole batch when one sample fails
-    return torch.cholesky_solve(right, factor)
+    solution: Tensor = torch.linalg.solve_ex(gram, right)[0]  # `solve` raises for the whole batch when one sample fails
+    return solution
