@@ -36,9 +36,9 @@ class PolicyGradientConfig:
     )
     coef: float = option(0.1, "coefficient of the loss, mode=replay", low=0)
     states: int = option(64, "replayed states per gradient step", low=1)
-    every: int = option(1, "gradient steps between two that carry the loss", low=1)
+    every: int = option(4, "gradient steps between two that carry the loss", low=1)
     critic_coef: float = option(0.1, "coefficient of the raw critic's TD error in the model loss", low=0)
-    normalize: bool = option(True, "divide the critic's value by the running scale of returns (the papers don't)")
+    normalize: bool = option(True, "divide the critic's value by the running size of one step's reward (the papers don't)")
     grad_clip: float = option(100.0, "largest gradient norm of the on-policy step", above=0)
 
 
@@ -90,8 +90,8 @@ class DiffTOP(TDMPC):
         a(theta) = plan(h(s), R, d, Q)_0          the first action of the optimized plan, by Levenberg-Marquardt
         L_PG = - mean_s min_j C_j(s, a(theta)) / S
 
-    C is the raw critic, frozen inside L_PG and trained by its own TD error beside the model loss; S is the running scale of
-    returns. L_PG reaches encoder, dynamics, reward and latent Q; never the policy prior, nor C. With `mode=replay` it is part
+    C is the raw critic, frozen inside L_PG and trained by its own TD error beside the model loss; S is the running size of
+    one step's reward. L_PG reaches encoder, dynamics, reward and latent Q; never the policy prior, nor C. With `mode=replay` it is part
     of every update (the paper's equation 6); with `mode=on_policy` it is summed over the states of the last episode and takes
     one step of an optimizer of its own (what the official code does).
 
@@ -167,13 +167,13 @@ class DiffTOP(TDMPC):
             with torch.no_grad():
                 horizon = acting.plan_length(agent_steps)
                 start = policy_plan(self.model, z.detach(), horizon, acting.start_std, self.generator)
-        scale = self.return_scale.value
+        scale = self.step_scale()
         with torch.autocast(self.device.type, enabled=False), frozen(self.model.pi):
             plan = self.lm.plan(
                 self.latent_model,
                 full_precision(z),
                 full_precision(start),
-                scale=self.step_scale(),
+                scale=scale,
                 generator=self.generator,
                 differentiable=True,
             )
