@@ -1,0 +1,101 @@
+"""ManiSkill's trajectory files: an .h5 and, beside it, a .json of the same name; h5py is all that is needed.
+
+    json            env_info {env_id, env_kwargs, max_episode_steps}, episodes [{episode_id, elapsed_steps, success, ...}]
+    traj_<id>       actions [T, A]; obs [T+1, D] (state) or groups of them (state_dict, rgb, ...); env_states, success, ...
+
+An observation more than actions: the last one, after the last action, is not used. Keys of nested groups are joined by '/':
+`agent/qpos`, `extra/tcp_pose`, `sensor_data/base_camera/rgb`; a flat state is called `state`.
+Source: ManiSkill 3.0.1, documentation "Trajectory format" and `mani_skill/trajectory/dataset.py`.
+Differs: episodes in numeric order (ManiSkill 2 tools sort as text), everything is checked on opening.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Source, open_hdf5, read_demonstrations
+
+
+def open_maniskill(
+    path: str | Path,
+    *,
+    obs_keys: Sequence[str] | None = None,
+    successful_only: bool = False,
+    limit: int | None = None,
+    cache_bytes: int = 2**30,
+) -> Demonstrations:
+    """Opens, checks and loads a file.
+
+    Args:
+        path: the .h5 file.
+        obs_keys: observations to use, in this order; None for all that are no images.
+        successful_only: leave out episodes that the .json doesn't call successful.
+        limit: use the first so many.
+        cache_bytes: memory for images.
+    Raises:
+        DemonstrationError: the first thing that is wrong with either file. Raw files (control mode pd_joint_pos, no
+            observations) have to be replayed before.
+    """
+    path = Path(path)
+    env, episodes = _metadata(path.with_suffix(".json"))
+    with open_hdf5(path) as file:
+        sources = [
+            _source(path, file, episode)
+            for episode in sorted(episodes, key=lambda e: int(e["episode_id"]))
+            if not successful_only or bool(episode.get("success"))
+        ]
+        if not sources[:limit]:
+            raise DemonstrationError(
+                f"{path}: no episode is left of {len(episodes)} (successful_only={successful_only}, limit={limit})."
+            )
+        return read_demonstrations(path, file, sources[:limit], env, obs_keys, cache_bytes)
+
+
+def _metadata(path: Path) -> tuple[EnvInfo, list[Mapping[str, Any]]]:
+    """Environment and episodes of the .json file."""
+    try:
+        raw = json.loads(path.read_text())
+        info, episodes = raw["env_info"], raw["episodes"]
+        env = EnvInfo(name=info["env_id"], kwargs=info.get("env_kwargs", {}), version=info.get("env_version"), raw=info)
+        for episode in episodes:
+            int(episode["episode_id"])
+    except OSError as error:
+        raise DemonstrationError(
+            f"{path}: can't be read ({error.strerror}); a trajectory .h5 needs its .json beside it."
+        ) from error
+    except KeyError as error:
+        raise DemonstrationError(f"{path}: lacks {error}; it must have env_info.env_id and episodes with episode_id.") from error
+    except (TypeError, ValueError) as error:
+        raise DemonstrationError(f"{path}: not the JSON of a ManiSkill trajectory ({error}).") from error
+    return env, episodes
+
+
+def _source(path: Path, file: Any, episode: Mapping[str, Any]) -> Source:
+    name = f"traj_{int(episode['episode_id'])}"
+    group = file.get(name)
+    if not isinstance(group, h5py.Group):
+        raise DemonstrationError(f"{path}: {name} is in the .json but not in the .h5; they don't belong together.")
+    obs = dict(_observations(group))
+    if not obs:
+        raise DemonstrationError(
+            f"{path}: {name} has no observations, only {', '.join(group)}; make them with "
+            "`python -m mani_skill.trajectory.replay_trajectory --traj-path FILE -o state -c pd_ee_delta_pose --save-traj`."
+        )
+    elapsed = episode.get("elapsed_steps")
+    return Source(name, f"{name}/actions", obs, None if elapsed is None else int(elapsed), "elapsed_steps", extra_rows=1)
+
+
+def _observations(group: Any) -> Iterator[tuple[str, str]]:
+    """Pairs of key and dataset."""
+    obs = group.get("obs")
+    if isinstance(obs, h5py.Dataset):
+        yield "state", obs.name
+    elif isinstance(obs, h5py.Group):
+        found: list[str] = []
+        obs.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
+        yield from ((key, f"{obs.name}/{key}") for key in found)

@@ -1,0 +1,217 @@
+"""RoboMimic's HDF5 layout, read and written; h5py is all that is needed.
+
+    data            attrs: env_args (JSON: env_name, type, env_kwargs, env_version), total
+    data/demo_<k>   attrs: num_samples, model_file; actions [T, A], states [T, D], rewards [T], dones [T], obs/<key> [T, ...]
+    mask/<filter>   names of demonstrations, [N] byte strings
+
+Three generations are in use: v0.1 (no env_version), v141 (robosuite 1.4.1, flat controller_configs) and v15 (robosuite 1.5.1,
+controller_configs by body part). Some writers say `env_type` for `type`; both are read.
+Source: robomimic 0.2.0 to 0.5.0, `utils/dataset.py`, `utils/file_utils.py`.
+Differs: everything is checked on opening; robomimic compares no lengths, and fills missing datasets with zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from difftop.data.demonstrations import (
+    Array,
+    DemonstrationError,
+    Demonstrations,
+    EnvInfo,
+    Source,
+    check_actions,
+    check_values,
+    open_hdf5,
+    read_demonstrations,
+)
+
+LOW_DIM_KEYS = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the papers'; more of them halve success
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode to be written.
+
+    Attributes:
+        obs: by key `[T, ...]`, observed before each action; images `[T, H, W, C]` uint8, upright.
+        actions: `[T, A]`, in [-1, 1].
+        rewards: `[T]`.
+        dones: `[T]`, None for an episode that is done at its end.
+        states: simulator states `[T, D]` to rebuild observations from, if there are any.
+        attributes: strings to keep with it: `model_file`, `ep_meta`.
+    """
+
+    obs: Mapping[str, Array]
+    actions: Array
+    rewards: Array
+    dones: Array | None = None
+    states: Array | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_robomimic(
+    path: str | Path,
+    *,
+    obs_keys: Sequence[str] | None = None,
+    filter_key: str | None = None,
+    limit: int | None = None,
+    action_key: str = "actions",
+    cache_bytes: int = 2**30,
+) -> Demonstrations:
+    """Opens, checks and loads a file.
+
+    Args:
+        path: the HDF5 file.
+        obs_keys: observations to use, in this order (`LOW_DIM_KEYS`, camera images); None for all that are no images.
+        filter_key: use the demonstrations of `mask/<filter_key>` only: train, valid, better, 20_percent, ...
+        limit: use the first so many of them.
+        action_key: dataset of actions.
+        cache_bytes: memory for images.
+    Raises:
+        DemonstrationError: the first thing that is wrong with the file.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        data = file.get("data")
+        if not isinstance(data, h5py.Group):
+            raise DemonstrationError(
+                f"{path}: group data is missing; this is no RoboMimic file (ManiSkill: open its .h5 beside its .json)."
+            )
+        env = _env(path, data.attrs.get("env_args"))
+        names = _all_names(path, data)
+        if filter_key is not None:
+            names = _filtered(path, file, filter_key, names)
+        sources = [_source(path, data[name], action_key) for name in names[:limit]]
+        if not sources:
+            raise DemonstrationError(
+                f"{path}: no demonstration is left of {len(names)} (filter_key={filter_key}, limit={limit})."
+            )
+        return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes)
+
+
+def write_demonstrations(
+    path: str | Path,
+    episodes: Iterable[Recording],
+    env_args: Mapping[str, Any],
+    masks: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Writes episodes as they come; the file appears under its name only when it is whole.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        episodes: the k-th becomes `demo_<k>`.
+        env_args: `env_name`, `type` (1 robosuite, 2 gym), `env_kwargs`, `env_version`.
+        masks: numbers of episodes by filter.
+    Raises:
+        DemonstrationError: env_args lacks a key, there is no episode, or one is not as `open_robomimic` needs it.
+    """
+    path = Path(path)
+    missing = [key for key in ("env_name", "type", "env_kwargs", "env_version") if key not in env_args]
+    if missing:
+        raise DemonstrationError(f"{path}: env_args lacks {', '.join(missing)}.")
+    partial, total, count = path.with_name(path.name + ".part"), 0, 0
+    try:
+        with h5py.File(partial, "w") as file:
+            data = file.create_group("data")
+            for episode in episodes:
+                total += _write(data.create_group(f"demo_{count}"), episode, f"{path}: demo_{count}")
+                count += 1
+            if not count:
+                raise DemonstrationError(f"{path}: there is no episode to write.")
+            data.attrs["total"], data.attrs["env_args"] = total, json.dumps(dict(env_args), indent=4)
+            for name, members in (masks or {}).items():
+                if not all(0 <= k < count for k in members):
+                    raise DemonstrationError(f"{path}: mask {name} = {list(members)} names an episode beyond {count - 1}.")
+                file[f"mask/{name}"] = np.array([f"demo_{k}".encode() for k in members], dtype="S")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(group: Any, episode: Recording, where: str) -> int:
+    """Writes one episode and returns its number of steps."""
+    steps = len(check_actions(f"{where}/actions", np.asarray(episode.actions)))
+    dones = np.arange(1, steps + 1) == steps if episode.dones is None else episode.dones
+    columns: dict[str, tuple[Array, Any]] = {
+        "actions": (episode.actions, np.float64),
+        "rewards": (episode.rewards, np.float64),
+        "dones": (dones, np.int64),
+    }
+    columns |= {} if episode.states is None else {"states": (episode.states, np.float64)}
+    columns |= {f"obs/{key}": (values, np.asarray(values).dtype) for key, values in episode.obs.items()}
+    for name, (values, dtype) in columns.items():
+        rows = np.asarray(values)
+        if len(rows) != steps:
+            raise DemonstrationError(f"{where}/{name} has {len(rows)} rows for {steps} actions; it must have one per action.")
+        if rows.dtype.kind != "u":
+            check_values(f"{where}/{name}", rows)
+        group.create_dataset(name, data=rows.astype(dtype))
+    group.attrs["num_samples"] = steps
+    for name, text in episode.attributes.items():
+        group.attrs[name] = text
+    return steps
+
+
+def _env(path: Path, text: Any) -> EnvInfo:
+    try:
+        raw = json.loads(text.decode() if isinstance(text, bytes) else text)
+        name, kwargs, _ = raw["env_name"], raw["env_kwargs"], raw["type"] if "type" in raw else raw["env_type"]
+    except (TypeError, ValueError) as error:
+        raise DemonstrationError(f"{path}: attribute env_args of data is missing or no JSON ({error}).") from error
+    except KeyError as error:
+        raise DemonstrationError(f"{path}: env_args lacks {error}; it must have env_name, type and env_kwargs.") from error
+    return EnvInfo(name=name, kwargs=kwargs, version=raw.get("env_version"), raw=raw)
+
+
+def _all_names(path: Path, data: Any) -> list[str]:
+    """Names of all demonstrations, in numeric order."""
+    strange = [name for name in data if not re.fullmatch(r"demo_\d+", name)]
+    if strange:
+        raise DemonstrationError(f"{path}: data has {strange[0]!r}; demonstrations must be called demo_0, demo_1, ...")
+    names = sorted(data, key=_number)
+    if "total" in data.attrs:
+        total, found = int(data.attrs["total"]), sum(int(data[name].attrs.get("num_samples", 0)) for name in names)
+        if total != found:
+            raise DemonstrationError(
+                f"{path}: its demonstrations have {found} samples but its attribute total is {total}; some are missing, or it "
+                "was edited: correct data.attrs['total'] if that was meant."
+            )
+    return names
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("demo_"))
+
+
+def _filtered(path: Path, file: Any, filter_key: str, names: Sequence[str]) -> list[str]:
+    masks = file.get("mask", {})
+    if filter_key not in masks:
+        raise DemonstrationError(f"{path}: no filter key {filter_key!r}; it has {', '.join(masks) or 'none'}.")
+    chosen = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[filter_key][()]}
+    absent = sorted(chosen - set(names))
+    if absent:
+        raise DemonstrationError(f"{path}: mask/{filter_key} names {absent[0]!r}, which is not in data.")
+    return [name for name in names if name in chosen]
+
+
+def _source(path: Path, group: Any, action_key: str) -> Source:
+    name = group.name.rsplit("/", 1)[-1]
+    if "num_samples" not in group.attrs:
+        raise DemonstrationError(f"{path}: {name} has no attribute num_samples; was writing it interrupted?")
+    if not isinstance(group.get("obs"), h5py.Group):
+        raise DemonstrationError(
+            f"{path}: {name} has no observations, only {', '.join(group)}; make them from the states first (robomimic: "
+            "dataset_states_to_obs.py)."
+        )
+    obs = {key: f"{group.name}/obs/{key}" for key in group["obs"]}
+    return Source(name, f"{group.name}/{action_key}", obs, int(group.attrs["num_samples"]), "num_samples")

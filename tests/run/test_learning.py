@@ -1,0 +1,53 @@
+"""Agents reach the known optimum of the toy environment, end to end through the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.registry import make_agent
+from difftop.data.replay import ReplayBuffer
+from difftop.options import build
+from difftop.run.evaluate import evaluate
+from difftop.run.online import Hooks, OnlineRun, RunConfig
+from envs import EnvConfig, env_spec, make_vector_env
+from envs.toy import optimal_return
+
+TOY = EnvConfig(name="toy/point-mass")
+
+
+class Never:
+    stopped = False
+
+
+@pytest.mark.parametrize("agent", ["tdmpc", "difftop_rl"])
+def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
+    spec = env_spec(TOY)
+    run_options = {"frames": 900, "seed_steps": 300, "batch_size": 64, "eval_every": 10_000, "eval_episodes": 1, "video": False}
+    acting = {"horizon": 3, "horizon_start": 3, "std_steps": 600, "mppi": {"samples": 64, "elites": 8, "iterations": 3}}
+    model = {"mlp_dim": 64, "encoder_dim": 32, "latent_dim": 16}
+    loss = {"learning_rate": 2e-3, "target_rate": 0.05}
+    made = make_agent({"name": agent, "acting": acting, "model": model, "loss": loss, "discount": 0.9}, spec, seed=0)
+    config = build(RunConfig, run_options)
+    replay = ReplayBuffer(spec, capacity=1000, horizon=5, prioritized=False)
+    hooks = Hooks(lambda run, result: None, lambda run, metrics: None, lambda run: None, lambda batch: Path(), Never())
+    OnlineRun(made, spec, make_vector_env(TOY, 1), make_vector_env(TOY, 1), replay, config, seed=0, hooks=hooks).run()
+
+    seeds, envs = list(range(100, 110)), make_vector_env(TOY, 10)
+    best = np.mean([optimal_return(envs.reset_at(0, seed))[0] for seed in seeds])
+    result = evaluate(envs, lambda n: made.actor(n, seed=0, explore=False), seeds, agent_steps=900)
+    still = evaluate(envs, lambda n: Still(), seeds, agent_steps=0).return_mean
+    assert best > still + 5  # there is something to learn
+    assert result.return_mean > best - 0.05 * (best - still), (result.return_mean, best, still)
+
+
+class Still:
+    """Does nothing."""
+
+    def act(self, obs, t0, agent_steps):  # type: ignore[no-untyped-def]
+        return obs.new_zeros(len(obs), 2)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
