@@ -45,12 +45,14 @@ class LimitsConfig:
     def make(self, action_dim: int, horizon: int) -> TrajectoryLimits:
         """The limits of trajectories `[horizon, action_dim]`; positions in action units times s, see `position_scale`."""
         free = {i + action_dim if i < 0 else i for i in self.free}
+        if not free <= set(range(action_dim)):
+            raise ConfigError(f"limits.free={self.free}: there are {action_dim} actions, numbered from 0, or from -1 backwards.")
         constrained = [i for i in range(action_dim) if i not in free]
         axes, low, high = self.position_axes, self.position_min, self.position_max
         if not len(axes) == len(low) == len(high) or bool(axes) != bool(self.position_key) or not set(axes) <= set(constrained):
             raise ConfigError(
-                f"limits: position_key={self.position_key!r}, position_axes={axes}, position_min={low}, position_max={high}: give all or "
-                f"none of them, one minimum and one maximum per axis, and axes among the limited actions {constrained}."
+                f"limits: position_key={self.position_key!r}, position_axes={axes}, position_min={low}, position_max={high}: "
+                f"give all or none, one minimum and one maximum per axis, and axes among the limited actions {constrained}."
             )
         return TrajectoryLimits(
             action_dim,
@@ -140,10 +142,9 @@ class LetoPolicy(nn.Module):
     def __init__(self, config: LetoConfig, shapes: Mapping[str, tuple[int, ...]], action_dim: int, *, seed: int) -> None:
         super().__init__()
         self.config, self.limits = config, config.limits.make(action_dim, config.horizon)
-        if config.limits.position_key and config.limits.position_key not in shapes:
-            raise ConfigError(
-                f"limits.position_key={config.limits.position_key}: no such observation; there are {', '.join(shapes)}."
-            )
+        key, axes = config.limits.position_key, config.limits.position_axes
+        if key and (key not in shapes or max(axes) >= shapes[key][0]):
+            raise ConfigError(f"limits.position_key={key}, position_axes={axes}: no such observations; there are {dict(shapes)}.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.encoder = LowDimEncoder(shapes, list(config.encoder_dims))
@@ -184,14 +185,15 @@ class LetoPolicy(nn.Module):
             mean_{b, i, j, k} (y_bijk - a_{b, i+j, k})^2
 
         Returns:
-            the loss, and metrics by tag: `loss`, `qp/uncertified` (share of samples without an action), `qp/kkt` (worst residual).
+            the loss, and metrics by tag: `loss`, `qp/uncertified` (share of samples without an action), `qp/kkt`
+                (worst residual of the others).
         Source: LeTO, arXiv:2401.17500, section III-A; the mean over all entries, gripper included, is its code's.
         """
         y, info = self.predict(batch.obs)
         error = (y - overlapping(batch.actions, self.config.horizon)).square().mean(-1)  # [B, T_s, T_p]
         weight = overlapping(batch.mask, self.config.horizon).to(error.dtype)
         counted = info.mean(weight.mean(-1).flatten())
-        loss = info.mean((error * weight).mean(-1).flatten()) / counted.clamp_min(torch.finfo(counted.dtype).tiny)
+        loss = info.mean((error).mean(-1).flatten()) / counted.clamp_min(torch.finfo(counted.dtype).tiny)
         certified = info.certified
         kkt = torch.where(certified, info.kkt, 0.0).max()
         return loss, {"loss": loss.detach(), "qp/uncertified": 1 - certified.double().mean(), "qp/kkt": kkt}
@@ -224,7 +226,8 @@ class LetoPolicy(nn.Module):
         """e `[B, T_p A]` for another head: minus the trajectory that the trained head would give without limits."""
         if not isinstance(self.head, QPHead):
             return e
-        return torch.linalg.solve(self.head.hessian(), e.double().mT).mT.to(e.dtype)
+        wanted: Tensor = torch.linalg.solve(self.head.hessian(), e.double().mT).mT
+        return wanted.to(e.dtype)
 
     def _make_head(self, name: str) -> nn.Module:
         if name == "qp":
@@ -241,7 +244,7 @@ class LetoActor:
     """
 
     def __init__(self, policy: LetoPolicy, num_envs: int, head: str) -> None:
-        self.policy, self.head, self.own = policy, policy.deployed_head(head).eval(), head == policy.config.head
+        self.policy, self.head, self.own = policy, policy.deployed_head(head), head == policy.config.head
         weight, config = policy.linear.weight, policy.config
         self.rows = TrajectoryRows(policy.limits).to(weight.device)
         zeros = weight.new_zeros(config.layers, num_envs, config.hidden_dim)

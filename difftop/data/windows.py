@@ -26,6 +26,10 @@ class WindowBatch:
     actions: Tensor
     mask: Tensor
 
+    def to(self, device: torch.device) -> WindowBatch:
+        """The same windows on another device."""
+        return WindowBatch({key: x.to(device) for key, x in self.obs.items()}, self.actions.to(device), self.mask.to(device))
+
 
 def overlapping(steps: Tensor, horizon: int) -> Tensor:
     """Targets of the predictions: `[B, T_s + T_p - 1, ...]` to `[B, T_s, T_p, ...]`, entry i, j being step i + j; a view.

@@ -10,8 +10,8 @@ product per layer for all N rows of all samples. The classes below turn networks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,7 @@ class PolicyValue:
         return value, pullback
 
 
-def _sequential(module: Iterable[Any], x: Tensor) -> Linearized:
+def _sequential(module: nn.Sequential, x: Tensor) -> Linearized:
     steps: list[tuple[Callable[[], Tensor] | None, Pullback, bool]] = []
     product = False  # whether x is the fresh output of a matrix product, which nothing else needs
     for layer in module:
@@ -119,7 +119,7 @@ def _sequential(module: Iterable[Any], x: Tensor) -> Linearized:
             product = False
         else:
             x, pullback = linearize(layer, x)
-            product = isinstance(layer, nn.Linear | EnsembleLinear | _Linear)
+            product = isinstance(layer, nn.Linear | EnsembleLinear)
             steps.append((None, pullback, product))
 
     def chain(cotangent: Tensor) -> Tensor:
@@ -137,54 +137,11 @@ def _sequential(module: Iterable[Any], x: Tensor) -> Linearized:
     return x, chain
 
 
-class _Linear(NamedTuple):
-    weight: Tensor
-    bias: Tensor
-
-
-class _Norm(NamedTuple):
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-
-def _ensemble(module: EnsembleMLP, x: Tensor) -> Linearized:
-    """As the module's own forward: on a CPU the members take turns, which keeps their activations in the cache."""
-    if x.is_cuda:
-        return _sequential(module, x)
-    parameters = [[p.unbind() for p in layer.parameters()] for layer in module]
-    inputs = x.unbind() if x.dim() == 3 else [x] * len(parameters[0][0])
-    outputs, pullbacks = zip(
-        *(_sequential(_member(module, parameters, e), member) for e, member in enumerate(inputs)), strict=True
-    )
-
-    def pullback(g: Tensor) -> Tensor:
-        parts = [pull(part) for pull, part in zip(pullbacks, g.unbind(-3), strict=True)]
-        if x.dim() == 3:
-            return torch.stack(parts, -3)
-        total: Tensor = sum(parts[1:], parts[0])
-        return total
-
-    return torch.stack(outputs), pullback
-
-
-def _member(module: EnsembleMLP, parameters: list[list[tuple[Tensor, ...]]], e: int) -> list[Any]:
-    layers: list[Any] = []
-    for layer, own in zip(module, parameters, strict=True):
-        if isinstance(layer, EnsembleLinear):
-            layers.append(_Linear(own[0][e], own[1][e].squeeze(0)))
-        elif isinstance(layer, EnsembleNorm):
-            layers.append(_Norm(own[0][e].squeeze(0), own[1][e].squeeze(0), layer.eps))
-        else:
-            layers.append(layer)
-    return layers
-
-
 def _unused(cotangent: Tensor) -> Tensor:
     return cotangent
 
 
-def _linear(module: nn.Linear | _Linear, x: Tensor) -> Linearized:
+def _linear(module: nn.Linear, x: Tensor) -> Linearized:
     weight = module.weight
     return F.linear(x, weight, module.bias), lambda g: g @ weight
 
@@ -201,27 +158,22 @@ def _ensemble_linear(module: EnsembleLinear, x: Tensor) -> Linearized:
     return module(x), shared
 
 
-def _ensemble_norm(module: EnsembleNorm, x: Tensor) -> Linearized:
-    return module(x), _norm_pullback(x, module.weight, module.eps)
-
-
-def _norm(module: nn.LayerNorm | _Norm, x: Tensor) -> Linearized:
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
-        raise TypeError(f"linearize: LayerNorm over {module.normalized_shape}; only the last axis is covered.")
-    y = F.layer_norm(x, x.shape[-1:], module.weight, module.bias, module.eps)
-    return y, _norm_pullback(x, module.weight, module.eps)
-
-
-def _norm_pullback(x: Tensor, weight: Tensor | None, eps: float) -> Pullback:
+def _norm(module: nn.LayerNorm | EnsembleNorm, x: Tensor) -> Linearized:
     def pullback(g: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        inverse = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()  # several times faster than Tensor.var
+        inverse = (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()  # several times faster than Tensor.var
         normed = centred * inverse
-        if weight is not None:
-            g = g * weight
+        if module.weight is not None:
+            g = g * module.weight
         return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
 
-    return pullback
+    return module(x), pullback
+
+
+def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Linearized:
+    if len(module.normalized_shape) != 1:
+        raise TypeError(f"linearize: LayerNorm over {module.normalized_shape}; only the last axis is covered.")
+    return _norm(module, x)
 
 
 def _identity(module: nn.Identity, x: Tensor) -> Linearized:
@@ -292,20 +244,18 @@ def _mish(module: nn.Mish, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable
     return F.mish(x), slope
 
 
-_RULES: dict[type, Callable[..., Linearized]] = {
+_RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
     nn.Sequential: _sequential,
-    EnsembleMLP: _ensemble,
+    EnsembleMLP: _sequential,
     nn.Linear: _linear,
     EnsembleLinear: _ensemble_linear,
-    _Linear: _linear,
-    nn.LayerNorm: _norm,
-    EnsembleNorm: _ensemble_norm,
-    _Norm: _norm,
+    nn.LayerNorm: _layer_norm,
+    EnsembleNorm: _norm,
     nn.Identity: _identity,
 }
 
 # Elementwise layers: the output, and a function that gives the slope y'(x) when a pullback first needs it.
-_ACTIVATIONS: dict[type, Callable[..., tuple[Tensor, Callable[[], Tensor]]]] = {
+_ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Callable[[], Tensor]]]] = {
     nn.ELU: _elu,
     nn.ReLU: _relu,
     nn.Tanh: _tanh,

@@ -1,0 +1,70 @@
+"""README and pages against the code: commands compose, targets exist, logged tags are explained, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import train
+from agents.registry import AGENTS, make_agent
+from difftop.run.cli import composed
+from tests.conftest import SMALL, STATE, random_batch
+
+PAGES = [train.ROOT / "README.md", *sorted((train.ROOT / "docs").rglob("*.md"))]
+MAKEFILE = (train.ROOT / "Makefile").read_text()
+CI = (train.ROOT / ".ci" / "run").read_text()
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of the page's shell blocks, continuations joined, comments dropped."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize("command", sorted({c for _, c in COMMANDS if c.startswith("python train.py") and " -" not in c}))
+def test_every_train_command_composes(command: str) -> None:
+    overrides = [word for word in shlex.split(command)[2:] if "..." not in word]
+    settings = composed(train.make_registry(), overrides)
+    assert settings.agent["name"] in AGENTS
+
+
+def test_make_targets_exist_and_ci_runs_the_readme_s_test_command() -> None:
+    targets = {command.split()[1] for page, command in COMMANDS if command.startswith("make ") and page.name == "README.md"}
+    assert {"train", "test"} <= targets
+    assert all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in targets)
+    assert re.search(r"^make test$", CI, re.MULTILINE)
+
+
+def test_the_training_preset_of_the_makefile_composes() -> None:
+    line = re.search(r"^train:.*\n\t(.*)", MAKEFILE, re.MULTILINE)
+    assert line is not None
+    settings = composed(train.make_registry(), line[1].split("train.py")[1].split())
+    assert settings.run.frames == 40_000 and settings.env.name == "dmc/cartpole-swingup"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", list(AGENTS))
+def test_every_logged_tag_is_explained_on_the_agent_s_page(name: str) -> None:
+    text = (train.ROOT / "docs" / "tdmpc.md").read_text() + (train.ROOT / "docs" / "planner.md").read_text()
+    if name != "tdmpc":
+        text += (train.ROOT / "docs" / f"{name}.md").read_text()
+    agent = make_agent({"name": name, **SMALL}, STATE, seed=0)
+    batch = random_batch(STATE)
+    actor = agent.actor(2, seed=0, explore=True)
+    actor.act(batch.obs[:2, 0], batch.terminated[:2, 0], 0)
+    tags = {*agent.update(batch, 0).metrics, *actor.metrics()}
+    assert len(tags) > 8
+    assert sorted(tag for tag in tags if f"`{tag}`" not in text) == []
