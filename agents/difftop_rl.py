@@ -31,7 +31,7 @@ class PolicyGradientConfig:
 
     mode: str = option(
         "replay",
-        "states it is taken on: replayed ones, the episode just played, or none",
+        "states it is taken on: replayed ones, the episode just played, or none (which leaves out the raw critic too)",
         choices=("replay", "on_policy", "none"),
     )
     coef: float = option(0.1, "coefficient of the loss, mode=replay", low=0)
@@ -90,10 +90,10 @@ class DiffTOP(TDMPC):
         a(theta) = plan(h(s), R, d, Q)_0          the first action of the optimized plan, by Levenberg-Marquardt
         L_PG = - mean_s min_j C_j(s, a(theta)) / S
 
-    C is the raw critic, frozen inside L_PG and trained by its own TD error beside the model loss; S is the running size of
-    one step's reward. L_PG reaches encoder, dynamics, reward and latent Q; never the policy prior, nor C. With `mode=replay` it is part
-    of every update (the paper's equation 6); with `mode=on_policy` it is summed over the states of the last episode and takes
-    one step of an optimizer of its own (what the official code does).
+    C is the raw critic, frozen inside L_PG and trained by its own TD error beside the model loss; S is the running size of one
+    step's reward. L_PG reaches encoder, dynamics, reward and latent Q; never the policy prior, nor C. With `mode=replay` it is
+    part of every `every`-th update (the paper's equation 6); with `mode=on_policy` it is summed over the states of the last
+    episode and takes one step of an optimizer of its own (what the official code does).
 
     Source: arXiv:2402.05421, equations 4 to 6.  Differs: the plan is boxed, S normalizes (`normalize`), the policy prior
     ends the plan's value as in TD-MPC.
@@ -125,10 +125,12 @@ class DiffTOP(TDMPC):
     def losses(self, u: Unrolled, weight: Tensor, agent_steps: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """TD-MPC's loss, the raw critic's, and the policy gradient where it is due."""
         loss, metrics, priorities = super().losses(u, weight, agent_steps)
+        config = self.config.policy_gradient
+        if config.mode == "none":  # nothing else uses the raw critic
+            return loss, metrics, priorities
         critic_loss = self.critic_loss(u)
         metrics["train/critic_loss"] = critic_loss.detach().mean()
-        loss = loss + self.config.policy_gradient.critic_coef * (weight * critic_loss).mean() / len(u.action)
-        config = self.config.policy_gradient
+        loss = loss + config.critic_coef * (weight * critic_loss).mean() / len(u.action)
         if config.mode == "replay" and config.coef > 0 and self.grad_steps % config.every == 0:
             chosen = slice(0, config.states)  # replay has drawn the batch at random already
             gradient_loss, plan = self.policy_gradient_loss(u.obs[chosen], agent_steps, z=u.z[0, chosen])
