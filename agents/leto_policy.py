@@ -169,9 +169,23 @@ class LetoPolicy(nn.Module):
         Returns:
             e `[B, T, T_p A]`, and h and c after the last step.
         """
-        features, hidden = self.lstm(self.encoder(obs), hidden)
+        features = self.encoder(obs)
+        if hidden is not None and features.shape[1] == 1:
+            features, hidden = self._step(features, hidden)
+        else:
+            features, hidden = self.lstm(features, hidden)
         x = self.linear(features)
         return -(torch.tanh(x) if self.config.squash else x), hidden
+
+    def _step(self, features: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """One step of the LSTM, layer by layer: `nn.LSTM` repacks its weights in every call, ten times the work on a CPU."""
+        y, states = features[:, 0], []
+        for layer, (h, c) in enumerate(zip(*hidden, strict=True)):
+            weights = [getattr(self.lstm, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            y, c = torch.lstm_cell(y, (h, c), *weights)
+            states.append((y, c))
+        h, c = (torch.stack(x) for x in zip(*states, strict=True))
+        return y[:, None], (h, c)
 
     def predict(self, obs: Mapping[str, Tensor]) -> tuple[Tensor, SolveInfo]:
         """Trajectories `[B, T, T_p, A]` from a zero hidden state, without a previous action; `SolveInfo` of B T samples."""
@@ -193,7 +207,7 @@ class LetoPolicy(nn.Module):
         error = (y - overlapping(batch.actions, self.config.horizon)).square().mean(-1)  # [B, T_s, T_p]
         weight = overlapping(batch.mask, self.config.horizon).to(error.dtype)
         counted = info.mean(weight.mean(-1).flatten())
-        loss = info.mean((error).mean(-1).flatten()) / counted.clamp_min(torch.finfo(counted.dtype).tiny)
+        loss = info.mean((error * weight).mean(-1).flatten()) / counted.clamp_min(torch.finfo(counted.dtype).tiny)
         certified = info.certified
         kkt = torch.where(certified, info.kkt, 0.0).max()
         return loss, {"loss": loss.detach(), "qp/uncertified": 1 - certified.double().mean(), "qp/kkt": kkt}

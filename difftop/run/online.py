@@ -29,6 +29,7 @@ class RunConfig:
     updates_per_step: float = option(1.0, "gradient steps per agent step", low=0)
     batch_size: int = option(512, "slices per gradient step", low=1)
     num_envs: int = option(1, "training environments that step together", low=1)
+    parallel: bool = option(False, "a process for each environment; pays for pixels with several environments and free cores")
     eval_every: int = option(20_000, "frames between evaluations", low=1)
     eval_episodes: int = option(10, "episodes per evaluation", low=1)
     eval_envs: int = option(5, "evaluation environments that step together", low=1)

@@ -28,7 +28,17 @@ from difftop.types import Batch, EnvSpec
 log = logging.getLogger(__name__)
 
 # A run may go on with other values of these; any other difference is another run.
-_FREE = {"top.threads", "top.mode", "top.checkpoint", "top.root", "top.name", "run.frames", "run.video", "run.checkpoint_every"}
+_FREE = {
+    "top.threads",
+    "top.mode",
+    "top.checkpoint",
+    "top.root",
+    "top.name",
+    "run.frames",
+    "run.video",
+    "run.checkpoint_every",
+    "run.parallel",
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,13 @@ class Factories:
     Attributes:
         agent: `(options, spec, seed=, device=, precision=)` to an agent.
         spec: environment options to their spec.
-        envs: environment options and a number to that many environments.
+        envs: `(options, n, parallel)` to n environments, each in a process of its own if `parallel`.
         render_error: raised where no frame can be drawn.
     """
 
     agent: Callable[..., Any]
     spec: Callable[[Any], EnvSpec]
-    envs: Callable[[Any, int], VectorEnvironment]
+    envs: Callable[[Any, int, bool], VectorEnvironment]
     render_error: type[Exception]
 
 
@@ -63,8 +73,8 @@ def train(settings: Settings, factories: Factories) -> int:
     seed, precision = stream(settings.top.seed, "agent"), settings.top.precision
     agent = factories.agent(settings.agent, spec, seed=seed, device=device, precision=precision)
     replay = make_replay(settings, spec)
-    envs = factories.envs(settings.env, settings.run.num_envs)
-    eval_envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes))
+    envs = factories.envs(settings.env, settings.run.num_envs, settings.run.parallel)
+    eval_envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes), settings.run.parallel)
     try:
         with StopOnSignal() as stop:
             records = RunRecords(folder, settings, spec, checkpoint)
@@ -111,7 +121,7 @@ def evaluate_checkpoint(settings: Settings, registry: Registry, factories: Facto
     agent = factories.agent(settings.agent, spec, seed=0, device=device, precision=settings.top.precision)
     agent.load_state_dict(saved.model)
     episodes = settings.run.eval_episodes
-    envs = factories.envs(settings.env, min(settings.run.eval_envs, episodes))
+    envs = factories.envs(settings.env, min(settings.run.eval_envs, episodes), settings.run.parallel)
     try:
         seeds = [stream(settings.top.seed, "eval_mode", episode) for episode in range(episodes)]
         result = evaluate(

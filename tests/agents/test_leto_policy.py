@@ -214,6 +214,18 @@ def test_overfits_a_few_windows() -> None:
     assert float(loss.detach()) < 1e-3 < 0.1 < first
 
 
+def test_one_step_at_a_time_is_the_whole_sequence() -> None:
+    made = policy(layers=3, hidden_dim=11).double()
+    obs = {k: x.double() for k, x in observations(5, 6).items()}
+    with torch.no_grad():
+        whole, (h, c) = made(obs)
+        hidden, steps = (torch.zeros(3, 5, 11).double(), torch.zeros(3, 5, 11).double()), []
+        for i in range(6):
+            e, hidden = made({k: x[:, i : i + 1] for k, x in obs.items()}, hidden)
+            steps.append(e)
+    torch.testing.assert_close((torch.cat(steps, 1), *hidden), (whole, h, c), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("head", ["qp", "none"])
 def test_hidden_state_is_forgotten_every_window(head: str) -> None:
     made = policy(window=12, head=head).eval()
