@@ -1,5 +1,7 @@
 """Options: a mistake is an error that names it."""
 
+from pathlib import Path
+
 import pytest
 
 from difftop.options import ConfigError, build, describe
@@ -32,7 +34,6 @@ def test_mppi_options() -> None:
 
 @pytest.mark.parametrize("config", [LMConfig, MPPIConfig])
 def test_every_option_is_explained_in_the_docs(config: type) -> None:
-    with open("docs/planner.md") as page:
-        text = page.read()
+    text = (Path(__file__).parents[2] / "docs" / "planner.md").read_text()
     for info in describe(config):
         assert f"`{info.key}`" in text, info.key

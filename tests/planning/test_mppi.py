@@ -45,9 +45,7 @@ def test_one_problem_is_the_plain_loop(eval_mode: bool, count: int) -> None:
     plans = torch.rand(1, count, H, A, generator=g, dtype=torch.float64) * 2 - 1
     previous = torch.rand(1, H, A, generator=g, dtype=torch.float64) - 0.5
     expected = naive(n.plain, z[0], plans[0], SMALL, generator(), previous[0], 0.3, eval_mode)
-    ours = MPPIPlanner(SMALL, A).plan(
-        n.fast, z, plans, previous=previous, std=0.3, generator=generator(), eval_mode=eval_mode
-    )
+    ours = MPPIPlanner(SMALL, A).plan(n.fast, z, plans, previous=previous, std=0.3, generator=generator(), eval_mode=eval_mode)
     for a, b in zip((ours.actions, ours.mean, ours.std), expected, strict=True):
         torch.testing.assert_close(a[0], b, rtol=1e-10, atol=1e-10)
     if eval_mode:

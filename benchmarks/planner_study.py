@@ -1,0 +1,213 @@
+"""Which trust region learns: the same agent trained with several dampings, judged by episode return and not by plan value.
+
+    python benchmarks/planner_study.py train  [--root runs/study] [--jobs 2]      trains what is missing (resumable)
+    python benchmarks/planner_study.py report [--root runs/study] [--out docs/results/planner_study]
+
+The report plays evaluation episodes with each trained agent. At some of their states it takes the prior's plan and the
+optimized plan, and plays both open loop in the simulator: from the episode's seed, by its actions up to that state, then by
+the plan. Returns of plans are discounted sums over the plan, without terminal value, in units of the agent's step scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.acting import policy_plan
+from agents.registry import make_agent
+from difftop.options import build
+from difftop.plot import read_table
+from difftop.run.checkpoint import load_checkpoint
+from difftop.run.seeding import stream
+from envs import EnvConfig, env_spec, make_env
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = {"cartpole-swingup": 20_000, "cup-catch": 12_000}  # environment frames
+DAMPINGS = (0.1, 1.0, 10.0, 100.0)
+SEEDS = (1, 2, 3)
+STATES, EPISODES = 8, 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained agent.
+
+    Attributes:
+        episode_return: mean over the last evaluation; best: the best evaluation's.
+        model_gain, true_gain: return of the optimized plan over the prior's, by the model and by the simulator, in step scales.
+        step: root mean square distance of the optimized plan from the prior's, in action units.
+    """
+
+    task: str
+    damping: float
+    seed: int
+    episode_return: float
+    best: float
+    model_gain: float
+    true_gain: float
+    step: float
+
+
+def command(task: str, damping: float, seed: int, root: Path) -> list[str]:
+    """The training run of one cell."""
+    options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", f"agent.acting.lm.damping={damping}", f"env=dmc/{task}"]
+    sizes = [
+        "preset=cpu",
+        "run.batch_size=128",
+        f"run.frames={TASKS[task]}",
+        "run.eval_every=4000",
+        "run.video=false",
+        "threads=1",
+    ]
+    return [sys.executable, "train.py", *options, *sizes, f"seed={seed}", f"name=damping-{damping:g}", f"root={root}"]
+
+
+def folder(task: str, damping: float, seed: int, root: Path) -> Path:
+    """Where that run is."""
+    return root / f"dmc-{task}" / "difftop_rl" / f"damping-{damping:g}" / f"seed{seed}"
+
+
+def train_all(root: Path, jobs: int) -> None:
+    """Runs all cells, `jobs` at a time; finished ones end at once."""
+    cells = [(task, damping, seed) for seed in SEEDS for task in TASKS for damping in DAMPINGS]
+
+    def work(cell: tuple[str, float, int]) -> None:
+        subprocess.run(command(*cell, root), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        print("done", *cell, flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(work, cells))
+
+
+def discounted(rewards: list[float], discount: float) -> float:
+    """sum_t discount^t r_t."""
+    return float(np.dot(rewards, discount ** np.arange(len(rewards))))
+
+
+@torch.no_grad()
+def plans_at(agent: Any, obs: np.ndarray, horizon: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The prior's and the optimized plan, and the model's return of each."""
+    z = agent.model.encode(torch.from_numpy(obs)[None])
+    prior = policy_plan(agent.model, z, horizon, 0.0, None)
+    optimized = agent.lm.plan(agent.latent_model, z, prior, scale=agent.step_scale()).actions
+    plans, values = {"prior": prior, "optimized": optimized}, {}
+    for name, plan in plans.items():
+        rewards, state = [], z
+        for a in plan.unbind(1):
+            rewards.append(float(agent.model.predict_reward(state, a)))
+            state = agent.model.next(state, a)
+        values[name] = discounted(rewards, agent.config.discount)
+    return {name: plan[0].numpy() for name, plan in plans.items()}, values
+
+
+def true_return(env: Any, seed: int, before: list[np.ndarray], plan: np.ndarray, discount: float) -> float:
+    """Return of a plan played open loop from the state that `before` leads to."""
+    env.reset(seed=seed)
+    for action in before:
+        env.step(action)
+    return discounted([float(env.step(action)[1]) for action in plan], discount)
+
+
+def measure(task: str, damping: float, seed: int, root: Path) -> Row:
+    """One row, from the run's tables and from its last checkpoint."""
+    path = folder(task, damping, seed, root)
+    returns = read_table(path / "eval.csv", ("env_frames", "return_mean"))[:, 1]
+    checkpoint = load_checkpoint(path)
+    config = build(EnvConfig, checkpoint.config["env"], "env")
+    spec = env_spec(config)
+    agent: Any = make_agent(checkpoint.config["agent"], spec, seed=0)
+    agent.load_state_dict(checkpoint.model)
+    horizon = agent.config.acting.plan_length(checkpoint.step)
+    env, other = make_env(config), make_env(config)
+    gains: list[tuple[float, float, float]] = []
+    for episode in range(EPISODES):
+        start = stream(seed, "planner_study", episode)
+        actor = agent.actor(1, seed=0, explore=False)
+        obs, _ = env.reset(seed=start)
+        before: list[np.ndarray] = []
+        for t in range(spec.episode_steps - horizon):
+            if t % (spec.episode_steps // STATES) == 0:
+                plans, values = plans_at(agent, obs, horizon)
+                true = {name: true_return(other, start, before, plan, agent.config.discount) for name, plan in plans.items()}
+                scale = float(agent.step_scale())
+                step = float(np.sqrt(np.mean((plans["optimized"] - plans["prior"]) ** 2)))
+                gains.append(((values["optimized"] - values["prior"]) / scale, (true["optimized"] - true["prior"]) / scale, step))
+            action = actor.act(torch.from_numpy(obs)[None], torch.tensor([t == 0]), checkpoint.step)[0].numpy()
+            before.append(action)
+            obs = env.step(action)[0]
+    model_gain, true_gain, step = np.mean(gains, axis=0)
+    return Row(task, damping, seed, float(returns[-1]), float(returns.max()), float(model_gain), float(true_gain), float(step))
+
+
+def report(root: Path, out: Path) -> None:
+    """Writes rows as CSV and JSON summary, and the plot; cells that weren't trained are named and left out."""
+    rows = []
+    for task in TASKS:
+        for damping in DAMPINGS:
+            for seed in SEEDS:
+                if (folder(task, damping, seed, root) / "checkpoints" / "last").exists():
+                    rows.append(measure(task, damping, seed, root))
+                    print(json.dumps(asdict(rows[-1])), flush=True)
+                else:
+                    print(f"missing: {task}, damping {damping:g}, seed {seed}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    draw(rows, out / "study.png")
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Episode return, the model's gain, the true gain and the step against damping; a line per task, a dot per seed."""
+    from matplotlib.figure import Figure
+
+    panels = {
+        "episode_return": "episode return, last evaluation",
+        "model_gain": "plan over prior, by the model",
+        "true_gain": "plan over prior, in the simulator",
+        "step": "RMS step from the prior",
+    }
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        for task in dict.fromkeys(row.task for row in rows):
+            dampings = sorted({row.damping for row in rows if row.task == task})
+            values = [[getattr(row, name) for row in rows if row.task == task and row.damping == damping] for damping in dampings]
+            (line,) = axes.plot(dampings, [np.mean(v) for v in values], marker="o", label=task)
+            for damping, seeds in zip(dampings, values, strict=True):
+                axes.plot([damping] * len(seeds), seeds, ".", color=line.get_color(), alpha=0.4)
+        axes.set(xscale="log", xlabel="damping", title=title)
+        axes.grid(alpha=0.2)
+        if "gain" in name:
+            axes.axhline(0, color="black", linewidth=0.8)
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "report"))
+    parser.add_argument("--root", type=Path, default=Path("runs/study"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/planner_study"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "train":
+        train_all(options.root.resolve(), options.jobs)
+    else:
+        report(options.root, options.out)
+
+
+if __name__ == "__main__":
+    main()
