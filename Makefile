@@ -19,7 +19,7 @@ system:
 	$(PYTHON) -m venv .venv
 	$(PIP) torch numpy scipy setuptools wheel
 	$(PIP) --no-build-isolation --no-deps theseus-ai torchlie torchkin urdf-parser-py semantic-version lxml pyyaml
-	$(PIP) --no-build-isolation -e '.[dmc,test]'
+	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[dmc,test]'
 	@touch $@
 
 test: .venv/done

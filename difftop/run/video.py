@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,13 @@ def write_video(path: Path | str, frames: Sequence[np.ndarray[Any, Any]], *, fps
     temporary = path.with_name(f".writing_{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (width + width % 2, height + height % 2),
-            fps=fps,
-            codec="libx264",
-            macro_block_size=2,
-            ffmpeg_log_level="error",
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(np.pad(frame, odd, mode="edge")))
-        writer.close()
+        size = f"{width + width % 2}x{height + height % 2}"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size]
+        command += ["-r", f"{fps:g}", "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p", str(temporary)]
+        padded = b"".join(np.pad(frame, odd, mode="edge").tobytes() for frame in frames)
+        done = subprocess.run(command, input=padded, capture_output=True)
+        if done.returncode:
+            raise OSError(done.stderr.decode(errors="replace").strip() or f"ffmpeg failed with status {done.returncode}")
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
