@@ -106,7 +106,7 @@ class TDMPC(nn.Module):
     def _build(self) -> None:
         self.model = WorldModel(self.spec, self.config.model)
         self.target = copy.deepcopy(self.model).requires_grad_(False)
-        self.return_scale = RunningScale()
+        self.return_scale = RunningScale(peak=0.0)
         self.reward_size = RunningScale()
         self.mppi = MPPIPlanner(self.config.acting.mppi, self.spec.action_dim)
         self.latent_model = self.model.latent_model(self.config.discount)

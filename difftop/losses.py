@@ -67,31 +67,40 @@ def ema_(target: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> None
 
 
 class RunningScale(nn.Module):
-    """A running scale of returns: the spread of a batch's targets between two percentiles, averaged over updates.
+    """A running scale of numbers: their spread between two percentiles, averaged over updates, or a share of the largest seen.
 
-        S <- (1 - tau) S + tau max(P95(y) - P5(y), floor)
+        S <- (1 - tau) S + tau max(P95(x) - P5(x), floor),     M <- max(M, max |x|),     value = max(S, peak M)
 
-    Kept as buffers, so that it is saved with the weights. The first batch sets it.
+    The second term holds the scale up where most numbers are zero, as rewards are in sparse tasks: there both percentiles are
+    zero until the task is solved. Kept as buffers, so that it is saved with the weights. The first batch sets S.
 
-    Source: TD-MPC2, arXiv:2310.16828, appendix A (the scale of its policy loss).
+    Source: TD-MPC2, arXiv:2310.16828, appendix A (the scale of its policy loss).  Differs: the peak.
     """
 
-    value: Tensor
+    spread: Tensor
+    largest: Tensor
     filled: Tensor
 
-    def __init__(self, tau: float = 0.01, floor: float = 1e-3) -> None:
+    def __init__(self, tau: float = 0.01, floor: float = 1e-3, peak: float = 0.1) -> None:
         super().__init__()
-        self.tau, self.floor = tau, floor
-        self.register_buffer("value", torch.ones(()))
+        self.tau, self.floor, self.peak = tau, floor, peak
+        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("largest", torch.zeros(()))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
 
+    @property
+    def value(self) -> Tensor:
+        """The scale now, 0-d; 1 before the first batch."""
+        return torch.maximum(self.spread, self.peak * self.largest)
+
     @torch.no_grad()
-    def update(self, targets: Tensor) -> None:
-        """Takes in a batch of targets, any shape."""
-        values = targets.to(self.value.dtype).flatten()
+    def update(self, numbers: Tensor) -> None:
+        """Takes in a batch, any shape."""
+        values = numbers.to(self.spread.dtype).flatten()
         ends = torch.quantile(values, torch.tensor([0.05, 0.95], device=values.device, dtype=values.dtype))
         spread = (ends[1] - ends[0]).clamp(min=self.floor)
-        self.value.copy_(torch.where(self.filled, torch.lerp(self.value, spread, self.tau), spread))
+        self.spread.copy_(torch.where(self.filled, torch.lerp(self.spread, spread, self.tau), spread))
+        self.largest.copy_(torch.maximum(self.largest, values.abs().amax()))
         self.filled.fill_(True)
 
 

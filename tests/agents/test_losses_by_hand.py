@@ -71,11 +71,21 @@ def test_decayed_sum_and_its_bound() -> None:
 
 
 def test_running_scale() -> None:
-    scale = RunningScale(tau=0.5)
+    scale = RunningScale(tau=0.5, peak=0.0)
     scale.update(torch.linspace(0, 100, 101))
     assert scale.value.item() == pytest.approx(90.0)
     scale.update(torch.linspace(0, 10, 101))
     assert scale.value.item() == pytest.approx(0.5 * 90 + 0.5 * 9)
+
+
+def test_running_scale_of_rare_rewards_is_a_share_of_the_largest() -> None:
+    scale = RunningScale()
+    assert scale.value.item() == 1.0
+    scale.update(torch.zeros(100))
+    assert scale.value.item() == pytest.approx(1e-3)
+    scale.update(torch.tensor([0.0] * 99 + [-4.0]))
+    scale.update(torch.zeros(100))
+    assert scale.value.item() == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("name", ["tdmpc", "difftop_rl"])
