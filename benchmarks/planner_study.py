@@ -4,8 +4,9 @@
     python benchmarks/planner_study.py report [--root runs/study] [--out docs/results/planner_study]
 
 The report plays evaluation episodes with each trained agent. At some of their states it takes the prior's plan and the
-optimized plan, and plays both open loop in the simulator: from the episode's seed, by its actions up to that state, then by
-the plan. Returns of plans are discounted sums over the plan, without terminal value, in units of the agent's step scale.
+optimized plan. The model's return of a plan is what the planner maximizes: discounted rewards and the terminal value. Its
+true return is played in the simulator: from the episode's seed, by its actions up to that state, then by the plan, open loop,
+then by the policy prior (whose value the terminal value stands for) to the end. Both in units of the agent's step scale.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from agents.acting import policy_plan
 from agents.registry import make_agent
 from difftop.options import build
+from difftop.planning.rollout import rollout_return
 from difftop.plot import read_table
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.seeding import stream
@@ -44,7 +46,7 @@ class Row:
 
     Attributes:
         episode_return: mean over the last evaluation; best: the best evaluation's.
-        model_gain, true_gain: return of the optimized plan over the prior's, by the model and by the simulator, in step scales.
+        model_gain, true_gain: return of the optimized plan minus that of the prior's, by the model and in the simulator.
         step: root mean square distance of the optimized plan from the prior's, in action units.
     """
 
@@ -89,33 +91,33 @@ def train_all(root: Path, jobs: int) -> None:
         list(pool.map(work, cells))
 
 
-def discounted(rewards: list[float], discount: float) -> float:
-    """sum_t discount^t r_t."""
-    return float(np.dot(rewards, discount ** np.arange(len(rewards))))
-
-
 @torch.no_grad()
 def plans_at(agent: Any, obs: np.ndarray, horizon: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The prior's and the optimized plan, and the model's return of each."""
     z = agent.model.encode(torch.from_numpy(obs)[None])
     prior = policy_plan(agent.model, z, horizon, 0.0, None)
     optimized = agent.lm.plan(agent.latent_model, z, prior, scale=agent.step_scale()).actions
-    plans, values = {"prior": prior, "optimized": optimized}, {}
-    for name, plan in plans.items():
-        rewards, state = [], z
-        for a in plan.unbind(1):
-            rewards.append(float(agent.model.predict_reward(state, a)))
-            state = agent.model.next(state, a)
-        values[name] = discounted(rewards, agent.config.discount)
+    plans = {"prior": prior, "optimized": optimized}
+    values = {name: float(rollout_return(agent.latent_model, z, plan)) for name, plan in plans.items()}
     return {name: plan[0].numpy() for name, plan in plans.items()}, values
 
 
-def true_return(env: Any, seed: int, before: list[np.ndarray], plan: np.ndarray, discount: float) -> float:
-    """Return of a plan played open loop from the state that `before` leads to."""
-    env.reset(seed=seed)
+@torch.no_grad()
+def true_return(env: Any, agent: Any, seed: int, before: list[np.ndarray], plan: np.ndarray) -> float:
+    """Return of a plan played open loop from the state that `before` leads to, and of the prior after it."""
+    obs, _ = env.reset(seed=seed)
     for action in before:
         env.step(action)
-    return discounted([float(env.step(action)[1]) for action in plan], discount)
+    rewards, over = [], False
+    while not over:
+        if len(rewards) < len(plan):
+            action = plan[len(rewards)]
+        else:
+            action = agent.model.policy(agent.model.encode(torch.from_numpy(obs)[None]))[0].numpy()
+        obs, reward, terminated, truncated, _ = env.step(action)
+        rewards.append(float(reward))
+        over = terminated or truncated
+    return float(np.dot(rewards, agent.config.discount ** np.arange(len(rewards))))
 
 
 def measure(task: str, damping: float, seed: int, root: Path) -> Row:
@@ -138,7 +140,7 @@ def measure(task: str, damping: float, seed: int, root: Path) -> Row:
         for t in range(spec.episode_steps - horizon):
             if t % (spec.episode_steps // STATES) == 0:
                 plans, values = plans_at(agent, obs, horizon)
-                true = {name: true_return(other, start, before, plan, agent.config.discount) for name, plan in plans.items()}
+                true = {name: true_return(other, agent, start, before, plan) for name, plan in plans.items()}
                 scale = float(agent.step_scale())
                 step = float(np.sqrt(np.mean((plans["optimized"] - plans["prior"]) ** 2)))
                 gains.append(((values["optimized"] - values["prior"]) / scale, (true["optimized"] - true["prior"]) / scale, step))
