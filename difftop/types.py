@@ -5,6 +5,7 @@ Sizes in every docstring: N environments, B batch, T data time, H plan horizon, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -34,6 +35,25 @@ class EnvSpec:
     action_repeat: int
     episode_steps: int
     frame_stack: int = 1
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What an imitation agent needs to know of a task in order to be built; observations are by key.
+
+    Attributes:
+        name: registry name, for example `metaworld/button-press-topdown`.
+        shapes: shape of one observation by key: `(O,)` float32, `(3, height, width)` uint8 images, `(P, 3 or 6)` float32 points.
+        action_dim: A; every action lies in [-1, 1]^A.
+        episode_steps: actions until an episode is over.
+        control_dt_s: time between two actions, s.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    action_dim: int
+    episode_steps: int
+    control_dt_s: float
 
 
 @dataclass(frozen=True)
