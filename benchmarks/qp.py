@@ -2,8 +2,8 @@
 
     python benchmarks/qp.py [--quick] [--json PATH] [--plot PATH]
 
-Times are process CPU time on one thread, medians of interleaved runs in this process. Needs `daqp` and `clarabel` (test extra);
-the ratios to qpth need `qpth`, and are left out where it is missing. Without --quick, qpth takes some minutes and 4 GB.
+Times are process CPU time on one thread, medians of interleaved runs in this process. Needs the extra `bench`
+(daqp, clarabel, qpth); without qpth the ratios to it are left out. Without --quick, qpth takes some minutes and 4 GB.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from difftop.qp import QPHead, TrajectoryLimits
-from difftop.qp.solver import prepare, solve
-from difftop.types import SolveStatus
-from tests.qp.problems import (
+from benchmarks.qp_problems import (
     XYZ_ROWS,
     Z_ROW,
     Problem,
@@ -44,6 +41,9 @@ from tests.qp.problems import (
     residuals,
     with_signs,
 )
+from difftop.qp import QPHead, TrajectoryLimits
+from difftop.qp.solver import prepare, solve
+from difftop.types import SolveStatus
 
 INFEASIBLE, FAILED = int(SolveStatus.INFEASIBLE), int(SolveStatus.FAILED)
 

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 VIOLATION = 1e-10  # rows count as satisfied within this, a tenth of what the certificate allows
 DEPENDENT = 1e-9  # a combination of rows vanishes when its largest entry is below this part of the largest weight
+ROUNDING = 1e-12  # weights of a combination below this part of the largest are zero
 INDEPENDENT = 1e-12  # smallest squared pivot of a starting set, relative to its diagonal
 
 
@@ -56,13 +57,19 @@ class DualActiveSet:
         self.gap: Array = np.einsum("ij,j->i", rows, y0)
         self.lower, self.upper, self.moved = lower.copy(), upper.copy(), np.zeros((2, len(rows)))
         self.soft = np.full(len(rows), -1) if soft is None else soft
+        ends = (self.soft[(self.soft >= 0) & np.isfinite(bound)] for bound in (lower, upper))
+        self.choice = sum(len(np.unique(end)) for end in ends) > 1  # whether there is more than one limit to move
         self.fixed = lower == upper  # equalities: their multipliers have no sign, so they never leave
         self.weight = 1.0 / np.sqrt(np.maximum(dual.diagonal(), np.finfo(np.float64).tiny))
         self.active: Index = np.zeros(0, dtype=np.int64)
         self.sign, self.mu = np.zeros(0), np.zeros(0)
 
     def run(self, guess: NDArray[np.int8]) -> DualResult:
-        """Solves the problem, starting from those rows of `guess` `[m]` whose multipliers have the right sign."""
+        """Solves the problem, starting from those rows of `guess` `[m]` whose multipliers have the right sign.
+
+        Which of several soft limits in conflict give way can depend on the order in which rows enter. Where there is a choice, a
+        conflict therefore starts again without the guess: the outcome is the sample's alone, whatever made the guess.
+        """
         self._start(np.flatnonzero(guess), guess[guess != 0].astype(np.float64))
         status, relaxed = SolveStatus.FAILED, False
         for _ in range(20 * len(self.gap) + 100):
@@ -79,6 +86,8 @@ class DualActiveSet:
             excess = self._excess(proof)
             if excess <= 0:
                 break
+            if self.choice and guess.any() and bool((self.soft[proof != 0] >= 0).any()):
+                return self.run(np.zeros_like(guess))
             relaxed = self._widen(proof, excess)
             if not relaxed:
                 status = SolveStatus.INFEASIBLE
@@ -137,7 +146,7 @@ class DualActiveSet:
             ratio = np.where(can_leave, self.mu / np.where(can_leave, r, 1.0), np.inf)
             longest = ratio.min(initial=np.inf)
             if full == np.inf and longest == np.inf:
-                return combination
+                return np.where(np.abs(combination) > ROUNDING * np.abs(combination).max(), combination, 0.0)
             step = min(full, longest)
             self.mu = np.where(self.fixed[active], self.mu - step * r, np.maximum(self.mu - step * r, 0.0))
             mu_entering += step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from difftop.qp.single import SingleSolver
 from difftop.qp.solver import Operators, Solution, adjoint, prepare, solve
 from difftop.qp.trajectory import TrajectoryLimits, TrajectoryRows, check_rows
 from difftop.types import SolveStatus
@@ -140,6 +142,7 @@ class QPHead(nn.Module):
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.float64), persistent=False)
         self.register_buffer("eps", torch.tensor(eps, dtype=torch.float64), persistent=False)
         self._kept: tuple[tuple[Tensor, ...], Tensor, Operators] | None = None
+        self._single: SingleSolver | None = None
 
     @classmethod
     def projection(cls, limits: TrajectoryLimits) -> QPHead:
@@ -171,14 +174,14 @@ class QPHead(nn.Module):
             ValueError: wrong shapes, NaN in an input (with the sample), or a Hessian that is not positive definite.
         """
         check_rows("e", e, (len(e), self.limits.size))
-        with torch.autocast(e.device.type, enabled=False):
+        with torch.autocast(e.device.type, enabled=False) if torch.is_autocast_enabled(e.device.type) else nullcontext():
             lower, upper = self.constraints.bounds(len(e), position, previous)
             hessian, operators = self._prepared()
             soft = None if self.training or self.limits.position_matrix is None else self.constraints.soft
             if torch.is_grad_enabled():
                 y, solution = SolveQP.apply(hessian, e.double(), lower, upper, operators, soft)  # type: ignore[no-untyped-call]
             else:
-                solution = solve(operators, e.double(), lower, upper, soft=soft)
+                solution = self._solve(operators, e.double(), lower, upper, soft)
                 y = solution.y
         info = SolveInfo(solution.status, solution.kkt, solution.slack, solution.rounds)
         return y.to(e.dtype).view(len(e), self.limits.horizon, self.limits.action_dim), info
@@ -195,3 +198,11 @@ class QPHead(nn.Module):
             kept = tuple(x.detach().clone() for x in source), hessian, prepare(hessian, self.constraints.rows)
             self._kept = kept
         return kept[1:]
+
+    def _solve(self, operators: Operators, e: Tensor, lower: Tensor, upper: Tensor, soft: Tensor | None) -> Solution:
+        """Without gradients; one sample on the CPU, the case of a control loop, by its own solver."""
+        if len(e) > 1 or e.device.type != "cpu":
+            return solve(operators, e, lower, upper, soft=soft)
+        if self._single is None or self._single.operators is not operators:
+            self._single = SingleSolver(operators)
+        return self._single.solve(e, lower, upper, soft=soft)

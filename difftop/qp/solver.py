@@ -164,7 +164,14 @@ def _reflection(dual: Tensor, scale: Tensor, level: Tensor, effort: Effort) -> t
 
 
 def solve(
-    operators: Operators, e: Tensor, lower: Tensor, upper: Tensor, *, soft: Tensor | None = None, keep_factors: bool = False
+    operators: Operators,
+    e: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    *,
+    soft: Tensor | None = None,
+    keep_factors: bool = False,
+    guess: Tensor | None = None,
 ) -> Solution:
     """Solves B problems.
 
@@ -175,14 +182,15 @@ def solve(
         soft: `[m]`, int64, -1 for rows that must hold, otherwise a number for rows that are one limit: where a sample is
             infeasible, such limits are moved by the least amount, as a whole. None: all rows must hold.
         keep_factors: keep what `adjoint` needs.
+        guess: sides `[B, m]`, int8, that step 3 starts from instead of steps 1 and 2, where these were tried already.
     Returns:
         `Solution`; row i depends on row i of the inputs only.
     """
     with torch.no_grad():
         run = _Run(operators, e, lower, upper, keep_factors)
         pending = run.pending
-        side = run.result.side[pending]
-        for number, effort in enumerate(EFFORTS):
+        side = (run.result.side if guess is None else guess)[pending]
+        for number, effort in enumerate(EFFORTS if guess is None else ()):
             if pending.numel() <= (FEW if number else 0):
                 break
             side = run.identify(pending, effort)

@@ -143,11 +143,11 @@ class TrajectoryRows(nn.Module):
         selection: S `[T_p c, n]`, v = S y.
         difference: A_diff `[(T_p-1) c, T_p c]`, accelerations; 1/dt is in it.
         integration: A_inte `[(T_p-1) c, T_p c]`, displacements; dt is in it.
-        position_map: A_pos `[r, c]`.
         rows: A `[m, n]`; acceleration rows are differences of velocities, without 1/dt.
         lower, upper: l and u `[m]` for p_t = 0 and no previous action.
         soft: `[m]` int64, the row of A_pos that a position row comes from, -1 for velocity and acceleration rows.
-        kept: bool, which of the T_p c + (T_p-1) (c + r) rows are in A.
+        start: `[c, m]`, p_t -> A_pos p_t in every position row.
+        first: `[A, m]`, v_{t-1} -> the velocity rows of v_0; first_min, first_max `[m]`: how far these may be from it.
         chosen: `[c]`, indices of the constrained actions.
         velocity_min, velocity_max, jump_min, jump_max: `[c]`; jumps are changes of action per step, a_min dt and a_max dt.
     """
@@ -155,12 +155,14 @@ class TrajectoryRows(nn.Module):
     selection: Tensor
     difference: Tensor
     integration: Tensor
-    position_map: Tensor
     rows: Tensor
     lower: Tensor
     upper: Tensor
     soft: Tensor
-    kept: Tensor
+    start: Tensor
+    first: Tensor
+    first_min: Tensor
+    first_max: Tensor
     chosen: Tensor
     velocity_min: Tensor
     velocity_max: Tensor
@@ -201,16 +203,13 @@ class TrajectoryRows(nn.Module):
                 raise ValueError(
                     f"position is missing; these limits have position rows, so pass the current positions [{batch}, {c}]."
                 )
-            shift = position.double() @ self.position_map.mT
-            shift = nn.functional.pad(
-                shift.repeat(1, self.limits.horizon - 1), (len(self.kept) - shift.shape[1] * (self.limits.horizon - 1), 0)
-            )
-            lower, upper = lower - shift[:, self.kept], upper - shift[:, self.kept]
+            shift = position.double() @ self.start
+            lower, upper = lower - shift, upper - shift
         if previous is not None:
             check_rows("previous", previous, (batch, self.limits.action_dim))
-            last = previous.double().index_select(1, self.chosen)
-            lower = torch.cat([torch.maximum(lower[:, :c], last + self.jump_min), lower[:, c:]], 1)
-            upper = torch.cat([torch.minimum(upper[:, :c], last + self.jump_max), upper[:, c:]], 1)
+            last = previous.double()
+            lower = torch.maximum(lower, torch.addmm(self.first_min, last, self.first))
+            upper = torch.minimum(upper, torch.addmm(self.first_max, last, self.first))
         return lower, upper
 
 
@@ -218,8 +217,8 @@ def check_rows(name: str, value: Tensor, shape: tuple[int, int]) -> None:
     """Raises ValueError, naming the argument and the first bad sample, unless `value` is finite and has this shape."""
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} has shape {list(value.shape)}; it must be {list(shape)}.")
-    if math.isfinite(value.detach().sum(dtype=torch.float64)):
-        return  # the sum is finite only if all entries are, and costs a fifth of looking at each
+    if math.isfinite(value.sum().item()):
+        return  # the sum is finite only if all entries are (or overflows), and costs a fifth of looking at each
     if not bool(torch.isfinite(value).all()):
         sample = int((~torch.isfinite(value).all(1)).nonzero()[0])
         raise ValueError(f"{name} has NaN or infinity in sample {sample}; all entries must be finite: look at what computed it.")
@@ -254,16 +253,20 @@ def _matrices(limits: TrajectoryLimits) -> dict[str, Tensor]:
     kept = torch.isfinite(lower) | torch.isfinite(upper)
     kept[:c] = True  # a previous action may bound v_0
     soft = torch.cat([torch.full((len(kept) - r * (steps - 1),), -1), torch.arange(r).repeat(steps - 1)])
+    start = torch.cat([torch.zeros(c, len(soft) - r * (steps - 1), dtype=f64), position_map.mT.repeat(1, steps - 1)], 1)
+    none = torch.full((int(kept.sum()) - c,), math.inf, dtype=f64)
     return {
         "selection": selection,
         "difference": jump / limits.dt,
         "integration": integration,
-        "position_map": position_map,
         "rows": rows[kept],
         "lower": lower[kept],
         "upper": upper[kept],
         "soft": soft[kept],
-        "kept": kept,
+        "start": start[:, kept],
+        "first": selection[:c, : limits.action_dim].mT @ torch.eye(c, int(kept.sum()), dtype=f64),
+        "first_min": torch.cat([bounds[0][4], -none]),
+        "first_max": torch.cat([bounds[1][4], none]),
         "chosen": torch.tensor(limits.selected, dtype=torch.int64),
         "velocity_min": bounds[0][3],
         "velocity_max": bounds[1][3],

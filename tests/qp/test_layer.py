@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from difftop.qp import ClipHead, QPHead, SolveInfo, TrajectoryLimits
 from difftop.qp.layer import SolveQP
 from difftop.qp.solver import prepare
 from difftop.types import SolveStatus
-from tests.qp.problems import Z_ROW, box_limits, clarabel_solve, leto_limits, make
+from tests.qp.problems import XYZ_ROWS, Z_ROW, box_limits, clarabel_solve, leto_limits, make
 
 SOLVED, RELAXED, INFEASIBLE = int(SolveStatus.SOLVED), int(SolveStatus.RELAXED), int(SolveStatus.INFEASIBLE)
 
@@ -142,6 +143,34 @@ def test_evaluation_relaxes_positions_only() -> None:
     assert info.status.tolist() == [INFEASIBLE, RELAXED, SOLVED] and y[0].isnan().all()
 
 
+@pytest.mark.parametrize("batch", [1, 40])
+def test_only_limits_in_conflict_are_relaxed(batch: int) -> None:
+    head, g = QPHead(box_limits(10, XYZ_ROWS), alpha=0.0025, generator=torch.Generator().manual_seed(0)).eval(), torch.Generator()
+    e = -3 * torch.tanh(torch.randn(batch, 70, generator=g.manual_seed(1), dtype=torch.float64))
+    position = 0.02 + 0.08 * torch.rand(batch, 6, generator=g, dtype=torch.float64)
+    previous = 0.1 * (torch.rand(batch, 7, generator=g, dtype=torch.float64) - 0.5)
+    position[:, 2] = 0.5  # x and y are inside, and can stay there
+    with torch.no_grad():
+        y, info = head(e, position, previous)
+        lower, upper = head.constraints.bounds(batch, position, previous)
+    value = y.flatten(1) @ head.constraints.rows.mT
+    violation = torch.maximum(value - upper, lower - value)
+    assert info.status.tolist() == [RELAXED] * batch
+    assert violation[:, head.constraints.soft != 2].max() <= 1e-9
+    torch.testing.assert_close(violation.amax(1), info.slack, rtol=0, atol=1e-9)
+
+
+def test_a_limit_with_one_side_is_relaxed_too() -> None:
+    limits = dataclasses.replace(box_limits(10, Z_ROW), position_min=-math.inf)
+    head, g = QPHead(limits, alpha=0.0025, generator=torch.Generator().manual_seed(0)).eval(), torch.Generator().manual_seed(1)
+    e, position = -torch.tanh(torch.randn(60, 70, generator=g)), 0.06 + 0.1 * torch.rand(60, 6, generator=g)
+    previous = torch.rand(60, 7, generator=g) - 0.5
+    with torch.no_grad():
+        alone = [int(head(e[i : i + 1], position[i : i + 1], previous[i : i + 1])[1].status) for i in range(60)]
+        together = head(e, position, previous)[1].status.tolist()
+    assert alone == together and set(together) == {SOLVED, RELAXED}
+
+
 def test_against_clarabel_with_letos_deployment_rows() -> None:
     head = QPHead(leto_limits()).eval()
     e, previous = -torch.tanh(torch.randn(6, 42)), torch.rand(6, 7) - 0.5
@@ -157,13 +186,15 @@ def test_against_clarabel_with_letos_deployment_rows() -> None:
     assert bool(info.certified.all())
 
 
-def test_a_600_step_rollout_never_leaves_its_limits() -> None:
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_600_step_rollout_never_leaves_its_limits(batch: int) -> None:
     head, g = QPHead(leto_limits()).eval(), torch.Generator().manual_seed(0)
-    last = torch.zeros(4, 7)
-    scale = torch.logspace(-2, 1.5, 4)[:, None]
+    last = torch.zeros(batch, 7)
+    scale = torch.logspace(-2, 1, 4)[:, None]
     with torch.no_grad():
         for step in range(600):
-            e = (1e6 if step % 60 == 59 else 1.0) * scale * torch.randn(4, 42, generator=g)
+            size = scale if batch == 4 else scale[step // 10 % 4]
+            e = (1e6 if step % 60 == 59 else 1.0) * size * torch.randn(batch, 42, generator=g)
             y, info = head(e, None, last)
             assert bool((info.status == SOLVED).all())
             assert (y[:, 0] - last)[:, :6].abs().max() <= 0.1 + 1e-6

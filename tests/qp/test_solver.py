@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from difftop.qp import TrajectoryLimits, solver
+from difftop.qp import QPHead, TrajectoryLimits, solver
 from difftop.qp.active_set import DualActiveSet
 from difftop.qp.solver import prepare, solve
 from difftop.types import SolveStatus
@@ -43,6 +43,8 @@ CASES = {
     "bang-bang": lambda: with_signs(make(leto_limits(24), 8), 50.0),
     "one step": lambda: make(TrajectoryLimits(7, 1, range(6)), 16),
     "one action": lambda: make(TrajectoryLimits(3, 8, (1,), acceleration_min=-0.1, acceleration_max=0.1), 16),
+    "nothing constrained": lambda: make(TrajectoryLimits(3, 8, ()), 16, condition=1e2),
+    "nothing wanted": lambda: with_signs(make(leto_limits(10), 4), 0.0),
     "scaled": lambda: (lambda p: Problem(1e6 * p.hessian, p.rows, 1e6 * p.e, p.lower, p.upper))(make(leto_limits(6), 16)),
 }
 
@@ -73,13 +75,14 @@ def test_agrees_with_daqp(horizon: int) -> None:
 
 
 def test_ten_thousand_problems_of_letos_size() -> None:
-    p = make(leto_limits(6), 10_000, seed=1)
-    s = solve(prepare(p.hessian, p.rows), p.e, p.lower, p.upper)
-    value = s.y @ p.rows.mT
-    assert bool((s.status == SOLVED).all())
-    assert torch.maximum(value - p.upper, p.lower - value).max() < 1e-9
-    assert residuals(p[:50], s.y[:50], s.side[:50]).max() < 1e-9
-    assert s.kkt.max() < 1e-9
+    for seed in range(10):  # another Hessian each
+        p = make(leto_limits(6), 1000, seed=seed)
+        s = solve(prepare(p.hessian, p.rows), p.e, p.lower, p.upper)
+        value = s.y @ p.rows.mT
+        assert bool((s.status == SOLVED).all())
+        assert torch.maximum(value - p.upper, p.lower - value).max() < 1e-9
+        assert residuals(p[:20], s.y[:20], s.side[:20]).max() < 1e-9
+        assert s.kkt.max() < 1e-9
 
 
 @pytest.mark.parametrize("condition", [1e2, 1e8])
@@ -146,6 +149,36 @@ def test_soft_rows_are_widened_by_the_least_amount() -> None:
         cost[n] = 1.0
         y, _ = clarabel_solve(1e-9 * torch.eye(n + 1, dtype=torch.float64), rows, cost, lower, upper, 1e-10)
         torch.testing.assert_close(s.slack[i], y[n], rtol=0, atol=1e-6)
+
+
+def test_a_contradiction_of_hard_rows_does_not_move_soft_ones() -> None:
+    p = make(box_limits(10, XYZ_ROWS), 40, position=True, previous=True)
+    group = QPHead(box_limits(10, XYZ_ROWS)).constraints.soft
+    s = solve(prepare(p.hessian, p.rows), p.e, p.lower, p.upper, soft=torch.where(group == 2, 0, -1))
+    assert set(s.status.tolist()) == {SOLVED, RELAXED, INFEASIBLE}
+    verdicts = []
+    for i in range(40):  # without the soft rows
+        verdicts.append(clarabel_solve(p.hessian, p.rows[group != 2], p.e[i], p.lower[i, group != 2], p.upper[i, group != 2])[1])
+    assert (s.status == INFEASIBLE).tolist() == verdicts
+
+
+def test_which_limits_give_way_does_not_depend_on_the_guess() -> None:
+    sums = [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+    limits = TrajectoryLimits(3, 3, dt=0.25, acceleration_min=-1.0, position_matrix=sums, position_min=-0.05, position_max=-0.05)
+    p, soft = make(limits, 30, position=True, previous=True), QPHead(limits).constraints.soft
+    operators, m, g = prepare(p.hessian, p.rows), len(p.rows), np.random.default_rng(0)
+    y0, relaxed = -p.e @ operators.inverse, 0
+    for i in range(30):
+        numbers = [x.numpy() for x in (p.rows, operators.project, operators.dual[:m, :m], y0[i], p.lower[i], p.upper[i], soft)]
+        moved = []
+        for guess in [np.zeros(m), *g.integers(-1, 2, (3, m))]:
+            guess = np.where(np.isfinite(np.where(guess > 0, numbers[5], numbers[4])), guess, 0).astype(np.int8)
+            out = DualActiveSet(*numbers).run(guess)
+            relaxed += out.status is SolveStatus.RELAXED
+            moved.append(out.moved)
+        for other in moved[1:]:
+            np.testing.assert_allclose(other, moved[0], rtol=0, atol=1e-9)
+    assert relaxed > 40
 
 
 def test_hard_contradictions_stay_infeasible() -> None:
