@@ -225,6 +225,27 @@ def trajectory_metrics(
     return result
 
 
+def combined(episodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of several episodes from those of each.
+
+    Every statistic of `trajectory_metrics` is taken within an episode first, so single episodes' values combine exactly: peaks
+    and excesses by their maximum, violations by their sum, all others by their mean.
+
+    Args:
+        episodes: what `trajectory_metrics` gives for each episode alone, with the same tags in each (NaN where there is none).
+    Returns:
+        one number per tag of the first episode, without `success` and its interval, which are counted, not combined.
+    """
+    result: dict[str, float] = {}
+    for tag in episodes[0] if episodes else ():
+        if not tag.startswith("success"):
+            values = [episode[tag] for episode in episodes]
+            worst = tag.startswith(("acc_peak_", "excess_", "contact_peak"))
+            combine = np.max if worst else np.sum if tag.startswith("violations_") else np.mean
+            result[tag] = float(combine(values))
+    return result
+
+
 def _counted(name: str, values: Array, steps: Array | None) -> list[Array]:
     """The rows of each episode that count: N arrays `[steps_n, ...]`, all finite."""
     n, t = values.shape[:2]

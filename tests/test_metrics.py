@@ -122,3 +122,20 @@ def test_bad_input_is_refused() -> None:
     padded = np.zeros((1, 4, 7))
     padded[:, 3] = np.nan
     assert metrics.acceleration_metrics(padded, steps=np.array([3]))["max_lin"] == 0
+
+
+def test_metrics_of_single_episodes_combine_to_those_of_all() -> None:
+    random = np.random.default_rng(0)
+    actions, forces = random.normal(0, 0.4, size=(5, 12, 7)), random.uniform(0, 9, size=(5, 12))
+    success, lengths = np.array([3, -1, 11, 0, 5]), np.array([12, 10, 12, 9, 12])
+    limits = TrajectoryLimits(7, 6, range(6), acceleration_min=-0.5, acceleration_max=0.5)
+
+    def of(rows: slice) -> dict[str, float]:
+        return metrics.trajectory_metrics(
+            actions[rows], success[rows], limits=limits, forces=forces[rows], lengths=lengths[rows]
+        )  # fmt: skip
+
+    every = of(slice(None))
+    combined = metrics.combined([of(slice(i, i + 1)) for i in range(5)])
+    assert combined == pytest.approx({tag: value for tag, value in every.items() if not tag.startswith("success")})
+    assert metrics.combined([]) == {}

@@ -8,6 +8,7 @@ import pytest
 from difftop import plot
 from difftop.plot import Curve, CurveError, Series, main, plot_run, read_curve, read_references, read_runs
 from difftop.run.logger import RunLogger
+from difftop.stats import bootstrap
 
 
 def make_run(root, *, task="dmc-walker-walk", agent="tdmpc", name="default", seed=1, frames=(0, 100, 200), scale=1.0):
@@ -152,3 +153,33 @@ def test_a_run_draws_its_own_curve(tmp_path):
     assert plot_run(folder).read_bytes().startswith(b"\x89PNG")
     (folder / "metrics.csv").unlink()
     assert plot_run(folder, tmp_path / "x.svg").read_text().startswith("<?xml")
+
+
+def test_a_seed_written_twice_counts_once(tmp_path, caplog):
+    path = table(tmp_path / "t.csv", "step,reward,seed\n0,1,3\n10,2,3\n20,3,3\n0,7,3\n10,8,3\n")
+    with caplog.at_level(logging.WARNING):
+        curve = read_curve(path)
+    assert curve.seeds[3].returns.tolist() == [1, 2, 3]
+    assert "seed 3: it is there 2 times; the longest run counts and 2 rows do not" in caplog.text
+
+
+def test_the_interval_is_the_bootstrap_of_each_column():
+    random = np.random.default_rng(0)
+    steps = np.arange(4.0)
+    values = random.normal(size=(5, 4))
+    curve = Curve("t", "m", {k: Series(steps, row) for k, row in enumerate(values)})
+    for statistic in (plot.mean, plot.iqm):
+        _, point, low, high = curve.summary(statistic, resamples=20_000)
+        for column in range(4):
+            expected = bootstrap([values[:, column]], statistic, resamples=20_000, seed=1)
+            assert (point[column], low[column], high[column]) == pytest.approx(
+                (expected.point, expected.low, expected.high), abs=0.05
+            )
+
+
+def test_seeds_without_a_common_range_have_no_curve():
+    curve = Curve("t", "m", {1: Series(np.array([0.0, 1]), np.zeros(2)), 2: Series(np.array([2.0, 3]), np.zeros(2))})
+    assert [len(part) for part in curve.summary()] == [0, 0, 0, 0]
+    many = Curve("t", "m", {1: Series(np.arange(5000.0), np.zeros(5000))})
+    steps, _ = many.common()
+    assert len(steps) == 500 and (steps[0], steps[-1]) == (0, 4999)
