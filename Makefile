@@ -1,11 +1,11 @@
-# make setup | test | train | lint | clean        PYTHON=python3.11 picks the interpreter of a new environment
+# make setup | sims | test | train | demo-il | lint | clean        PYTHON=python3.11 picks the interpreter of a new environment
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 APT := python3-venv libegl1 libgl1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup test slow lint train clean system
+.PHONY: setup sims test slow lint train demo-il clean system
 
 setup: .venv/done
 
@@ -19,7 +19,18 @@ system:
 	$(PYTHON) -m venv .venv
 	$(PIP) torch numpy scipy setuptools wheel
 	$(PIP) --no-build-isolation --no-deps theseus-ai torchlie torchkin urdf-parser-py semantic-version lxml pyyaml
-	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[dmc,test]'
+	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[dmc,metaworld,test]'
+	@touch $@
+
+# The manipulation suites. robosuite without its dependencies: of those, pynput needs a compiler (evdev), and mink and qpsolvers
+# belong to a controller that isn't used. OpenCV, which it does need, wants libglib; ManiSkill wants a Vulkan device.
+sims: .venv/sims
+
+.venv/sims: .venv/done tools/vulkan.sh
+	@sh tools/system_packages.sh $(APT) libglib2.0-0
+	@sh tools/vulkan.sh
+	$(PIP) --no-warn-conflicts mani-skill numba opencv-python termcolor
+	$(PIP) --no-deps robosuite
 	@touch $@
 
 test: .venv/done
@@ -36,6 +47,10 @@ lint: .venv/done
 
 train: .venv/done
 	$(BIN)/python train.py preset=cpu env=dmc/cartpole-swingup run.frames=40000
+
+# LeTO on a Meta-World task, from no data at all.
+demo-il: .venv/done
+	$(BIN)/python train.py agent=leto env=metaworld/button-press-topdown run.grad_steps=3000 run.eval_every=1000
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -9,3 +9,11 @@ class EnvError(RuntimeError):
 
 class RenderError(EnvError):
     """No image can be made; runs on states can go on without."""
+
+
+class WorkerDiedError(EnvError):
+    """The process of an environment is gone; `index` says which."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index

@@ -13,6 +13,7 @@ from difftop.types import EnvSpec
 from envs import dm_control, toy
 from envs.base import SimulatedEnv, Simulator, TaskInfo
 from envs.config import EnvConfig
+from envs.tasks import SUITES, find_task, list_tasks
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,18 @@ def canonical_name(name: str) -> str:
         task = family.aliases.get(task, task)
         if task in family.tasks:
             return f"{prefix}/{task}"
+    hint = suggest(f"{prefix}/{task}", [*list_envs(), *list_tasks()])
+    tasks = ", ".join(f"{suite}/<task>" for suite in SUITES)
     raise ConfigError(
-        f"env.name={name}: unknown environment.{suggest(f'{prefix}/{task}', list_envs())} "
-        "There are dmc/<domain>-<task>, for all tasks of the dm_control suite, and toy/point-mass; envs.list_envs() lists them."
+        f"env.name={name}: unknown environment.{hint} There are dmc/<domain>-<task>, for all tasks of the dm_control suite, "
+        f"toy/point-mass, and for imitation {tasks}; `python train.py --help` lists all."
     )
+
+
+def canonical_env(name: str) -> str:
+    """The name that `name` means, in `list_envs` or among the manipulation tasks; raises `ConfigError` as `canonical_name`."""
+    task = find_task(name)
+    return task if task is not None else canonical_name(name)
 
 
 def env_spec(config: EnvConfig) -> EnvSpec:

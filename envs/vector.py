@@ -18,27 +18,30 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from difftop.options import ConfigError
-from difftop.types import EnvSpec
+from difftop.types import EnvSpec, TaskSpec
 from envs.base import Array
 from envs.config import EnvConfig
-from envs.errors import EnvError
-from envs.registry import env_spec, make_env
+from envs.errors import EnvError, WorkerDiedError
+from envs.registry import make_env
+from envs.tasks import TaskConfig, make_task
 
 _CLOSE_TIMEOUT_S = 5.0
+
+Observations = Any  # an array, or a dictionary of them where observations are by key
 
 
 class VectorStep(NamedTuple):
     """Outcome of one step of N environments.
 
     Attributes:
-        obs: `[N, *obs_shape]`; of an episode that ended, its last observation.
+        obs: `[N, *obs_shape]`, or by key; of an episode that ended, its last observation.
         reward: `[N]`, float64.
         terminated: `[N]` bool.
         truncated: `[N]` bool.
         infos: one dict per environment.
     """
 
-    obs: Array
+    obs: Observations
     reward: Array
     terminated: Array
     truncated: Array
@@ -54,12 +57,12 @@ class VectorEnv(Protocol):
     """
 
     num_envs: int
-    difftop_spec: EnvSpec
+    difftop_spec: EnvSpec | TaskSpec
 
-    def reset(self, seeds: Sequence[int]) -> Array:
+    def reset(self, seeds: Sequence[int]) -> Observations:
         """Begins N episodes, one seed each; returns observations `[N, *obs_shape]`."""
 
-    def reset_at(self, i: int, seed: int) -> Array:
+    def reset_at(self, i: int, seed: int) -> Observations:
         """Begins an episode in environment i; returns its observation `[*obs_shape]`."""
 
     def step(self, actions: Array) -> VectorStep:
@@ -69,17 +72,24 @@ class VectorEnv(Protocol):
             EnvError: an environment failed, its worker died, or an action is outside [-1, 1].
         """
 
-    def step_at(self, i: int, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """Steps environment i alone, as Gymnasium's `step` does."""
 
     def render_at(self, i: int) -> Array:
         """Video frame `[H, W, 3]`, uint8, of environment i."""
 
+    def restart_at(self, i: int) -> None:
+        """Makes environment i anew after its worker died.
+
+        Raises:
+            EnvError: it can't be made, or it lives in this process.
+        """
+
     def close(self) -> None:
         """Frees everything; closing twice is fine."""
 
 
-def make_vector_env(config: EnvConfig, num_envs: int, parallel: bool = False) -> VectorEnv:
+def make_vector_env(config: EnvConfig | TaskConfig, num_envs: int, parallel: bool = False) -> VectorEnv:
     """Makes `num_envs` environments, each in a process of its own if `parallel`.
 
     A round trip to a worker costs about 0.2 ms. So processes pay off for pixels, given a free core each; small state tasks are
@@ -93,17 +103,17 @@ def make_vector_env(config: EnvConfig, num_envs: int, parallel: bool = False) ->
 class LocalVectorEnv:
     """A `VectorEnv` in this process."""
 
-    def __init__(self, config: EnvConfig, num_envs: int) -> None:
+    def __init__(self, config: EnvConfig | TaskConfig, num_envs: int) -> None:
         self.num_envs = num_envs
-        self.difftop_spec = env_spec(config)
-        self._envs = [make_env(config) for _ in range(num_envs)]
+        self._envs = [_made(config) for _ in range(num_envs)]
+        self.difftop_spec = _spec(self._envs[0])
 
-    def reset(self, seeds: Sequence[int]) -> Array:
+    def reset(self, seeds: Sequence[int]) -> Observations:
         """See `VectorEnv.reset`."""
         _check_count("seeds", len(seeds), self.num_envs)
-        return np.stack([self.reset_at(i, seed) for i, seed in enumerate(seeds)])
+        return stack_observations([self.reset_at(i, seed) for i, seed in enumerate(seeds)])
 
-    def reset_at(self, i: int, seed: int) -> Array:
+    def reset_at(self, i: int, seed: int) -> Observations:
         """See `VectorEnv.reset_at`."""
         return self._envs[i].reset(seed=seed)[0]
 
@@ -112,13 +122,18 @@ class LocalVectorEnv:
         _check_count("actions", len(actions), self.num_envs)
         return _stacked([env.step(action) for env, action in zip(self._envs, actions, strict=True)])
 
-    def step_at(self, i: int, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """See `VectorEnv.step_at`."""
-        return self._envs[i].step(action)
+        result: tuple[Observations, float, bool, bool, dict[str, Any]] = self._envs[i].step(action)
+        return result
 
     def render_at(self, i: int) -> Array:
         """See `VectorEnv.render_at`."""
         return cast(Array, self._envs[i].render())
+
+    def restart_at(self, i: int) -> None:
+        """See `VectorEnv.restart_at`."""
+        raise EnvError(f"{self.difftop_spec.name}: environment {i} lives in this process and can't be restarted.")
 
     def close(self) -> None:
         """See `VectorEnv.close`."""
@@ -132,44 +147,53 @@ class ProcessVectorEnv:
     Workers are spawned: a forked copy of a process that has rendered hangs in OpenGL. They end when this process ends.
     """
 
-    def __init__(self, config: EnvConfig, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.difftop_spec = env_spec(config)
+    def __init__(self, config: EnvConfig | TaskConfig, num_envs: int) -> None:
+        self.num_envs, self._config = num_envs, config
         self._pipes: list[Connection] = []
         self._workers: list[multiprocessing.process.BaseProcess] = []
-        context = multiprocessing.get_context("spawn")
         for i in range(num_envs):
-            ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs, config), daemon=True, name=f"env-{i}")
-            worker.start()
-            theirs.close()  # the worker's copy is now the only one, so that its death closes the pipe
-            self._pipes.append(ours)
+            pipe, worker = self._spawn(i)
+            self._pipes.append(pipe)
             self._workers.append(worker)
         try:
-            for i in range(num_envs):
-                _raised(self._receive(i))  # each says when its environment is made
+            specs = [_raised(self._receive(i)) for i in range(num_envs)]  # each says what it made
         except (EnvError, ConfigError):
             self.close()
             raise
+        self.difftop_spec: EnvSpec | TaskSpec = specs[0]
 
-    def reset(self, seeds: Sequence[int]) -> Array:
+    def _spawn(self, i: int) -> tuple[Connection, multiprocessing.process.BaseProcess]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=_serve, args=(theirs, self._config), daemon=True, name=f"env-{i}")
+        worker.start()
+        theirs.close()  # the worker's copy is now the only one, so that its death closes the pipe
+        return ours, worker
+
+    def restart_at(self, i: int) -> None:
+        """See `VectorEnv.restart_at`."""
+        self._pipes[i].close()
+        self._pipes[i], self._workers[i] = self._spawn(i)
+        _raised(self._receive(i))
+
+    def reset(self, seeds: Sequence[int]) -> Observations:
         """See `VectorEnv.reset`."""
         _check_count("seeds", len(seeds), self.num_envs)
-        return np.stack([obs for obs, _ in self._call_all("reset", [{"seed": seed} for seed in seeds])])
+        return stack_observations([obs for obs, _ in self._call_all("reset", [{"seed": seed} for seed in seeds])])
 
-    def reset_at(self, i: int, seed: int) -> Array:
+    def reset_at(self, i: int, seed: int) -> Observations:
         """See `VectorEnv.reset_at`."""
         obs, _ = self._call(i, "reset", {"seed": seed})
-        return cast(Array, obs)
+        return obs
 
     def step(self, actions: Array) -> VectorStep:
         """See `VectorEnv.step`."""
         _check_count("actions", len(actions), self.num_envs)
         return _stacked(self._call_all("step", [{"action": action} for action in actions]))
 
-    def step_at(self, i: int, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
         """See `VectorEnv.step_at`."""
-        result: tuple[Array, float, bool, bool, dict[str, Any]] = self._call(i, "step", {"action": action})
+        result: tuple[Observations, float, bool, bool, dict[str, Any]] = self._call(i, "step", {"action": action})
         return result
 
     def render_at(self, i: int) -> Array:
@@ -199,7 +223,7 @@ class ProcessVectorEnv:
 
     def _send(self, i: int, method: str, arguments: dict[str, Any]) -> None:
         if not self._pipes:
-            raise EnvError(f"{self.difftop_spec.name}: the environments are closed; make new ones.")
+            raise EnvError(f"{self._config.name}: the environments are closed; make new ones.")
         try:
             self._pipes[i].send((method, arguments))
         except OSError as error:
@@ -211,18 +235,17 @@ class ProcessVectorEnv:
         except (EOFError, OSError) as error:
             raise self._dead(i) from error
 
-    def _dead(self, i: int) -> EnvError:
+    def _dead(self, i: int) -> WorkerDiedError:
         worker = self._workers[i]
         worker.join(_CLOSE_TIMEOUT_S)
         code = worker.exitcode
         how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        self.close()
-        return EnvError(
-            f"{self.difftop_spec.name}: worker {i} of {self.num_envs} died ({how}); stderr has its last words, if any."
+        return WorkerDiedError(
+            f"{self._config.name}: worker {i} of {self.num_envs} died ({how}); stderr has its last words, if any.", i
         )
 
 
-def _serve(pipe: Connection, config: EnvConfig) -> None:
+def _serve(pipe: Connection, config: EnvConfig | TaskConfig) -> None:
     """Body of a worker: answers (method, arguments) with the result, or with the error that the environment raised.
 
     Anything but an `EnvError` is a bug: it ends the worker with a traceback, and the parent reports the death.
@@ -231,11 +254,11 @@ def _serve(pipe: Connection, config: EnvConfig) -> None:
     os.environ["LP_NUM_THREADS"] = "0"  # one rendering thread per worker: several workers' threads only fight
     with suppress(EOFError, OSError):  # the parent closed the pipe, or is gone
         try:
-            env = make_env(config)
+            env = _made(config)
         except (EnvError, ConfigError) as error:
             pipe.send(error)
             return
-        pipe.send(None)
+        pipe.send(_spec(env))
         with closing(env):
             while True:
                 method, arguments = pipe.recv()
@@ -245,6 +268,22 @@ def _serve(pipe: Connection, config: EnvConfig) -> None:
                     error.add_note("".join(traceback.format_exception(error)))  # survives the pipe, unlike the traceback
                     result = error
                 pipe.send(result)
+
+
+def _made(config: EnvConfig | TaskConfig) -> Any:
+    return make_task(config) if isinstance(config, TaskConfig) else make_env(config)
+
+
+def _spec(env: Any) -> EnvSpec | TaskSpec:
+    spec: EnvSpec | TaskSpec = env.task_spec if hasattr(env, "task_spec") else env.difftop_spec
+    return spec
+
+
+def stack_observations(rows: Sequence[Observations]) -> Observations:
+    """One observation per environment to one array, or one array per key, with N rows."""
+    if isinstance(rows[0], dict):
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return np.stack(rows)
 
 
 def _raised(result: Any) -> Any:
@@ -258,6 +297,6 @@ def _check_count(what: str, given: int, num_envs: int) -> None:
         raise EnvError(f"{given} {what} for {num_envs} environments; give one each.")
 
 
-def _stacked(results: Sequence[tuple[Array, float, bool, bool, dict[str, Any]]]) -> VectorStep:
+def _stacked(results: Sequence[tuple[Observations, float, bool, bool, dict[str, Any]]]) -> VectorStep:
     obs, reward, terminated, truncated, infos = zip(*results, strict=True)
-    return VectorStep(np.stack(obs), np.array(reward), np.array(terminated), np.array(truncated), list(infos))
+    return VectorStep(stack_observations(obs), np.array(reward), np.array(terminated), np.array(truncated), list(infos))

@@ -7,6 +7,7 @@ import pytest
 import envs
 from difftop.options import ConfigError
 from envs import EnvConfig, EnvError, make_env, make_vector_env
+from envs.errors import WorkerDiedError
 
 TOY = EnvConfig("toy/point-mass")
 
@@ -84,13 +85,18 @@ def test_dead_worker_is_an_error_that_names_it():
     vector.reset([0, 1])
     workers = list(vector._workers)
     os.kill(workers[1].pid, signal.SIGKILL)
-    with pytest.raises(EnvError, match=r"toy/point-mass: worker 1 of 2 died \(killed by SIGKILL\)"):
+    with pytest.raises(WorkerDiedError, match=r"toy/point-mass: worker 1 of 2 died \(killed by SIGKILL\)") as death:
         for _ in range(2):
             vector.step(np.zeros((2, 2)))
+    assert death.value.index == 1
+    vector.restart_at(1)
+    obs = vector.reset([0, 1])
+    assert (obs[1] == make_env(TOY).reset(seed=1)[0]).all()
+    vector.step(np.zeros((2, 2)))
+    vector.close()
     assert not any(worker.is_alive() for worker in workers)
     with pytest.raises(EnvError, match="closed"):
         vector.step(np.zeros((2, 2)))
-    vector.close()
 
 
 def test_error_in_a_worker_arrives_whole(monkeypatch):

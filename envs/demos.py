@@ -1,0 +1,123 @@
+"""Demonstrations by scripted experts, written once as a RoboMimic-layout file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difftop.data.robomimic import Recording, write_demonstrations
+from difftop.options import ConfigError
+from difftop.run.seeding import stream
+from envs.errors import EnvError
+from envs.keyed import Array, KeyedEnv, Observation, is_image
+from envs.tasks import SUITES, Expert, TaskConfig, canonical_task, make_expert, make_task
+
+log = logging.getLogger(__name__)
+
+NOISE = 0.1  # of the expert's actions: without any, demonstrations hardly differ, and nothing in them shows how to recover
+_HOLD = 5  # actions that a demonstration goes on for after success, so that it shows how to stay there
+_ATTEMPTS = 4  # per demonstration that is wanted
+
+
+def demonstrations_file(config: TaskConfig, episodes: int, seed: int, folder: Path | str) -> Path:
+    """Where `record` puts such demonstrations: a function of what they are."""
+    name = canonical_task(config.name).replace("/", "-")
+    kind = "" if config.obs == "low_dim" else f"-{config.obs}{config.image_size}"
+    kind += f"-{config.control}" if config.control else ""
+    suffix = ".h5" if config.name.startswith("maniskill/") else ".hdf5"
+    return Path(folder) / name / f"expert{kind}-{episodes}-seed{seed}{suffix}"
+
+
+def record(config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, noise: float = NOISE) -> Path:
+    """Demonstrations by the task's expert; nothing is done where the file is there already.
+
+    Only episodes that reach success are kept, cut a few steps after it; failures are counted and said.
+
+    Args:
+        config: the task, and which observations to keep.
+        episodes: how many to keep.
+        seed: of the episodes' initial states and of the noise.
+        folder: see `demonstrations_file`.
+        noise: standard deviation added to the expert's actions; the noisy action is the one recorded.
+    Raises:
+        ConfigError: the task has no expert.
+        EnvError: the expert fails too often, or the simulator is missing.
+    """
+    path = demonstrations_file(config, episodes, seed, folder)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suite = SUITES[config.name.partition("/")[0]].loaded()
+    if hasattr(suite, "make_demonstrations"):  # the suite has its own planner and format
+        suite.make_demonstrations(config.name.partition("/")[2], episodes, path, seed, config)
+        return path
+    env = make_task(config)
+    try:
+        simulator: Any = env._simulator
+        expert = make_expert(config, simulator, np.random.default_rng(stream(seed, "expert_noise")), noise)
+        args = suite.env_args(canonical_task(config.name).partition("/")[2], config)
+        write_demonstrations(path, _episodes(env, simulator, expert, episodes, seed), args)
+    finally:
+        env.close()
+    return path
+
+
+def _episodes(env: KeyedEnv, simulator: Any, expert: Expert, episodes: int, seed: int) -> Iterator[Recording]:
+    """Successful episodes, `episodes` of them."""
+    kept = 0
+    for attempt in range(_ATTEMPTS * episodes):
+        if kept == episodes:
+            break
+        recording = _play(env, simulator, expert, stream(seed, "demonstration", attempt))
+        if recording is not None:
+            kept += 1
+            yield recording
+    else:
+        attempt = _ATTEMPTS * episodes
+    if kept < episodes:
+        raise EnvError(
+            f"{env.task_spec.name}: the expert solved {kept} of {attempt} episodes, {episodes} are wanted; ask for fewer, less "
+            "noise, or longer episodes (env.episode_steps)."
+        )
+    log.info("%s: %d demonstrations, %d of %d attempts failed", env.task_spec.name, kept, attempt - kept, attempt)
+
+
+def _play(env: KeyedEnv, simulator: Any, expert: Expert, seed: int) -> Recording | None:
+    """One episode, or None where it fails."""
+    obs, _ = env.reset(seed=seed)
+    expert.reset()
+    rows: list[Observation] = []
+    actions: list[Array] = []
+    rewards: list[float] = []
+    states: list[Array] = []
+    solved = 0
+    over = False
+    while not over and solved <= _HOLD:
+        action = np.asarray(expert.act(obs), np.float64).clip(-1, 1)
+        rows.append(obs)
+        actions.append(action)
+        if hasattr(simulator, "states"):
+            states.append(np.array(simulator.states()))
+        obs, reward, terminated, truncated, info = env.step(action)
+        rewards.append(reward)
+        solved = solved + 1 if info["success"] or solved else 0
+        over = terminated or truncated
+    if not solved:
+        return None
+    columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    columns = {key: np.moveaxis(x, 1, -1) if is_image(x.shape[1:]) else x for key, x in columns.items()}
+    attributes = {"model_file": simulator.model_xml()} if hasattr(simulator, "model_xml") else {}
+    return Recording(
+        columns, np.stack(actions), np.array(rewards), states=np.stack(states) if states else None, attributes=attributes
+    )
+
+
+def check_expert(config: TaskConfig) -> None:
+    """Raises `ConfigError` where demonstrations of the task can't be made here."""
+    suite = SUITES[canonical_task(config.name).partition("/")[0]].loaded()
+    if not (hasattr(suite, "expert") or hasattr(suite, "make_demonstrations")):
+        raise ConfigError(f"env={config.name}: there is no scripted expert; give demonstrations with dataset=PATH.")

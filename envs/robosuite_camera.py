@@ -1,0 +1,102 @@
+"""Images of a MuJoCo scene whose model is replaced at every reset.
+
+robosuite's own renderer binds its OpenGL context when it is made, and never again: of two environments in a process, the first
+silently returns the second's images. And it makes a context at every reset, which takes most of a second. Here the context is
+bound for every image, and meshes and textures stay in it as long as models share them.
+"""
+
+from __future__ import annotations
+
+import atexit
+from importlib import import_module
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from envs.errors import RenderError
+from envs.keyed import Array
+from envs.opengl import advice, choose_backend
+
+_LARGEST = 480  # height and width of the buffer that is drawn to, pixels
+_MAX_GEOMS = 10000
+_ASSETS = ("mesh_vert", "mesh_face", "tex_data")  # what a context holds of a model
+
+
+class SceneCamera:
+    """Draws the scenes of one environment.
+
+    Args:
+        fast: no shadow map, no anti-aliasing and no reflections: 3 to 4 times as fast.
+    """
+
+    def __init__(self, fast: bool) -> None:
+        self._fast = fast
+        self._model: Any = None  # that the context was made for
+        self._gl: Any = None
+        self._context: Any = None
+        self._scene: Any = None
+        self._scene_model: Any = None
+        self._visible = mujoco.MjvOption()
+        self._visible.geomgroup[0] = 0  # what collides has a visible twin
+
+    def image(self, model: Any, data: Any, camera: str, height: int, width: int) -> Array:
+        """The view of `camera` `[height, width, 3]`, uint8, upright.
+
+        Raises:
+            RenderError: no OpenGL, no such camera, or an image of more than 480 x 480.
+        """
+        number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        if number < 0:
+            names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
+            raise RenderError(f"There is no camera {camera!r}; there are {', '.join(names)}.")
+        if not 0 < min(height, width) <= max(height, width) <= _LARGEST:
+            raise RenderError(f"An image of {height} x {width} pixels is not offered; at most {_LARGEST} x {_LARGEST}.")
+        self._prepare(model)
+        view = mujoco.MjvCamera()
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
+        mujoco.mjv_updateScene(model, data, self._visible, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        pixels, area = np.empty((height, width, 3), np.uint8), mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(area, self._scene, self._context)
+        mujoco.mjr_readPixels(pixels, None, area, self._context)
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL counts rows from below
+
+    def close(self) -> None:
+        """Frees the context; closing twice is fine, and it closes itself at the latest when Python ends."""
+        if self._gl is not None:
+            atexit.unregister(self.close)
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+        self._gl = self._context = self._scene = self._model = self._scene_model = None
+
+    def _prepare(self, model: Any) -> None:
+        """Binds the context, made anew where the meshes or textures are other ones."""
+        if self._gl is not None and model is not self._model and not self._same_assets(model):
+            self.close()
+        if self._gl is None:
+            self._open(model)
+        self._gl.make_current()
+        if model is not self._scene_model:
+            self._scene, self._scene_model = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS), model
+            if self._fast:
+                self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+
+    def _open(self, model: Any) -> None:
+        backend = choose_backend()
+        if self._fast:
+            model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = _LARGEST
+        try:
+            self._gl = import_module(f"mujoco.{'osmesa' if backend == 'osmesa' else 'egl'}").GLContext(_LARGEST, _LARGEST)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        except Exception as error:  # OpenGL, EGL and MuJoCo each have their own
+            self._gl = None
+            raise RenderError(f"robosuite can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
+        self._model = model
+        atexit.register(self.close)  # contexts that are left over are freed before MuJoCo ends EGL, or they complain
+
+    def _same_assets(self, model: Any) -> bool:
+        return all(np.array_equal(getattr(model, name), getattr(self._model, name)) for name in _ASSETS)

@@ -1,0 +1,103 @@
+"""Names of tasks, and demonstrations by their experts."""
+
+import numpy as np
+import pytest
+
+import envs.demos
+from difftop.data.robomimic import open_robomimic
+from difftop.options import ConfigError
+from envs.demos import demonstrations_file, record
+from envs.errors import EnvError
+from envs.keyed import TaskStep
+from envs.registry import canonical_env, list_envs
+from envs.tasks import SUITES, TaskConfig, canonical_task, find_task, list_tasks, make_expert, make_simulator, recorded_as
+
+REACH = TaskConfig(name="toy/reach")
+
+
+def test_all_names_are_listed_once_and_no_name_means_two_things():
+    names = list_tasks()
+    assert len(set(names)) == len(names) and not set(names) & set(list_envs())
+    assert {name.partition("/")[0] for name in names} == set(SUITES)
+    assert sum(name.startswith("metaworld/") for name in names) == 50
+    assert all(find_task(name) == name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("metaworld/button_press_topdown", "metaworld/button-press-topdown"),
+        ("MetaWorld/Button-Press-Topdown-v3", "metaworld/button-press-topdown"),
+        ("robosuite/lift", "robosuite/Lift"),
+        ("toy/REACH", "toy/reach"),
+    ],
+)
+def test_spellings(given, meant):
+    assert canonical_task(given) == meant == canonical_env(given)
+
+
+def test_unknown_names_get_a_suggestion_from_both_kinds():
+    with pytest.raises(ConfigError, match=r"metaworld/button-press-topdow: unknown.*metaworld/button-press-topdown"):
+        canonical_task("metaworld/button-press-topdow")
+    with pytest.raises(ConfigError, match=r"metaworld/drawer-opn: unknown environment.*metaworld/drawer-open"):
+        canonical_env("metaworld/drawer-opn")
+    assert canonical_env("dmc/cup-catch") == "dmc/cup-catch"
+
+
+def test_recorded_demonstrations_play_back(tmp_path):
+    path = record(REACH, 6, seed=2, folder=tmp_path)
+    assert path == demonstrations_file(REACH, 6, 2, tmp_path) and path.exists()
+    demonstrations = open_robomimic(path)
+    assert len(demonstrations) == 6 and demonstrations.shapes == {"hand_pos": (2,), "target_pos": (2,)}
+    assert demonstrations.env.name == "reach" and demonstrations.env.version == recorded_as(REACH)["env_version"]
+    for episode in demonstrations.episodes():
+        hand, target = episode.obs["hand_pos"].numpy(), episode.obs["target_pos"].numpy()
+        actions = episode.actions.numpy()
+        assert hand[1:] == pytest.approx(hand[:-1] + 0.1 * actions[:-1], abs=1e-6)
+        distance = np.linalg.norm(hand + 0.1 * actions - target, axis=1)
+        first = int(np.argmax(distance < 0.1))
+        assert distance[first] < 0.1 and len(hand) == min(first + 6, 40)  # it goes on for 5 actions after success
+
+
+def test_a_file_that_is_there_is_not_made_again(tmp_path, monkeypatch):
+    path = record(REACH, 2, seed=0, folder=tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr(envs.demos, "make_task", lambda *_: pytest.fail("made again"))
+    assert record(REACH, 2, seed=0, folder=tmp_path) == path and path.read_bytes() == before
+    assert demonstrations_file(REACH, 2, 1, tmp_path) != path != demonstrations_file(REACH, 3, 0, tmp_path)
+
+
+def test_same_seed_same_file(tmp_path):
+    first, second = (record(REACH, 3, seed=4, folder=tmp_path / name) for name in "ab")
+    a, b = open_robomimic(first), open_robomimic(second)
+    assert (a.actions == b.actions).all() and (a.low_dim["hand_pos"] == b.low_dim["hand_pos"]).all()
+
+
+def test_failed_episodes_are_left_out_and_an_expert_that_fails_too_often_is_an_error(tmp_path, monkeypatch):
+    import envs.reach as reach
+
+    played = []
+    original = reach.ReachSimulator.step
+
+    def fails_in_every_second_episode(self, action):
+        obs, outcome = original(self, action)
+        return obs, outcome if len(played) % 2 == 0 else TaskStep(outcome.reward, False)
+
+    reset = reach.ReachSimulator.reset
+    monkeypatch.setattr(reach.ReachSimulator, "reset", lambda self, seed: (played.append(seed), reset(self, seed))[1])
+    monkeypatch.setattr(reach.ReachSimulator, "step", fails_in_every_second_episode)
+    assert len(open_robomimic(record(REACH, 3, seed=0, folder=tmp_path))) == 3 and len(played) == 6
+    monkeypatch.setattr(reach.ReachSimulator, "step", lambda self, a: (original(self, a)[0], TaskStep(0.0, False)))
+    with pytest.raises(EnvError, match="solved 0 of 8 episodes, 2 are wanted"):
+        record(REACH, 2, seed=1, folder=tmp_path)
+    assert not demonstrations_file(REACH, 2, 1, tmp_path).exists() and not list(tmp_path.rglob("*.part"))
+
+
+def test_expert_noise_is_what_it_says():
+    simulator = make_simulator(REACH)
+    obs = simulator.reset(0)
+    target = {"hand_pos": np.zeros(2), "target_pos": np.zeros(2)} | {key: np.zeros(2) for key in obs}
+    quiet, noisy = (make_expert(REACH, simulator, np.random.default_rng(0), noise) for noise in (0.0, 0.2))
+    assert (quiet.act(target) == 0).all()
+    sample = np.array([noisy.act(target) for _ in range(2000)])
+    assert sample.std() == pytest.approx(0.2, rel=0.1)
