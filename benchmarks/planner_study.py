@@ -34,7 +34,7 @@ from difftop.run.seeding import stream
 from envs import EnvConfig, env_spec, make_env
 
 ROOT = Path(__file__).resolve().parent.parent
-TASKS = {"cartpole-swingup": 20_000, "cup-catch": 12_000}  # environment frames
+TASKS = {"cartpole-swingup": 20_000, "cheetah-run": 12_000}  # environment frames
 DAMPINGS = (0.1, 1.0, 10.0, 100.0)
 SEEDS = (1, 2, 3)
 STATES, EPISODES = 8, 3
@@ -151,17 +151,38 @@ def measure(task: str, damping: float, seed: int, root: Path) -> Row:
     return Row(task, damping, seed, float(returns[-1]), float(returns.max()), float(model_gain), float(true_gain), float(step))
 
 
+def finished(task: str, damping: float, seed: int, root: Path) -> bool:
+    """Whether that run has reached its last frame."""
+    last = folder(task, damping, seed, root) / "checkpoints" / "last"
+    return last.exists() and float(read_table(last.parents[1] / "eval.csv", ("env_frames",))[-1, 0]) >= TASKS[task]
+
+
+def earlier_rows(path: Path) -> dict[tuple[str, float, int], Row]:
+    """Rows of an earlier report by task, damping and seed; none where there is no such file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        read = [{key: value if key == "task" else float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    made = [Row(**row | {"seed": int(row["seed"])}) for row in read]  # type: ignore[arg-type]
+    return {(row.task, row.damping, row.seed): row for row in made}
+
+
 def report(root: Path, out: Path) -> None:
-    """Writes rows as CSV and JSON summary, and the plot; cells that weren't trained are named and left out."""
+    """Writes rows.csv and the plot. A cell without a run at hand keeps its row of an earlier report, or is named as missing."""
     rows = []
+    earlier = earlier_rows(out / "rows.csv")
     for task in TASKS:
         for damping in DAMPINGS:
             for seed in SEEDS:
-                if (folder(task, damping, seed, root) / "checkpoints" / "last").exists():
+                if finished(task, damping, seed, root):
                     rows.append(measure(task, damping, seed, root))
                     print(json.dumps(asdict(rows[-1])), flush=True)
+                elif (task, damping, seed) in earlier:
+                    rows.append(earlier[task, damping, seed])
                 else:
                     print(f"missing: {task}, damping {damping:g}, seed {seed}", flush=True)
+    if not rows:
+        raise SystemExit(f"{root}: no finished run of the study; run `train` first.")
     out.mkdir(parents=True, exist_ok=True)
     with (out / "rows.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import train
-from agents.registry import AGENTS, make_agent
+from agents.registry import AGENTS, make_agent, names
+from difftop.compare.config import compare_config, parsed, status_config
 from difftop.run.cli import composed
 from tests.conftest import SMALL, STATE, random_batch
 
@@ -31,6 +32,10 @@ COMMANDS = [(page, command) for page in PAGES for command in commands(page)]
 @pytest.mark.parametrize("command", sorted({c for _, c in COMMANDS if c.startswith("python train.py") and " -" not in c}))
 def test_every_train_command_composes(command: str) -> None:
     overrides = [word for word in shlex.split(command)[2:] if "..." not in word]
+    if "mode=compare" in overrides or "mode=status" in overrides:
+        make = compare_config if "mode=compare" in overrides else status_config
+        assert make(parsed(overrides))
+        return
     settings = composed(train.make_registry(), overrides)
     assert settings.agent["name"] in AGENTS
 
@@ -56,7 +61,7 @@ def test_links_and_named_files_exist(page: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", list(AGENTS))
+@pytest.mark.parametrize("name", names("rl"))
 def test_every_logged_tag_is_explained_on_the_agent_s_page(name: str) -> None:
     text = (train.ROOT / "docs" / "tdmpc.md").read_text() + (train.ROOT / "docs" / "planner.md").read_text()
     if name != "tdmpc":

@@ -231,6 +231,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+            raise  # not h5py's: an environment's, say, while a file is played back
         raise DemonstrationError(f"{path}: not a whole HDF5 file ({error}); a download or a copy may be incomplete.") from error
 
 

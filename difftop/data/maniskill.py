@@ -3,8 +3,9 @@
     json            env_info {env_id, env_kwargs, max_episode_steps}, episodes [{episode_id, elapsed_steps, success, ...}]
     traj_<id>       actions [T, A]; obs [T+1, D] (state) or groups of them (state_dict, rgb, ...); env_states, success, ...
 
-An observation more than actions: the last one, after the last action, is not used. Keys of nested groups are joined by '/':
-`agent/qpos`, `extra/tcp_pose`, `sensor_data/base_camera/rgb`; a flat state is called `state`.
+An observation more than actions: the last one, after the last action, is not used. A flat state is called `state`, keys of nested
+groups are joined by '/' (`agent/qpos`), and a camera's colours are `base_camera_image`; these are the keys of envs/maniskill.py.
+Left out are parameters of cameras, and point clouds of all pixels: policies get a fixed number of points, dataset obs/pointcloud.
 Source: ManiSkill 3.0.1, documentation "Trajectory format" and `mani_skill/trajectory/dataset.py`.
 Differs: episodes in numeric order (ManiSkill 2 tools sort as text), everything is checked on opening.
 """
@@ -42,7 +43,7 @@ def open_maniskill(
             observations) have to be replayed before.
     """
     path = Path(path)
-    env, episodes = _metadata(path.with_suffix(".json"))
+    env, episodes = read_metadata(path.with_suffix(".json"))
     with open_hdf5(path) as file:
         sources = [
             _source(path, file, episode)
@@ -56,12 +57,13 @@ def open_maniskill(
         return read_demonstrations(path, file, sources[:limit], env, obs_keys, cache_bytes)
 
 
-def _metadata(path: Path) -> tuple[EnvInfo, list[Mapping[str, Any]]]:
+def read_metadata(path: Path) -> tuple[EnvInfo, list[Mapping[str, Any]]]:
     """Environment and episodes of the .json file."""
     try:
         raw = json.loads(path.read_text())
         info, episodes = raw["env_info"], raw["episodes"]
-        env = EnvInfo(name=info["env_id"], kwargs=info.get("env_kwargs", {}), version=info.get("env_version"), raw=info)
+        version = info.get("env_version") or _generation(info["env_id"])
+        env = EnvInfo(name=info["env_id"], kwargs=info.get("env_kwargs", {}), version=version, raw=info)
         for episode in episodes:
             int(episode["episode_id"])
     except OSError as error:
@@ -73,6 +75,11 @@ def _metadata(path: Path) -> tuple[EnvInfo, list[Mapping[str, Any]]]:
     except (TypeError, ValueError) as error:
         raise DemonstrationError(f"{path}: not the JSON of a ManiSkill trajectory ({error}).") from error
     return env, episodes
+
+
+def _generation(env_id: str) -> str | None:
+    """Version of the package where the file tells none, as ManiSkill's own tools do: -v0 are tasks of ManiSkill 2, -v1 of 3."""
+    return {"v0": "0.5", "v1": "3.0"}.get(env_id.rpartition("-")[2])
 
 
 def _source(path: Path, file: Any, episode: Mapping[str, Any]) -> Source:
@@ -98,4 +105,11 @@ def _observations(group: Any) -> Iterator[tuple[str, str]]:
     elif isinstance(obs, h5py.Group):
         found: list[str] = []
         obs.visititems(lambda key, item: found.append(key) if isinstance(item, h5py.Dataset) else None)
-        yield from ((key, f"{obs.name}/{key}") for key in found)
+        kept = [key for key in found if not key.startswith(("sensor_param/", "pointcloud/"))]
+        yield from ((_key(key), f"{obs.name}/{key}") for key in kept)
+
+
+def _key(path: str) -> str:
+    """`base_camera_image` for `sensor_data/base_camera/rgb`; other paths are keys already."""
+    parts = path.split("/")
+    return f"{parts[1]}_image" if len(parts) == 3 and parts[0] == "sensor_data" and parts[2] == "rgb" else path

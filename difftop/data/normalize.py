@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 MODES = ("identity", "min_max", "standardize")
-_FLAT = 1e-7  # a dimension that varies less than this is only shifted
+_FLAT = 1e-4  # what varies less than this is only shifted: a simulator's jitter in a constant isn't blown up to [-1, 1]
 
 
 class Affine(nn.Module):

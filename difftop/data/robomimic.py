@@ -82,12 +82,7 @@ def open_robomimic(
     """
     path = Path(path)
     with open_hdf5(path) as file:
-        data = file.get("data")
-        if not isinstance(data, h5py.Group):
-            raise DemonstrationError(
-                f"{path}: group data is missing; this is no RoboMimic file (ManiSkill: open its .h5 beside its .json)."
-            )
-        env = _env(path, data.attrs.get("env_args"))
+        env, data = read_env(path, file), file["data"]
         names = _all_names(path, data)
         if filter_key is not None:
             names = _filtered(path, file, filter_key, names)
@@ -162,7 +157,18 @@ def _write(group: Any, episode: Recording, where: str) -> int:
     return steps
 
 
-def _env(path: Path, text: Any) -> EnvInfo:
+def read_env(path: Path, file: Any) -> EnvInfo:
+    """The environment that an open file was recorded in.
+
+    Raises:
+        DemonstrationError: it is no RoboMimic file, or doesn't say.
+    """
+    data = file.get("data")
+    if not isinstance(data, h5py.Group):
+        raise DemonstrationError(
+            f"{path}: group data is missing; this is no RoboMimic file (ManiSkill: open its .h5 beside its .json)."
+        )
+    text = data.attrs.get("env_args")
     try:
         raw = json.loads(text.decode() if isinstance(text, bytes) else text)
         name, kwargs, _ = raw["env_name"], raw["env_kwargs"], raw["type"] if "type" in raw else raw["env_type"]

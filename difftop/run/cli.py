@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from difftop.compare.config import CompareConfig, StatusConfig
 from difftop.options import ConfigError, build, defaults, describe, option, suggest
+from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
 
 
@@ -23,7 +25,12 @@ from difftop.run.online import RunConfig
 class TopConfig:
     """Options outside any group."""
 
-    mode: str = option("train", "train, or eval to play and record a checkpoint", choices=("train", "eval"))
+    mode: str = option(
+        "train",
+        "train; eval plays and records a checkpoint; demos writes demonstrations by the task's scripted expert; compare makes a "
+        "report of runs, status a table of a sweep (both have options of their own)",
+        choices=("train", "eval", "demos", "compare", "status"),
+    )
     seed: int = option(1, "of every random stream of the run", low=0)
     name: str = option("auto", "name of the run; auto tells obs, preset, planner and experiment where they aren't the defaults")
     planner: str = option("auto", "optimizer of the action; auto is the agent's own", choices=("auto", "lm", "mppi", "none"))
@@ -31,6 +38,14 @@ class TopConfig:
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
     threads: int = option(0, "CPU threads; 0 takes every core", low=0)
     checkpoint: str = option("", "mode=eval: a checkpoint or a run folder")
+    head: str = option(
+        "", "mode=eval, imitation: act by this head in place of the trained one", choices=("", "none", "clip", "qp")
+    )
+    dataset: str = option(
+        "", "imitation: file of demonstrations, RoboMimic's or ManiSkill's; empty makes them by the task's expert"
+    )
+    episodes: int = option(0, "mode=demos: demonstrations to write; 0 for 50", low=0)
+    data: str = option("data", "folder of the demonstrations that are made")
     root: str = option("runs", "folder of all runs")
 
 
@@ -40,17 +55,25 @@ class Registry:
 
     Attributes:
         agents: agent name to its options class and one line about it.
-        envs: environment names.
+        imitators: the agents that learn from demonstrations; the others learn from rewards.
+        envs: environment name to its options class.
+        tasks: the environments that imitators act in.
         canonical_env: any accepted spelling of an environment's name to the one in `envs`; `ConfigError` for an unknown one.
-        env_config: options class of an environment.
         config_dir: folder of the YAML files.
+        worlds: agent name to its options class on each world model it can be given; `agents` has the one on its own.
     """
 
     agents: Mapping[str, tuple[type, str]]
-    envs: Sequence[str]
+    imitators: Sequence[str]
+    envs: Mapping[str, type]
+    tasks: Sequence[str]
     canonical_env: Callable[[str], str]
-    env_config: type
     config_dir: Path
+    worlds: Mapping[str, Mapping[str, type]] = field(default_factory=dict)
+
+    def options(self, agent: Mapping[str, Any]) -> type:
+        """Options class of an agent given as a plain mapping."""
+        return self.worlds.get(agent["name"], {}).get(agent.get("world_model", ""), self.agents[agent["name"]][0])
 
 
 @dataclass(frozen=True)
@@ -58,14 +81,15 @@ class Settings:
     """A composed configuration, checked.
 
     Attributes:
-        top, run: options outside any group and of the loop.
+        top: options outside any group.
+        run: of the loop, `RunConfig` or, for imitation, `OfflineConfig`.
         agent: plain mapping, for the agent registry (which checks it).
-        env: instance of `Registry.env_config`.
+        env: instance of the environment's class in `Registry.envs`.
         choices: option chosen in each group (`preset`: `cpu`).
     """
 
     top: TopConfig
-    run: RunConfig
+    run: Any
     agent: dict[str, Any]
     env: Any
     choices: dict[str, str]
@@ -76,19 +100,24 @@ class Settings:
         return plain | {"agent": self.agent, "choices": self.choices}
 
 
-GROUPS = ("agent", "env", "obs", "preset", "experiment")
+LOOPS: Mapping[str, type] = {"online": RunConfig, "offline": OfflineConfig}
+GROUPS = ("agent", "world_model", "env", "obs", "preset", "experiment")
 
 
 def register(registry: Registry) -> None:
     """Puts the dataclasses' defaults, and one `env` option per environment, into hydra's store."""
     store = ConfigStore.instance()
     store.store(group="top", name="schema", node=defaults(TopConfig), package="_global_")
-    store.store(group="run", name="schema", node=defaults(RunConfig), package="run")
+    for name, loop in LOOPS.items():
+        store.store(group="run", name=name, node=defaults(loop), package="run")
     for name, (config, _) in registry.agents.items():
         store.store(group="agent", name=f"schema_{name}", node=defaults(config), package="agent")
-    for name in registry.envs:
+        for world, on_world in registry.worlds.get(name, {}).items():
+            store.store(group="agent/schema", name=f"{name}_{world}", node=defaults(on_world), package="agent")
+    nodes = {config: defaults(config) for config in dict.fromkeys(registry.envs.values())}  # once, not for each of 170 names
+    for name, config in registry.envs.items():
         group, _, task = name.partition("/")
-        store.store(group=f"env/{group}", name=task, node=defaults(registry.env_config) | {"name": name}, package="env")
+        store.store(group=f"env/{group}", name=task, node=nodes[config] | {"name": name}, package="env")
 
 
 def composed(registry: Registry, overrides: Sequence[str]) -> Settings:
@@ -97,6 +126,7 @@ def composed(registry: Registry, overrides: Sequence[str]) -> Settings:
     Raises:
         ConfigError: one sentence that names the override, and what is allowed.
     """
+    overrides = for_imitation(registry, overrides)
     register(registry)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(registry.config_dir), version_base="1.3"):
@@ -109,16 +139,58 @@ def composed(registry: Registry, overrides: Sequence[str]) -> Settings:
     return checked(registry, {key: value for key, value in with_hydra.items() if key != "hydra"}, choices)
 
 
+def for_imitation(registry: Registry, overrides: Sequence[str]) -> list[str]:
+    """The overrides, with the loop of imitation, low-dimensional observations and a task in front where all agents imitate.
+
+    Raises:
+        ConfigError: agents of both kinds in one sweep, or a preset, whose sizes are those of the other agents.
+    """
+    given = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
+    chosen = given.get("agent", "").split(",")
+    imitating = [name in registry.imitators for name in chosen]
+    if not any(imitating):
+        demos = given.get("mode") == "demos" and "obs" not in given
+        return [*(["obs=low_dim"] if demos else []), *overrides]
+    if not all(imitating):
+        raise ConfigError(
+            f"agent={given['agent']}: some of these imitate and some learn from rewards; sweep over one kind at a time."
+        )
+    if given.get("preset", "standard") != "standard":
+        raise ConfigError(
+            f"preset={given['preset']}: has sizes of agents that learn from rewards; agent={given['agent']} takes none."
+        )
+    usual = {"run": "offline", "obs": "low_dim", "env": "metaworld/button-press-topdown"}
+    return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
+
+
 def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, str]) -> Settings:
     """Settings from plain containers (`top`-level keys beside `run`, `agent`, `env`); raises `ConfigError`."""
     top = build(TopConfig, {key: value for key, value in plain.items() if key not in ("run", "agent", "env")})
     agent = dict(plain["agent"])
     if top.planner != "auto":
         agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
-    build(registry.agents[agent["name"]][0], agent, "agent")
-    return Settings(
-        top, build(RunConfig, plain["run"], "run"), agent, build(registry.env_config, plain["env"], "env"), dict(choices)
-    )
+    world, known = choices.get("world_model", "auto"), registry.worlds.get(agent["name"], {})
+    if world != "auto" and world not in known:
+        choosers = ", ".join(name for name, worlds in registry.worlds.items() if worlds)
+        raise ConfigError(f"world_model={world}: agent={agent['name']} has its own; one can be chosen for {choosers}.")
+    build(registry.options(agent), agent, "agent")
+    env = plain["env"]["name"]
+    if top.mode != "demos":
+        _check_pair(registry, agent["name"], env)
+    loop = OfflineConfig if agent["name"] in registry.imitators else RunConfig
+    return Settings(top, build(loop, plain["run"], "run"), agent, build(registry.envs[env], plain["env"], "env"), dict(choices))
+
+
+def _check_pair(registry: Registry, agent: str, env: str) -> None:
+    """Raises where an agent that imitates meets an environment without demonstrations, or the other way round."""
+    if agent in registry.imitators and env not in registry.tasks:
+        raise ConfigError(
+            f"agent={agent} imitates demonstrations, and env={env} has none: take a task like env=metaworld/button-press-topdown."
+        )
+    if agent not in registry.imitators and env in registry.tasks:
+        raise ConfigError(
+            f"agent={agent} learns from rewards, and env={env} is a task of imitation: take agent={'|'.join(registry.imitators)}."
+        )
 
 
 def run_name(settings: Settings) -> str:
@@ -128,9 +200,11 @@ def run_name(settings: Settings) -> str:
     chosen = settings.choices
     parts = [
         chosen[group]
-        for group, usual in (("obs", "state"), ("preset", "standard"), ("experiment", "None"))
-        if chosen[group] != usual
+        for group, usual in (("obs", ("state", "low_dim")), ("preset", ("standard",)), ("experiment", ("None",)))
+        if chosen[group] not in usual
     ]
+    if chosen.get("world_model", "auto") != "auto":
+        parts.append(f"world_model-{chosen['world_model']}")
     if settings.top.planner != "auto":
         parts.append(f"planner-{settings.top.planner}")
     return "-".join(parts).replace("/", "-") or "default"
@@ -142,7 +216,7 @@ def help_text(registry: Registry) -> str:
     groups = [("agent", [f"{name:34s} {summary}" for name, (_, summary) in registry.agents.items()])]
     listed = [line for family in families for line in _wrapped(name for name in registry.envs if name.startswith(f"{family}/"))]
     groups.append(("env", listed))
-    for group in ("obs", "preset", "experiment"):
+    for group in ("world_model", "obs", "preset", "experiment"):
         groups.append(
             (group, [f"{path.stem:34s} {_comment(path)}" for path in sorted((registry.config_dir / group).glob("*.yaml"))])
         )
@@ -150,6 +224,9 @@ def help_text(registry: Registry) -> str:
         "python train.py [GROUP=OPTION] [KEY=VALUE] ...     one run; the same line again continues it",
         "python train.py -m seed=1,2,3 env=dmc/a,dmc/b      a sweep; hydra/launcher=joblib|submitit_slurm|ray beside",
         "python train.py mode=eval checkpoint=RUN           plays and records a checkpoint",
+        "python train.py mode=demos env=SUITE/TASK          demonstrations by the task's scripted expert",
+        "python train.py mode=compare runs=RUNS             a report of runs beside published curves",
+        "python train.py mode=status root=RUNS              what of a sweep is finished, stopped or missing",
         "python train.py --cfg job                          prints the configuration",
         "",
         "Groups",
@@ -157,13 +234,25 @@ def help_text(registry: Registry) -> str:
     for group, options in groups:
         lines += [f"  {group}=", *[f"    {line}" for line in options]]
     lines += ["", "Keys"]
-    sections: list[tuple[type, str]] = [(TopConfig, ""), (RunConfig, "run"), (registry.env_config, "env")]
+    sections: list[tuple[type, str]] = [(TopConfig, ""), *((loop, "run") for loop in LOOPS.values())]
+    sections += [(config, "env") for config in dict.fromkeys(registry.envs.values())]
     sections += [(config, "agent") for config, _ in registry.agents.values()]
+    sections += [(CompareConfig, ""), (StatusConfig, "")]
     for config, where in sections:
-        title = f"agent={build(config, {}).name}" if where == "agent" else where or "top level"
+        title = f"agent={build(config, {}).name}" if where == "agent" else _TITLES.get(config.__name__, "top level")
         lines += ["", f"  {title}"]
         lines += [f"    {info.key}={_shown(info.default):<10s} {info.help}" for info in describe(config, where)]
     return "\n".join(lines) + "\n"
+
+
+_TITLES = {
+    "RunConfig": "run, of agents that learn from rewards",
+    "OfflineConfig": "run, of agents that imitate",
+    "EnvConfig": "env, of agents that learn from rewards",
+    "TaskConfig": "env, of agents that imitate",
+    "CompareConfig": "mode=compare",
+    "StatusConfig": "mode=status",
+}
 
 
 def _shown(value: Any) -> str:
@@ -219,7 +308,9 @@ def _explained(registry: Registry, error: Exception) -> ConfigError:
 
 def _all_keys(registry: Registry) -> Iterable[Any]:
     yield from describe(TopConfig)
-    yield from describe(RunConfig, "run")
-    yield from describe(registry.env_config, "env")
+    for loop in LOOPS.values():
+        yield from describe(loop, "run")
+    for config in dict.fromkeys(registry.envs.values()):
+        yield from describe(config, "env")
     for config, _ in registry.agents.values():
         yield from describe(config, "agent")

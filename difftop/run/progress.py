@@ -23,6 +23,7 @@ class Progress:
         stream: where to write; None is standard error.
         every_s: seconds between lines where the stream is no terminal; on a terminal ten lines a second at most.
         clock: seconds, monotonic.
+        unit: what is counted.
     """
 
     def __init__(
@@ -33,8 +34,9 @@ class Progress:
         stream: TextIO | None = None,
         every_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "frames",
     ) -> None:
-        self.total_frames = total_frames
+        self.total_frames, self._unit = total_frames, unit
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._every_s = 0.1 if self._terminal else every_s
@@ -42,13 +44,14 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque([(clock(), frames)])
         self._drawn_at = -float("inf")
 
-    def update(self, frames: int, *, last_return: float | None = None, failures: int = 0) -> None:
+    def update(self, frames: int, *, last_return: float | None = None, failures: int = 0, note: str = "") -> None:
         """Moves the line on.
 
         Args:
             frames: environment frames so far.
             last_return: mean return of the last evaluation, if there was one.
             failures: planner failures so far.
+            note: put at the end.
         """
         now = self._clock()
         if now - self._drawn_at < self._every_s and frames < self.total_frames:
@@ -57,7 +60,8 @@ class Progress:
         while len(self._marks) > 2 and self._marks[1][0] < now - _WINDOW_S:
             self._marks.popleft()
         self._drawn_at = now
-        self._write(self._line(frames, last_return, failures))
+        line = self._line(frames, last_return, failures)
+        self._write(f"{line}  {note}" if note else line)
 
     def message(self, text: str) -> None:
         """A line of its own, above the progress line."""
@@ -73,7 +77,8 @@ class Progress:
     def _line(self, frames: int, last_return: float | None, failures: int) -> str:
         (begun, first), (now, _) = self._marks[0], self._marks[-1]
         rate = (frames - first) / (now - begun) if now > begun else 0.0
-        parts = [f"{frames:,}/{self.total_frames:,} frames ({frames / max(1, self.total_frames):.0%})", f"{rate:,.0f} frames/s"]
+        parts = [f"{frames:,}/{self.total_frames:,} {self._unit} ({frames / max(1, self.total_frames):.0%})"]
+        parts.append(f"{rate:,.0f} {'frames' if self._unit == 'frames' else 'steps'}/s")
         if frames < self.total_frames:
             parts.append(f"{_duration((self.total_frames - frames) / rate) if rate > 0 else '?'} left")
         if last_return is not None:

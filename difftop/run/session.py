@@ -34,10 +34,14 @@ _FREE = {
     "top.checkpoint",
     "top.root",
     "top.name",
+    "top.data",
+    "top.episodes",
+    "top.head",
     "run.frames",
     "run.video",
     "run.checkpoint_every",
     "run.parallel",
+    "run.cache_mb",
 }
 
 
@@ -69,7 +73,7 @@ def train(settings: Settings, factories: Factories) -> int:
     device = prepare_torch(settings)
     spec = factories.spec(settings.env)
     folder = run_folder(settings, spec)
-    checkpoint = _last_checkpoint(folder, settings)
+    checkpoint = last_checkpoint(folder, settings)
     seed, precision = stream(settings.top.seed, "agent"), settings.top.precision
     agent = factories.agent(settings.agent, spec, seed=seed, device=device, precision=precision)
     replay = make_replay(settings, spec)
@@ -110,12 +114,15 @@ def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
         raise ConfigError(f"run.capacity: {error}") from error
 
 
-def evaluate_checkpoint(settings: Settings, registry: Registry, factories: Factories, overrides: Sequence[str]) -> int:
-    """`mode=eval`: plays a checkpoint with the configuration it was saved with, and records the first episode."""
-    if not settings.top.checkpoint:
+def saved_checkpoint(path: str) -> Checkpoint:
+    """The checkpoint that `mode=eval` names."""
+    if not path:
         raise ConfigError("mode=eval needs checkpoint=PATH, a checkpoint or a run folder.")
-    saved = load_checkpoint(settings.top.checkpoint)
-    settings = _as_saved(saved, settings, registry, overrides)
+    return load_checkpoint(path)
+
+
+def evaluate_checkpoint(saved: Checkpoint, settings: Settings, factories: Factories) -> int:
+    """`mode=eval`: plays a checkpoint with the configuration it was saved with, and records the first episode."""
     device = prepare_torch(settings)
     spec = factories.spec(settings.env)
     agent = factories.agent(settings.agent, spec, seed=0, device=device, precision=settings.top.precision)
@@ -255,7 +262,8 @@ def save_video(path: Path, frames: Sequence[Array], spec: EnvSpec) -> None:
         log.warning("no video: %s", error)
 
 
-def _last_checkpoint(folder: Path, settings: Settings) -> Checkpoint | None:
+def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = frozenset()) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, None for a new run; raises `ConfigError` where the folder holds another run."""
     if not has_checkpoint(folder):
         return None
     checkpoint = load_checkpoint(folder, agent_name=str(settings.agent["name"]))
@@ -263,7 +271,7 @@ def _last_checkpoint(folder: Path, settings: Settings) -> Checkpoint | None:
     differ = [
         key
         for key in sorted(old.keys() | new.keys())
-        if key not in _FREE and not key.startswith("choices.") and old.get(key) != new.get(key)
+        if key not in _FREE | free and not key.startswith("choices.") and old.get(key) != new.get(key)
     ]
     if differ:
         shown = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in differ[:3])
@@ -281,17 +289,22 @@ def _restore(checkpoint: Checkpoint, agent: Any, replay: ReplayBuffer, run: Onli
     run.load_state_dict(checkpoint.train_state["run"])
 
 
-def _as_saved(saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str]) -> Settings:
-    """The checkpoint's settings, with what this command line sets of the run, planner and rendering."""
+_EVALUATION = {"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}
+
+
+def with_overrides(
+    saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], keys: set[str] = _EVALUATION
+) -> Settings:
+    """The checkpoint's settings, with what this command line sets of `keys`, the planner, and the machine."""
     config = saved.config
     plain = dict(config["top"]) | {key: dict(config[key]) for key in ("run", "env", "agent")}
-    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    given = {override.partition("=")[0].lstrip("+"): override.partition("=")[2] for override in overrides}
     new = _flat(settings.plain())
-    for key in given & {"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}:
+    for key in given.keys() & keys:
         group, _, name = key.partition(".")
-        plain[group][name] = new[key]
-    plain |= {key: getattr(settings.top, key) for key in ("device", "threads", "precision", "mode", "checkpoint")}
-    plain |= {key: getattr(settings.top, key) for key in given & {"seed", "planner"}}
+        plain[group][name] = new[key] if key in new else given[key]
+    plain |= {key: getattr(settings.top, key) for key in ("device", "threads", "precision", "mode", "checkpoint", "head")}
+    plain |= {key: getattr(settings.top, key) for key in given.keys() & {"seed", "planner"}}
     return replace(checked(registry, plain, config["choices"]), choices=config["choices"])
 
 

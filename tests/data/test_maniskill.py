@@ -35,6 +35,8 @@ def write_file(path: Path, nested: bool = False) -> Path:
             if nested:
                 group["obs/agent/qpos"], group["obs/extra/is_grasped"] = values(k, (steps + 1, 9)), np.ones(steps + 1, dtype=bool)
                 group["obs/sensor_data/base_camera/rgb"] = images(k)
+                group["obs/sensor_param/base_camera/intrinsic_cv"] = np.ones((steps + 1, 3, 3), np.float32)
+                group["obs/pointcloud/xyzw"] = values(k, (steps + 1, 24, 4))
             else:
                 group["obs"] = values(k + 100, (steps + 1, 42))
     episodes = [
@@ -48,7 +50,7 @@ def write_file(path: Path, nested: bool = False) -> Path:
 def test_flat_state(tmp_path: Path) -> None:
     made = open_maniskill(write_file(tmp_path / "trajectory.state.pd_ee_delta_pose.physx_cpu.h5"))
     assert made.names == ("traj_0", "traj_2", "traj_10") and made.length.tolist() == [18, 6, 20]
-    assert made.shapes == {"state": (42,)} and made.env.name == "PickCube-v1" and made.env.version is None
+    assert made.shapes == {"state": (42,)} and made.env.name == "PickCube-v1" and made.env.version == "3.0"
     for k, episode in zip(LENGTHS, made.episodes(), strict=True):
         np.testing.assert_array_equal(episode.actions.numpy(), values(k, (LENGTHS[k], 7)))
         np.testing.assert_array_equal(episode.obs["state"].numpy(), values(k + 100, (LENGTHS[k] + 1, 42))[:-1])
@@ -60,7 +62,7 @@ def test_nested_groups_and_images(tmp_path: Path) -> None:
     made = open_maniskill(path)
     assert made.shapes == {"agent/qpos": (9,), "extra/is_grasped": (1,)} and not made.images
     assert made.low_dim["extra/is_grasped"].dtype == torch.float32
-    keys = ["sensor_data/base_camera/rgb", "agent/qpos"]
+    keys = ["base_camera_image", "agent/qpos"]
     made = open_maniskill(path, obs_keys=keys, successful_only=True)
     assert made.names == ("traj_0", "traj_10") and made.shapes[keys[0]] == (3, 4, 6)
     for k, episode in zip((0, 10), made.episodes(images=True), strict=True):

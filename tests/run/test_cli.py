@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 import train
-from agents.registry import AGENTS, make_agent
+from agents.registry import AGENTS, make_agent, make_policy, names
 from difftop.options import ConfigError, describe
 from difftop.run.cli import Registry, TopConfig, composed, help_text, run_name
+from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
+from difftop.types import TaskSpec
 from envs import EnvConfig, env_spec, list_envs
 
 EXPERIMENTS = sorted(path.stem for path in (train.ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -68,7 +70,7 @@ def test_planner_reaches_the_agent(registry: Registry) -> None:
     ("override", "message"),
     [
         ("env=dmc/walker-wlak", "dmc/walker-wlak: unknown environment. Did you mean 'dmc/walker-walk'?"),
-        ("agent=dreamer", "agent=dreamer: unknown. Known: tdmpc, difftop_rl."),
+        ("agent=dreamer", "agent=dreamer: unknown. Known: tdmpc, "),
         ("preset=gpu", "preset=gpu: unknown."),
         ("obs=pixel", "obs=pixel: unknown. Did you mean 'pixels'?"),
         ("experiment=difftori_walker-rum", "experiment=difftori_walker-rum: unknown. Did you mean 'difftori_walker-run'?"),
@@ -76,7 +78,7 @@ def test_planner_reaches_the_agent(registry: Registry) -> None:
         ("agent.acting.lm.dampng=3", "Did you mean 'agent.acting.lm.damping'?"),
         ("sede=3", "sede: unknown option. Did you mean 'seed'?"),
         ("run.frames=-3", "run.frames=-3: must be >= 1. length of the run"),
-        ("mode=trian", "mode=trian: must be train | eval."),
+        ("mode=trian", "mode=trian: must be train | eval | demos | compare | status."),
         ("seed=x", "seed: Value 'x'"),
         ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none."),
         ("walker", "Error parsing override 'walker'"),
@@ -105,18 +107,60 @@ def test_help_names_every_option_and_choice(registry: Registry) -> None:
     assert undocumented == []
 
 
-def test_there_is_an_experiment_for_each_of_the_papers_tasks() -> None:
-    assert [f"difftori_{task}" for task in PAPER_TASKS] == [name for name in EXPERIMENTS if name.startswith("difftori_")]
+def test_there_is_an_experiment_for_each_row_of_the_papers() -> None:
+    for agent in ("tdmpc", "tdmpc2", "difftop_rl", "difftori"):
+        assert {f"{agent}_{task}" for task in PAPER_TASKS} <= set(EXPERIMENTS)
+    leto = {f"leto_{task}_{kind}" for task in ("can", "square") for kind in ("ph", "mh")}
+    limits = {f"leto_square_ph_acc_{limit}" for limit in ("0.05", "0.1", "0.2", "0.5", "1.0")}
+    improved = {f"difftop_il_{task}_{base}" for task in ("square", "transport", "tool_hang") for base in ("rnn_gmm", "diffusion")}
+    ablations = {f"ablation_no_{what}" for what in ("policy_gradient", "prior_start", "reward_loss", "dynamics_loss")}
+    assert leto | limits | improved | ablations <= set(EXPERIMENTS)
+    assert sum(name.startswith("difftop_il_metaworld_") for name in EXPERIMENTS) == 22
 
 
-@pytest.mark.parametrize("experiment", [None, *EXPERIMENTS])
+@pytest.mark.parametrize("agent", names("rl"))
 @pytest.mark.parametrize("obs", ["state", "pixels"])
-def test_every_config_composes_and_builds_its_agent(registry: Registry, experiment: str | None, obs: str) -> None:
-    for agent in AGENTS if experiment is None else ["difftop_rl"]:
-        choice = [f"agent={agent}", "preset=cpu"] if experiment is None else [f"experiment={experiment}"]
-        settings = composed(registry, [*choice, f"obs={obs}", "agent.model.mlp_dim=8", "agent.model.encoder_dim=8"])
-        made = make_agent(settings.agent, env_spec(settings.env), seed=0)
-        assert made.config.name == settings.agent["name"]
-        if experiment:
-            assert settings.env.name == f"dmc/{experiment.removeprefix('difftori_')}"
-            assert made.config.policy_gradient.mode == "on_policy" and made.config.acting.lm.objective == "return"
+def test_every_agent_of_rewards_composes_and_is_built(registry: Registry, agent: str, obs: str) -> None:
+    tiny = ["agent.model.mlp_dim=8", "agent.model.encoder_dim=8"]
+    settings = composed(registry, [f"agent={agent}", "preset=cpu", f"obs={obs}", *tiny])
+    assert make_agent(settings.agent, env_spec(settings.env), seed=0).config.name == agent
+
+
+@pytest.mark.parametrize("agent", names("il"))
+def test_every_imitator_composes_and_is_built(registry: Registry, agent: str) -> None:
+    base = ["agent.base=bc", "agent.base_checkpoint=runs/none"] if agent == "residual" else []
+    settings = composed(registry, [f"agent={agent}", *base])
+    assert settings.env.name == "metaworld/button-press-topdown" and isinstance(settings.run, OfflineConfig)
+    assert make_policy(settings.agent, LOW_DIM, seed=0).config.name == agent
+
+
+LOW_DIM = TaskSpec("test/task", {"robot0_eef_pos": (3,), "object": (10,)}, 7, 400, 0.05)
+IMAGES = TaskSpec("test/task", {"robot0_eef_pos": (3,), "eye_image": (3, 84, 84)}, 7, 400, 0.05)
+POINTS = TaskSpec("test/task", {"state": (9,), "pointcloud": (64, 3)}, 7, 400, 0.05)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_builds_its_agent(registry: Registry, experiment: str) -> None:
+    settings = composed(registry, [f"experiment={experiment}"])
+    name = settings.agent["name"]
+    if name in names("il"):
+        spec = {"low_dim": LOW_DIM, "image": IMAGES, "pointcloud": POINTS}[settings.env.obs]
+        policy = make_policy(settings.agent, spec, seed=0)
+        assert policy.config.name == name and experiment.startswith(name)
+        return
+    agent = make_agent(settings.agent, env_spec(settings.env), seed=0)
+    assert agent.config.name == name
+    if not experiment.startswith("ablation"):
+        assert settings.env.name == f"dmc/{experiment.removeprefix('difftori_').removeprefix(f'{name}_')}"
+    if experiment.startswith("difftori"):
+        assert agent.config.policy_gradient.mode == "on_policy" and agent.config.acting.lm.objective == "return"
+
+
+def test_what_an_ablation_takes_away_is_away(registry: Registry) -> None:
+    agents = {name: composed(registry, [f"experiment=ablation_no_{name}"]).agent for name in ABLATIONS}
+    assert agents["policy_gradient"]["policy_gradient"]["mode"] == "none"
+    assert agents["reward_loss"]["loss"]["reward"] == 0 and agents["dynamics_loss"]["loss"]["consistency"] == 0
+    assert agents["prior_start"]["acting"]["prior_start"] is False
+
+
+ABLATIONS = ("policy_gradient", "prior_start", "reward_loss", "dynamics_loss")

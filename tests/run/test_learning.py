@@ -22,16 +22,19 @@ class Never:
     stopped = False
 
 
-@pytest.mark.parametrize("agent", ["tdmpc", "difftop_rl"])
+@pytest.mark.parametrize("agent", ["tdmpc", "tdmpc2", "difftop_rl", pytest.param("difftop_rl on tdmpc2", marks=pytest.mark.slow)])
 def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
     spec = env_spec(TOY)
     run_options = {"frames": 900, "seed_steps": 300, "batch_size": 64, "eval_every": 10_000, "eval_episodes": 1, "video": False}
     acting = {"horizon": 3, "horizon_start": 3, "std_steps": 600, "mppi": {"samples": 64, "elites": 8, "iterations": 3}}
     model = {"mlp_dim": 64, "encoder_dim": 32, "latent_dim": 16}
     loss = {"learning_rate": 2e-3, "target_rate": 0.05}
-    made = make_agent({"name": agent, "acting": acting, "model": model, "loss": loss, "discount": 0.9}, spec, seed=0)
+    name, _, world = agent.partition(" on ")
+    choice = {"name": name} | ({"world_model": world} if world else {})
+    model |= {"members": 2} if "tdmpc2" in agent else {}
+    made = make_agent({**choice, "acting": acting, "model": model, "loss": loss, "discount": 0.9}, spec, seed=0)
     config = build(RunConfig, run_options)
-    replay = ReplayBuffer(spec, capacity=1000, horizon=5, prioritized=False)
+    replay = ReplayBuffer(spec, capacity=1000, horizon=made.config.loss.horizon, prioritized=False)
     hooks = Hooks(lambda run, result: None, lambda run, metrics: None, lambda run: None, lambda batch: Path(), Never())
     OnlineRun(made, spec, make_vector_env(TOY, 1), make_vector_env(TOY, 1), replay, config, seed=0, hooks=hooks).run()
 

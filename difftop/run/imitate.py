@@ -1,0 +1,334 @@
+"""An imitation run on disk: demonstrations found or made, its folder, its checkpoints, and the evaluation that is reported."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from difftop.data.demonstrations import Demonstrations
+from difftop.data.files import open_demonstrations, recorded_env
+from difftop.data.windows import WindowBatch
+from difftop.options import ConfigError
+from difftop.run.checkpoint import Checkpoint, load_checkpoint, mark_best, save_checkpoint
+from difftop.run.cli import Settings, run_name
+from difftop.run.imitation_report import write_report
+from difftop.run.logger import RunLogger
+from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
+from difftop.run.progress import Progress
+from difftop.run.protocols import PROTOCOLS
+from difftop.run.rollouts import Rollouts, TaskEnvironments, roll_out
+from difftop.run.seeding import stream
+from difftop.run.session import last_checkpoint, prepare_torch, with_overrides
+from difftop.run.signals import StopOnSignal
+from difftop.types import TaskSpec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaskFactories:
+    """What train.py hands in, because this package knows no agent and no simulator.
+
+    Attributes:
+        agent: `(options, spec, seed=, device=, precision=, total_steps=)` to an imitation agent.
+        envs: `(options, n, parallel)` to n environments.
+        record: `(options, episodes, seed=, folder=, noise=)` to the path of demonstrations by the task's expert.
+        env_args: task options to what a file recorded in that task says of its environment, simulator version included.
+        render_error: raised where no frame can be drawn.
+        died: raised where the process of an environment is gone.
+    """
+
+    agent: Callable[..., Any]
+    envs: Callable[[Any, int, bool], TaskEnvironments]
+    record: Callable[..., Path]
+    env_args: Callable[[Any], Mapping[str, Any]]
+    render_error: type[Exception]
+    died: type[Exception]
+
+
+def record_demonstrations(settings: Settings, factories: TaskFactories) -> int:
+    """`mode=demos`: writes demonstrations by the task's expert. Returns the exit status."""
+    top = settings.top
+    path = factories.record(settings.env, top.episodes or 50, seed=top.seed, folder=top.data)
+    demonstrations = open_demonstrations(path)
+    steps = int(demonstrations.length.sum())
+    log.info("%s: %d demonstrations, %d steps, checked", path, len(demonstrations), steps)
+    log.info("train on them: python train.py agent=leto env=%s dataset=%s", settings.env.name, path)
+    return 0
+
+
+def train_imitation(settings: Settings, factories: TaskFactories) -> int:
+    """Trains, or goes on with a run that was stopped, and reports. Returns the exit status: 0 at the end, 130 after a stop."""
+    device = prepare_torch(settings)
+    run: OfflineConfig = settings.run
+    path, env_config = _dataset(settings, factories)
+    settings = replace(settings, env=env_config)  # as the file says: evaluating the checkpoint needs no file
+    envs = factories.envs(env_config, run.eval_envs, run.parallel) if run.simulates else None
+    try:
+        demonstrations = _opened(path, settings, None if envs is None else envs.difftop_spec)
+        spec = envs.difftop_spec if envs is not None else _recorded_spec(settings, demonstrations)
+        folder = imitation_folder(settings, spec)
+        longer = settings.agent["training"]["schedule"] == "constant"  # any other schedule depends on the length of the run
+        checkpoint = last_checkpoint(folder, settings, frozenset({"run.grad_steps"} if longer else ()))
+        agent = _agent(settings, factories, spec, device)
+        training, held_out = split(demonstrations, run.valid_fraction, stream(settings.top.seed, "split"))
+        agent.fit_normalizer_(training)
+        with StopOnSignal() as stop:
+            records = ImitationRecords(folder, settings, spec, checkpoint)
+            hooks = OfflineHooks(
+                select=lambda r: _selection(r, envs, factories, settings),
+                on_metrics=records.on_metrics,
+                on_select=records.on_select,
+                save=records.save,
+                save_batch=records.save_batch,
+                stop=stop,
+            )
+            loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks)
+            if checkpoint:
+                agent.load_state_dict(checkpoint.model)
+                agent.load_train_state(checkpoint.train_state["agent"])
+                loop.load_state_dict(checkpoint.train_state["run"])
+            records.begin(loop, len(training), path, resumed=checkpoint is not None)
+            finished = loop.run()
+            records.end(loop, finished)
+        if not finished:
+            return 130
+        if envs is not None and run.reported_episodes:
+            best = load_checkpoint(folder / "checkpoints" / "best") if run.select_episodes else load_checkpoint(folder)
+            if _reported(folder / "evaluation", best.step):
+                log.info("reported already: %s", folder / "evaluation")
+                return 0
+            agent.load_state_dict(best.model)
+            report(agent, envs, factories, settings, best.step, folder / "evaluation")
+        return 0
+    finally:
+        if envs is not None:
+            envs.close()
+
+
+def evaluate_imitation(saved: Checkpoint, settings: Settings, factories: TaskFactories, head: str) -> int:
+    """`mode=eval`: plays a checkpoint with the configuration it was saved with, with another head if one is named."""
+    device = prepare_torch(settings)
+    envs = factories.envs(settings.env, settings.run.eval_envs, settings.run.parallel)
+    try:
+        agent = _agent(settings, factories, envs.difftop_spec, device)
+        agent.load_state_dict(saved.model)
+        name = f"{saved.path.name}-seed{settings.top.seed}" + (f"-head-{head}" if head else "")
+        report(agent, envs, factories, settings, saved.step, saved.path.parent.parent / "eval" / name, head or None)
+    finally:
+        envs.close()
+    return 0
+
+
+def report(
+    agent: Any,
+    envs: TaskEnvironments,
+    factories: TaskFactories,
+    settings: Settings,
+    step: int,
+    folder: Path,
+    head: str | None = None,
+) -> None:
+    """Plays the episodes that are reported, and writes and says what they show."""
+    run, seed = settings.run, settings.top.seed
+    protocol = PROTOCOLS[run.protocol]
+    first = protocol.first_seed
+    numbers = range(run.reported_episodes)
+    seeds = [stream(seed, "report_env", k) if first is None else first + k for k in numbers]
+    key = agent.policy.config.limits.position_key if hasattr(agent.policy.config, "limits") else ""
+    rollouts = roll_out(
+        envs,
+        lambda n: agent.actor(n, seed=stream(seed, "report_actor"), head=head),
+        seeds,
+        steps=step,
+        record=_can_render(envs, run, factories),
+        keep=key,
+        died=factories.died,
+    )
+    lines = write_report(folder, rollouts, agent.policy, envs.difftop_spec, run.protocol, step, head)
+    for line in lines:
+        log.info("%s", line)
+
+
+def imitation_folder(settings: Settings, spec: TaskSpec) -> Path:
+    """`<root>/<task>/<agent>/<name>/seed<k>`, a function of the configuration."""
+    top = settings.top
+    return Path(top.root) / spec.name.replace("/", "-") / str(settings.agent["name"]) / run_name(settings) / f"seed{top.seed}"
+
+
+def _reported(folder: Path, step: int) -> bool:
+    """Whether the report of that checkpoint is there."""
+    summary = folder / "summary.json"
+    return summary.is_file() and json.loads(summary.read_text())["grad_steps"] == step
+
+
+def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
+    """The demonstrations' file, made if need be, and the environment with the arguments that the file names."""
+    run, top, env = settings.run, settings.top, settings.env
+    protocol = PROTOCOLS[run.protocol]
+    if not env.episode_steps and env.name in protocol.episode_steps:
+        env = replace(env, episode_steps=protocol.episode_steps[env.name])
+    if top.dataset:
+        path = Path(top.dataset).expanduser()
+        if not path.exists():
+            raise ConfigError(f"dataset={top.dataset}: no such file; give a RoboMimic .hdf5 or a ManiSkill .h5 beside its .json.")
+    else:
+        if env.name.startswith("robomimic/"):
+            raise ConfigError(f"env={env.name} needs dataset=PATH, a RoboMimic file; robosuite/Lift and others have an expert.")
+        path = factories.record(env, run.demos or 50, seed=0, folder=top.data, noise=run.expert_noise)
+    info = recorded_env(path)
+    if not run.simulates:
+        return path, env
+    made = replace(env, made_with=json.dumps(dict(info.kwargs)))
+    installed = factories.env_args(made)
+    if str(installed["env_name"]) != info.name:
+        raise ConfigError(
+            f"dataset={path} was recorded in {info.name}, but env={env.name} is {installed['env_name']}: give that of the file."
+        )
+    info.check_version(str(installed["env_version"]), str(path))
+    return path, made
+
+
+def _opened(path: Path, settings: Settings, spec: TaskSpec | None) -> Demonstrations:
+    run = settings.run
+    keys = None if spec is None else list(spec.shapes)
+    demonstrations = open_demonstrations(
+        path, obs_keys=keys, filter_key=run.filter_key, limit=run.demos, cache_bytes=run.cache_mb * 2**20
+    )
+    if spec is None:
+        return demonstrations
+    shapes, actions = demonstrations.shapes, demonstrations.actions.shape[1]
+    wrong = [f"{key} {shapes[key]} for {tuple(shape)}" for key, shape in spec.shapes.items() if shapes[key] != tuple(shape)]
+    if wrong or actions != spec.action_dim:
+        what = ", ".join([*wrong, *([f"{actions} actions for {spec.action_dim}"] if actions != spec.action_dim else [])])
+        raise ConfigError(f"dataset={path} doesn't fit env={spec.name}: {what}; take the observations and control of the file.")
+    return demonstrations
+
+
+def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> TaskSpec:
+    """Without a simulator: what the demonstrations say of the task; their control period is robosuite's where they don't."""
+    rate = float(demonstrations.env.kwargs.get("control_freq", 20.0))
+    steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
+    return TaskSpec(settings.env.name, demonstrations.shapes, action_dim, steps, 1 / rate)
+
+
+def _agent(settings: Settings, factories: TaskFactories, spec: TaskSpec, device: str) -> Any:
+    seed, steps = stream(settings.top.seed, "agent"), settings.run.grad_steps
+    return factories.agent(settings.agent, spec, seed=seed, device=device, precision=settings.top.precision, total_steps=steps)
+
+
+def _selection(run: OfflineRun, envs: TaskEnvironments | None, factories: TaskFactories, settings: Settings) -> Rollouts | None:
+    """Episodes that choose the best checkpoint: the same ones at every evaluation, none of those that are reported."""
+    if envs is None or not run.config.select_episodes:
+        return None
+    seeds = [stream(run.seed, "select_env", episode) for episode in range(run.config.select_episodes)]
+    actor_seed = stream(run.seed, "select_actor")
+    return roll_out(envs, lambda n: run.agent.actor(n, seed=actor_seed), seeds, steps=run.count.grad_steps, died=factories.died)
+
+
+def _can_render(envs: TaskEnvironments, run: OfflineConfig, factories: TaskFactories) -> bool:
+    if not run.video:
+        return False
+    try:
+        envs.reset_at(0, 0)
+        envs.render_at(0)
+    except factories.render_error as error:
+        log.warning("no videos: %s", error)
+        return False
+    return True
+
+
+class ImitationRecords:
+    """What a run writes while it trains: tables, TensorBoard events, checkpoints, and the progress line."""
+
+    def __init__(self, folder: Path, settings: Settings, spec: TaskSpec, checkpoint: Checkpoint | None) -> None:
+        self.folder, self.settings = folder, settings
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
+        step = checkpoint.step if checkpoint else None
+        rows = checkpoint.train_state["logger"] if checkpoint else None
+        self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=step or 0, rows=rows)
+        self.progress = Progress(settings.run.grad_steps, frames=step or 0, unit="gradient steps")
+        self.success: float | None = None
+
+    def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
+        """Says what is trained on what, and where."""
+        verb = f"continues at {run.count.grad_steps:,} of" if resumed else "runs for"
+        windows = len(run.batches.windows)
+        log.info("%d demonstrations, %s windows: %s", demonstrations, f"{windows:,}", path)
+        log.info("%s %s %s gradient steps in %s", run_name(self.settings), verb, f"{run.config.grad_steps:,}", self.folder)
+
+    def end(self, run: OfflineRun, finished: bool) -> None:
+        """Closes the records and says how it ended."""
+        self.progress.close()
+        self.logger.close()
+        state = "trained" if finished else "stopped and saved; the same command goes on"
+        log.info("%s at %s gradient steps after %.0f s", state, f"{run.count.grad_steps:,}", run.count.wall_s)
+
+    def on_metrics(self, run: OfflineRun, metrics: Mapping[str, float]) -> None:
+        """A row of metrics.csv and the progress line."""
+        steps = run.count.grad_steps
+        self.logger.training(env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics)
+        self.progress.update(steps, note=f"loss {metrics['train/loss']:.4g}" + self._success())
+
+    def on_select(self, run: OfflineRun, rollouts: Rollouts | None, validation: Mapping[str, float]) -> None:
+        """A row of eval.csv."""
+        steps, metrics = run.count.grad_steps, dict(validation)
+        if rollouts is None:
+            self.logger.training(
+                env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics
+            )
+            return
+        self.success = rollouts.success
+        returns = [sum(episode.rewards) for episode in rollouts.episodes]
+        mean = sum(returns) / len(returns)
+        spread = (sum((x - mean) ** 2 for x in returns) / len(returns)) ** 0.5
+        self.logger.evaluation(
+            env_frames=steps,
+            agent_steps=steps,
+            wall_s=run.count.wall_s,
+            return_mean=mean,
+            return_std=spread,
+            success_mean=rollouts.success,
+            episodes=len(returns),
+            metrics=metrics | {f"eval/{tag.removeprefix('eval/')}": value for tag, value in rollouts.metrics.items()},
+        )
+        self.progress.message(f"{steps:,} gradient steps: success {rollouts.success:.0%} of {len(returns)} selection episodes")
+
+    def save(self, run: OfflineRun, best: bool) -> None:
+        """A checkpoint that training goes on from; the best one is kept."""
+        self.logger.sync()
+        path = save_checkpoint(
+            self.folder,
+            step=run.count.grad_steps,
+            agent_name=str(self.settings.agent["name"]),
+            config=self.settings.plain(),
+            model=run.agent.state_dict(),
+            train_state={"agent": run.agent.train_state(), "run": run.state_dict(), "logger": self.logger.state_dict()},
+        )
+        if best:
+            mark_best(path)
+
+    def save_batch(self, batch: WindowBatch) -> Path:
+        """The batch that made a loss non-finite."""
+        path = self.folder / "nonfinite_batch.safetensors"
+        tensors = {f"obs/{key}": value for key, value in batch.obs.items()} | {"actions": batch.actions, "mask": batch.mask}
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+        return path
+
+    def _success(self) -> str:
+        return "" if self.success is None else f"  success {self.success:.0%}"
+
+
+def as_saved(saved: Checkpoint, settings: Settings, registry: Any, overrides: Sequence[str]) -> Settings:
+    """The checkpoint's settings, with what this command line sets of its evaluation."""
+    keys = {f"run.{name}" for name in ("eval_episodes", "eval_envs", "parallel", "video", "protocol")}
+    return with_overrides(
+        saved, settings, registry, overrides, keys | {"env.render_quality", "env.video_size", "env.episode_steps"}
+    )

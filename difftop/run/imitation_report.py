@@ -1,0 +1,125 @@
+"""What an evaluation of an imitation policy leaves: a table of episodes, a summary, a video and a picture of one episode."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difftop.metrics import trajectory_metrics
+from difftop.run.protocols import PROTOCOLS
+from difftop.run.rollouts import Rollouts, write_episodes
+from difftop.run.video import VideoError, write_video
+from difftop.types import TaskSpec
+
+log = logging.getLogger(__name__)
+
+
+def action_groups(action_dim: int, free: Sequence[int]) -> Mapping[str, Sequence[int]]:
+    """Which actions count as translation and which as rotation, in the suites' usual layouts.
+
+    Args:
+        action_dim: 7 and 14: one or two arms of 3 translations, 3 rotations and a gripper; 4: 3 translations and a gripper;
+            else all that aren't free, as translations.
+        free: actions that don't count (grippers).
+    """
+    if action_dim in (7, 14):
+        arms = range(0, action_dim, 7)
+        return {"lin": [a + i for a in arms for i in range(3)], "rot": [a + i for a in arms for i in range(3, 6)]}
+    if action_dim == 4:
+        return {"lin": [0, 1, 2]}
+    return {"lin": [i for i in range(action_dim) if i not in free] or list(range(action_dim))}
+
+
+def write_report(
+    folder: Path, rollouts: Rollouts, policy: Any, spec: TaskSpec, protocol: str, step: int, head: str | None
+) -> list[str]:
+    """Writes episodes.csv, summary.json, episode0.mp4 and actions.png.
+
+    Args:
+        folder: where.
+        rollouts: the episodes.
+        policy: whose `limits` (None for a policy without any) the trajectories are compared with.
+        spec: of the task.
+        protocol: its name.
+        step: gradient steps of the checkpoint.
+        head: that acted in place of the trained one, None for that.
+    Returns:
+        lines to say.
+    """
+    from difftop.plot_trajectory import plot_actions
+
+    limits = getattr(policy, "limits", None)
+    chosen = list(range(spec.action_dim)) if limits is None else list(limits.selected)
+    groups = action_groups(spec.action_dim, [i for i in range(spec.action_dim) if i not in chosen])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_episodes(folder / "episodes.csv", rollouts, chosen)
+    positions = _positions(rollouts, policy, limits)
+    forces = rollouts.padded("forces_n") if all(episode.forces_n for episode in rollouts.episodes) else None
+    metrics = trajectory_metrics(
+        rollouts.padded("actions"),
+        rollouts.success_steps,
+        groups=groups,
+        limits=limits if positions is not None or limits is None or limits.position_matrix is None else None,
+        positions=positions,
+        forces=forces,
+        lengths=rollouts.lengths,
+    )
+    metrics |= {"success_end": rollouts.success_end, "episodes": len(rollouts.episodes)} | rollouts.metrics
+    text = f"{protocol}: {PROTOCOLS[protocol].text}"
+    summary = {"task": spec.name, "protocol": text, "grad_steps": step, "head": head or getattr(policy.config, "head", "none")}
+    (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}, indent=2) + "\n")
+    plot_actions(
+        folder / "actions.png", np.asarray(rollouts.episodes[0].actions), limits, spec, rollouts.episodes[0].success_step
+    )
+    if rollouts.frames:
+        try:
+            write_video(folder / "episode0.mp4", rollouts.frames, fps=min(1 / spec.control_dt_s, 60.0))
+        except VideoError as error:
+            log.warning("no video: %s", error)
+    return _lines(metrics, groups, text, folder)
+
+
+def _positions(rollouts: Rollouts, policy: Any, limits: Any) -> np.ndarray[Any, Any] | None:
+    """Measured positions of the limited actions `[N, T, c]` in the unit of the limits; None where none are limited."""
+    if limits is None or limits.position_matrix is None:
+        return None
+    import torch
+
+    key = policy.config.limits.position_key
+    kept = rollouts.padded("positions")
+    n, t = kept.shape[:2]
+    flat = torch.from_numpy(kept.reshape(n * t, -1))
+    found = policy.config.limits.positions({key: flat}, limits)
+    return np.asarray(found.reshape(n, t, -1).numpy())
+
+
+def _lines(metrics: Mapping[str, float], groups: Mapping[str, Sequence[int]], protocol: str, folder: Path) -> list[str]:
+    """Success with its interval, and the rows of LeTO's tables II and III (and V)."""
+    n = int(metrics["episodes"])
+    lines = [
+        f"protocol {protocol}",
+        f"success {metrics['success']:.1%} of {n} episodes, 95 % Wilson interval {metrics['success_low']:.1%} to "
+        f"{metrics['success_high']:.1%}; at the end {metrics['success_end']:.1%}",
+        f"{'acceleration, 1e-2':22s} {'mean':>8s} {'max':>8s} {'std':>8s}   to success: {'mean':>8s} {'max':>8s} {'std':>8s}",
+    ]
+    for group in groups:
+        whole = [100 * metrics[f"acc_{name}_{group}"] for name in ("mean", "max", "std")]
+        part = [100 * metrics[f"acc_{name}_{group}_to_success"] for name in ("mean", "max", "std")]
+        cells = " ".join(f"{x:8.2f}" for x in whole), " ".join(f"{x:8.2f}" for x in part)
+        lines.append(f"  {group:20s} {cells[0]}               {cells[1]}")
+    kinds = [
+        key.removeprefix("violations_") for key in metrics if key.startswith("violations_") and not key.endswith("_to_success")
+    ]
+    if kinds:
+        found = ", ".join(
+            f"{kind} {int(metrics[f'violations_{kind}'])} (worst {metrics[f'excess_{kind}']:.2g})" for kind in kinds
+        )
+        lines.append(f"steps outside the limits: {found}")
+    if "contact_peak" in metrics:
+        lines.append(f"contact force: mean of maxima {metrics['contact_avg_max']:.1f} N, peak {metrics['contact_peak']:.1f} N")
+    return [*lines, f"episodes, summary, video and picture: {folder}"]

@@ -1,0 +1,241 @@
+"""Rollouts of imitation policies: seeded episodes in vectorised environments, with everything that the papers' tables need."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Observations = dict[str, Array]
+
+
+class TaskEnvironments(Protocol):
+    """N environments with observations by key that step together; the caller resets each by a seed."""
+
+    num_envs: int
+    difftop_spec: Any
+
+    def reset_at(self, i: int, seed: int) -> Observations:
+        """Begins the episode that `seed` determines; its first observation."""
+
+    def step(self, actions: Array) -> tuple[Observations, Array, Array, Array, list[dict[str, Any]]]:
+        """Steps all: observations `[N, ...]` by key, rewards, terminated, truncated `[N]`, one info each."""
+
+    def render_at(self, i: int) -> Array:
+        """An RGB frame `[height, width, 3]`, uint8."""
+
+    def restart_at(self, i: int) -> None:
+        """Makes an environment anew whose process died."""
+
+    def close(self) -> None:
+        """Frees simulators and processes."""
+
+
+class KeyedActor(Protocol):
+    """The part of `agents.base.Actor` that rollouts need, with observations by key."""
+
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, agent_steps: int) -> Tensor:
+        """Actions `[N, A]`."""
+
+    def metrics(self) -> dict[str, float]:
+        """Counters by tag."""
+
+
+@dataclass
+class RolloutEpisode:
+    """One episode as it was played.
+
+    Attributes:
+        seed: of its initial state.
+        actions: executed, `[A]` each.
+        rewards: one per action.
+        success: after each action.
+        forces_n: largest contact force during each action, N; empty where the suite doesn't measure it.
+        positions: what was asked to be kept of the observation after each action.
+    """
+
+    seed: int
+    actions: list[Array] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    success: list[bool] = field(default_factory=list)
+    forces_n: list[float] = field(default_factory=list)
+    positions: list[Array] = field(default_factory=list)
+
+    @property
+    def success_step(self) -> int:
+        """Index of the first action after which the task was solved, -1 where there is none."""
+        return self.success.index(True) if any(self.success) else -1
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What an evaluation found.
+
+    Attributes:
+        episodes: in the order of their seeds.
+        frames: of the first episode, if recorded.
+        metrics: the actor's counters, and `eval/restarts` (environments whose process died).
+    """
+
+    episodes: list[RolloutEpisode]
+    frames: list[Array]
+    metrics: dict[str, float]
+
+    @property
+    def success(self) -> float:
+        """Share of episodes that were solved at any time."""
+        return float(np.mean([episode.success_step >= 0 for episode in self.episodes]))
+
+    @property
+    def success_end(self) -> float:
+        """Share of episodes that were solved when they ended."""
+        return float(np.mean([episode.success[-1] for episode in self.episodes]))
+
+    def padded(self, name: str) -> Array:
+        """`actions`, `forces_n` or `positions` of all episodes `[N, T, ...]`, zeros after the end of each."""
+        rows = [np.asarray(getattr(episode, name)) for episode in self.episodes]
+        longest = max(len(row) for row in rows)
+        return np.stack([np.pad(row, [(0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)]) for row in rows])
+
+    @property
+    def lengths(self) -> Array:
+        """Actions in each episode `[N]`."""
+        return np.array([len(episode.actions) for episode in self.episodes])
+
+    @property
+    def success_steps(self) -> Array:
+        """`RolloutEpisode.success_step` of each `[N]`."""
+        return np.array([episode.success_step for episode in self.episodes])
+
+
+def roll_out(
+    envs: TaskEnvironments,
+    make_actor: Callable[[int], KeyedActor],
+    seeds: Sequence[int],
+    *,
+    steps: int = 0,
+    record: bool = False,
+    keep: str = "",
+    died: type[Exception] = ConnectionError,
+) -> Rollouts:
+    """Plays one episode per seed, N at a time.
+
+    Where the process of an environment dies, it is made anew and the episodes in progress begin again, each being a function
+    of its seed; a second death of the same environment is an error.
+
+    Args:
+        envs: N environments.
+        make_actor: actor for N environments.
+        seeds: one per episode.
+        steps: gradient steps so far, for actors with schedules.
+        record: keep frames of the first episode.
+        keep: observation to keep after each action, empty for none.
+        died: what `envs` raises then; it has `index`.
+    """
+    n = envs.num_envs
+    player = _Player(envs, [RolloutEpisode(seed) for seed in seeds], keep, record)
+    actor = make_actor(n)
+    restarted: set[int] = set()
+    while player.playing:
+        try:
+            obs, t0 = player.observed()
+            tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
+            actions = actor.act(tensors, torch.from_numpy(t0), steps).cpu().numpy()
+            player.step(actions)
+        except died as error:
+            index = int(error.index)  # type: ignore[attr-defined]
+            if index in restarted:
+                raise
+            restarted.add(index)
+            envs.restart_at(index)
+            player.begin_again()
+    return Rollouts(player.episodes, player.frames, actor.metrics() | {"eval/restarts": float(len(restarted))})
+
+
+class _Player:
+    """Which environment plays which episode. An environment without one goes on idly with the first seed."""
+
+    def __init__(self, envs: TaskEnvironments, episodes: list[RolloutEpisode], keep: str, record: bool) -> None:
+        self.envs, self.episodes, self.keep, self.record = envs, episodes, keep, record
+        self.current: list[int | None] = [i if i < len(episodes) else None for i in range(envs.num_envs)]
+        self.waiting = list(range(min(envs.num_envs, len(episodes)), len(episodes)))
+        self.frames: list[Array] = []
+        self.obs: list[Observations] | None = None
+        self.t0 = np.ones(envs.num_envs, dtype=bool)
+
+    @property
+    def playing(self) -> bool:
+        return any(episode is not None for episode in self.current)
+
+    def begin_again(self) -> None:
+        """Forgets what was played of the episodes in progress."""
+        for number in self.current:
+            if number is not None:
+                self.episodes[number] = RolloutEpisode(self.episodes[number].seed)
+        if 0 in self.current:
+            self.frames = []
+        self.obs = None
+
+    def observed(self) -> tuple[Observations, Array]:
+        if self.obs is None:
+            self.obs = [self._reset(i) for i in range(self.envs.num_envs)]
+            self.t0 = np.ones(self.envs.num_envs, dtype=bool)
+        return {key: np.stack([row[key] for row in self.obs]) for key in self.obs[0]}, self.t0.copy()
+
+    def step(self, actions: Array) -> None:
+        obs, rewards, terminated, truncated, infos = self.envs.step(actions)
+        assert self.obs is not None
+        for i, number in enumerate(self.current):
+            self.obs[i] = {key: value[i] for key, value in obs.items()}
+            if number is not None:
+                self._keep(i, number, actions[i], float(rewards[i]), infos[i])
+            self.t0[i] = over = bool(terminated[i] or truncated[i])
+            if over:
+                self.current[i] = self.waiting.pop(0) if number is not None and self.waiting else None
+                self.obs[i] = self._reset(i)
+
+    def _keep(self, i: int, number: int, action: Array, reward: float, info: Mapping[str, Any]) -> None:
+        episode = self.episodes[number]
+        episode.actions.append(np.array(action))
+        episode.rewards.append(reward)
+        episode.success.append(bool(info["success"]))
+        if "contact_force_n" in info:
+            episode.forces_n.append(float(info["contact_force_n"]))
+        if self.keep and self.obs is not None:
+            episode.positions.append(np.array(self.obs[i][self.keep]))
+        if self.record and number == 0:
+            self.frames.append(self.envs.render_at(i))
+
+    def _reset(self, i: int) -> Observations:
+        number = self.current[i]
+        obs = self.envs.reset_at(i, self.episodes[number or 0].seed)
+        if self.record and number == 0:
+            self.frames.append(self.envs.render_at(i))
+        return obs
+
+
+EPISODE_COLUMNS = ("episode", "env_seed", "success", "success_end", "success_step", "steps", "return")
+
+
+def write_episodes(path: Path, rollouts: Rollouts, dims: Sequence[int]) -> None:
+    """One row per episode: `EPISODE_COLUMNS`, and mean, standard deviation and maximum of |acceleration| over `dims`."""
+    from difftop.metrics import accelerations
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*EPISODE_COLUMNS, "acc_mean", "acc_std", "acc_max", "contact_max_n"])
+        for number, episode in enumerate(rollouts.episodes):
+            size = np.abs(accelerations(np.asarray(episode.actions)[None]))[0][:, list(dims)]
+            force = f"{max(episode.forces_n):.6g}" if episode.forces_n else ""
+            quality = [size.mean(), size.std(axis=0).mean(), size.max(axis=0).mean()]
+            solved = [int(episode.success_step >= 0), int(episode.success[-1]), episode.success_step]
+            row = [number, episode.seed, *solved, len(episode.actions), f"{sum(episode.rewards):.8g}"]
+            writer.writerow([*row, *(f"{x:.8g}" for x in quality), force])
