@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from difftop.nn.mlp import mlp, orthogonal_
+from difftop.nn.activations import SimNorm
+from difftop.nn.mlp import mlp, normed_mlp, orthogonal_, truncated_normal_
 
 
 class PixelEncoder(nn.Module):
@@ -46,6 +47,46 @@ def make_encoder(obs_kind: str, obs_shape: Sequence[int], hidden: int, channels:
     if obs_kind == "state":
         return mlp([obs_shape[0], hidden, out])
     return PixelEncoder(obs_shape, channels, out)
+
+
+class SimplexPixelEncoder(nn.Module):
+    """Four convolutions, the last without stride, to simplices: uint8 `[N, C, H, W]` to `[N, out]`.
+
+    Source: TD-MPC2, arXiv:2310.16828, section 3.1 and appendix H.  Differs: where the features are not `out` in number (they are
+    512 for its frames of 64x64 and 32 channels) a linear layer makes them so.
+    """
+
+    def __init__(self, obs_shape: Sequence[int], channels: int, out: int, simplex: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = obs_shape[0]
+        for kernel, stride in ((7, 2), (5, 2), (3, 2), (3, 1)):
+            layers += [nn.Conv2d(inputs, channels, kernel, stride), nn.ReLU()]
+            inputs = channels
+        self.convolutions = nn.Sequential(*layers[:-1], nn.Flatten())
+        with torch.no_grad():
+            features = self.convolutions(torch.zeros(1, *obs_shape)).shape[1]
+        self.project: nn.Module = nn.Identity()
+        if features != out:
+            self.project = nn.Linear(features, out)
+            truncated_normal_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+        self.simplices = SimNorm(simplex)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Latents `[N, out]` of frames `[N, C, H, W]` in 0..255."""
+        weight = next(self.convolutions.parameters())
+        out: Tensor = self.simplices(self.project(self.convolutions(obs.to(weight.dtype) / 255 - 0.5)))
+        return out
+
+
+def make_simplex_encoder(
+    obs_kind: str, obs_shape: Sequence[int], hidden: int, channels: int, out: int, simplex: int
+) -> nn.Module:
+    """TD-MPC2's encoder for `state` (one hidden layer) or `pixels` observations; latents are simplices of `simplex` numbers."""
+    if obs_kind == "state":
+        return normed_mlp([obs_shape[0], hidden, out], last=SimNorm(simplex))
+    return SimplexPixelEncoder(obs_shape, channels, out, simplex)
 
 
 def random_shift(frames: Tensor, pad: int, generator: torch.Generator) -> Tensor:

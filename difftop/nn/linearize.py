@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from difftop.nn.activations import Mish, mish_and_slope
 from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 
 Pullback = Callable[[Tensor], Tensor]
@@ -28,7 +29,7 @@ def linearize(module: nn.Module, x: Tensor) -> Linearized:
     """Output of `module` at `x`, and its pullback.
 
     Covers Sequential, Linear, LayerNorm, ELU, ReLU, Tanh, Sigmoid, Mish, SiLU, Identity, EnsembleLinear and EnsembleNorm; any
-    other module needs a method `linearize(x)` of its own.
+    other module needs a method `linearize(x)` of its own (SimNorm and TwoHot have one).
 
     Args:
         module: works on the last axis of `x`.
@@ -77,32 +78,36 @@ class StateAction:
 
 
 class PolicyValue:
-    """Terminal value `V(z) = min_i Q_i(z, tanh(pi(z)))` as the callable `z [B, Z] -> [B]`.
+    """Terminal value `V(z) = min_i Q_i(z, tanh(pi(z)))`, or the mean over i, as the callable `z [B, Z] -> [B]`.
 
     Source: TD-MPC, arXiv:2203.04955, equation 3. Differs: pi without noise, as in DiffTORI's planner.
     """
 
-    def __init__(self, q: nn.Module, pi: nn.Module) -> None:
+    def __init__(self, q: nn.Module, pi: nn.Module, mean: bool = False) -> None:
         """Takes an ensemble `[B, Z + A] -> [E, B, 1]` and a policy `[B, Z] -> [B, A]` before its tanh."""
         self.q = q
         self.pi = pi
+        self.mean = mean
 
     def __call__(self, z: Tensor) -> Tensor:
-        """`min_i Q_i(z, tanh(pi(z)))`."""
-        values: Tensor = self.q(torch.cat([z, torch.tanh(self.pi(z))], -1))
-        return values.squeeze(-1).amin(0)
+        """`min_i Q_i(z, tanh(pi(z)))`, or their mean."""
+        values: Tensor = self.q(torch.cat([z, torch.tanh(self.pi(z))], -1)).squeeze(-1)
+        return values.mean(0) if self.mean else values.amin(0)
 
     def linearize(self, z: Tensor) -> Linearized:
-        """Value and pullback to z; the gradient is that of the smallest member."""
+        """Value and pullback to z; the gradient is that of the smallest member, or the mean of all."""
         mean, pull_pi = linearize(self.pi, z)
         a = torch.tanh(mean)
         values, pull_q = linearize(self.q, torch.cat([z, a], -1))
-        value, index = values.squeeze(-1).min(0)
+        if self.mean:
+            value = values.squeeze(-1).mean(0)
+            share = torch.full_like(values, 1 / len(values))  # [E, B, 1]
+        else:
+            value, index = values.squeeze(-1).min(0)
+            share = (torch.arange(values.shape[0], device=z.device).unsqueeze(1) == index).unsqueeze(-1)
 
         def pullback(cotangent: Tensor) -> Tensor:
-            members = torch.arange(values.shape[0], device=z.device)
-            chosen = (members.unsqueeze(1) == index).unsqueeze(-1)  # [E, B, 1]
-            gx = pull_q(cotangent[..., None, :, None] * chosen)
+            gx = pull_q(cotangent[..., None, :, None] * share)
             return gx[..., : z.shape[-1]] + pull_pi(gx[..., z.shape[-1] :] * (1 - a * a))
 
         return value, pullback
@@ -236,12 +241,9 @@ def _silu(module: nn.SiLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable
     return F.silu(x), slope
 
 
-def _mish(module: nn.Mish, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
-    def slope() -> Tensor:
-        t = torch.tanh(F.softplus(x))
-        return t + x * torch.sigmoid(x) * (1 - t * t)
-
-    return F.mish(x), slope
+def _mish(module: nn.Module, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+    y, slope = mish_and_slope(x)
+    return y, lambda: slope
 
 
 _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
@@ -262,4 +264,5 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Callable[[], Ten
     nn.Sigmoid: _sigmoid,
     nn.SiLU: _silu,
     nn.Mish: _mish,
+    Mish: _mish,
 }

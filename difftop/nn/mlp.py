@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from difftop.nn.activations import Mish
 
 
 def orthogonal_(weight: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -40,14 +42,62 @@ def mlp(sizes: Sequence[int], *, norm_first: bool = False, zero_last: bool = Fal
     return nn.Sequential(*layers)
 
 
+def truncated_normal_(weight: Tensor) -> Tensor:
+    """N(0, 0.02^2), in place: TD-MPC2's initialization of every weight."""
+    return nn.init.trunc_normal_(weight, std=0.02)
+
+
+def normed_mlp(sizes: Sequence[int], *, last: nn.Module | None = None, zero_last: bool = False) -> nn.Sequential:
+    """`Linear LayerNorm Mish ... Linear`, small normal weights, zero biases.
+
+    Args:
+        sizes: widths from input to output; at least two.
+        last: the output is followed by LayerNorm and this activation.
+        zero_last: the last layer's weights start at zero.
+    Source: TD-MPC2, arXiv:2310.16828, section 3.1 and appendix H.
+    """
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        linear = nn.Linear(inputs, outputs)
+        truncated_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if i < len(sizes) - 2:
+            layers += [nn.LayerNorm(outputs), Mish()]
+    if zero_last:
+        nn.init.zeros_(linear.weight)
+    return nn.Sequential(*layers, *([nn.LayerNorm(sizes[-1]), last] if last is not None else []))
+
+
+def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Zeros each number with probability `p` and divides the others by 1 - p.
+
+    On a CPU the gaps between zeros are drawn (they are geometric) instead of a number for each entry: for p = 0.01 a tenth of
+    the time of `torch.nn.functional.dropout`, which takes no generator either.
+    """
+    if p == 0:
+        return x
+    if x.is_cuda:
+        return x * (torch.rand(x.shape, generator=generator, device=x.device) >= p) / (1 - p)
+    count = x.numel()
+    places = torch.empty(0, dtype=torch.int64)
+    while not len(places) or places[-1] < count:  # once round, but for one in a million
+        enough = int(count * p + 6 * math.sqrt(count * p)) + 16
+        gaps = torch.empty(enough, dtype=torch.int64).geometric_(p, generator=generator)
+        places = torch.cat([places, gaps.cumsum(0) + (places[-1] if len(places) else -1)])
+    return x.flatten().index_fill(0, places[places < count], 0.0).mul_(1 / (1 - p)).view_as(x)
+
+
 class EnsembleLinear(nn.Module):
     """E linear maps: `[E, N, in]` or `[N, in]` (shared input) to `[E, N, out]`."""
 
-    def __init__(self, members: int, inputs: int, outputs: int, zero: bool = False) -> None:
+    def __init__(
+        self, members: int, inputs: int, outputs: int, zero: bool = False, initialize_: Callable[[Tensor], Tensor] = orthogonal_
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(members, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
-        nn.init.zeros_(self.weight) if zero else orthogonal_(self.weight)
+        nn.init.zeros_(self.weight) if zero else initialize_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`y_e = x_e W_e^T + b_e`."""
@@ -79,26 +129,36 @@ class EnsembleMLP(nn.Sequential):
     all run in the same kernels. Both give the same numbers up to rounding.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """All members' outputs."""
+    def forward(self, x: Tensor, members: Sequence[int] | None = None, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Outputs of all members, or of some.
+
+        Args:
+            x: `[N, in]` or `[E, N, in]`.
+            members: the members wanted, in this order; on a CPU the others are not evaluated.
+            drop: dropout after the first layer.
+        """
         if x.is_cuda:
-            batched: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-            return batched
+            for i, layer in enumerate(self):
+                x = drop(layer(x)) if drop is not None and i == 0 else layer(x)
+            return x if members is None else x[list(members)]
+        chosen = range(self._members()) if members is None else members
         inputs = x.unbind() if x.dim() == 3 else [x] * self._members()
         parameters = [[p.unbind() for p in layer.parameters()] for layer in self]
-        return torch.stack([self._member(h, [[p[e] for p in layer] for layer in parameters]) for e, h in enumerate(inputs)])
+        return torch.stack([self._member(inputs[e], [[p[e] for p in layer] for layer in parameters], drop) for e in chosen])
 
     def _members(self) -> int:
         return len(next(self.parameters()))
 
-    def _member(self, h: Tensor, parameters: Sequence[Sequence[Tensor]]) -> Tensor:
-        for layer, own in zip(self, parameters, strict=True):
+    def _member(self, h: Tensor, parameters: Sequence[Sequence[Tensor]], drop: Callable[[Tensor], Tensor] | None) -> Tensor:
+        for i, (layer, own) in enumerate(zip(self, parameters, strict=True)):
             if isinstance(layer, EnsembleLinear):
                 h = nn.functional.linear(h, own[0], own[1].squeeze(0))
             elif isinstance(layer, EnsembleNorm):
                 h = nn.functional.layer_norm(h, h.shape[-1:], own[0].squeeze(0), own[1].squeeze(0), layer.eps)
             else:
                 h = layer(h)
+            if drop is not None and i == 0:
+                h = drop(h)
         return h
 
 
@@ -110,6 +170,17 @@ def ensemble_mlp(members: int, sizes: Sequence[int], *, norm_first: bool = True,
         layers.append(EnsembleLinear(members, inputs, outputs, zero=zero_last and i == last))
         if i < last:
             layers += [EnsembleNorm(members, outputs), nn.Tanh()] if norm_first and i == 0 else [nn.ELU(inplace=True)]
+    return EnsembleMLP(*layers)
+
+
+def normed_ensemble(members: int, sizes: Sequence[int]) -> EnsembleMLP:
+    """E copies of `normed_mlp(sizes, zero_last=True)` with their own weights."""
+    layers: list[nn.Module] = []
+    last = len(sizes) - 2
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layers.append(EnsembleLinear(members, inputs, outputs, zero=i == last, initialize_=truncated_normal_))
+        if i < last:
+            layers += [EnsembleNorm(members, outputs), Mish()]
     return EnsembleMLP(*layers)
 
 

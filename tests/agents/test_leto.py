@@ -12,21 +12,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.leto_policy import LetoActor, LetoConfig, LetoPolicy
+from agents.chunks import ChunkActor
+from agents.leto import Leto, LetoConfig
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
-from difftop.types import SolveStatus
+from difftop.types import SolveStatus, TaskSpec
 from tests.qp.problems import clarabel_solve
 
 SHAPES = {"robot0_eef_pos": (3,), "object": (4,)}
-SMALL = {"window": 4, "horizon": 3, "hidden_dim": 16}
+SMALL = {"window": 4, "horizon": 3, "hidden_dim": 16, "init": "uniform"}
 HEIGHT = {"position_key": "robot0_eef_pos", "position_axes": [2], "position_min": [0.0475], "position_max": [0.2]}
 
 
-def policy(action_dim: int = 7, seed: int = 0, **values: Any) -> LetoPolicy:
-    return LetoPolicy(build(LetoConfig, SMALL | values), SHAPES, action_dim, seed=seed)
+def task(action_dim: int = 7, shapes: dict[str, tuple[int, ...]] = SHAPES) -> TaskSpec:
+    return TaskSpec("test/task", shapes, action_dim, episode_steps=50, control_dt_s=0.05)
+
+
+def policy(action_dim: int = 7, seed: int = 0, **values: Any) -> Leto:
+    return Leto(build(LetoConfig, SMALL | values), task(action_dim), seed=seed)
 
 
 def observations(*size: int, seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
@@ -34,14 +39,14 @@ def observations(*size: int, seed: int = 0, scale: float = 1.0) -> dict[str, Ten
     return {key: scale * torch.randn(*size, *shape, generator=g) for key, shape in SHAPES.items()}
 
 
-def random_batch(size: int, made: LetoPolicy, seed: int = 0) -> WindowBatch:
+def random_batch(size: int, made: Leto, seed: int = 0) -> WindowBatch:
     config, g = made.config, torch.Generator().manual_seed(seed)
     span = config.window + config.horizon - 1
     actions = 0.3 * torch.randn(size, span, made.limits.action_dim, generator=g).clamp(-3, 3)
     return WindowBatch(observations(size, config.window, seed=seed), actions, torch.ones(size, span, dtype=torch.bool))
 
 
-def rolled(actor: LetoActor, obs: dict[str, Tensor], begins: Tensor | None = None) -> Tensor:
+def rolled(actor: ChunkActor, obs: dict[str, Tensor], begins: Tensor | None = None) -> Tensor:
     """Actions `[N, T, A]` on observations `[N, T, O]`; episodes begin where `begins [N, T]` says, or at the first call."""
     n, t = obs["object"].shape[:2]
     begins = torch.arange(t).expand(n, t) == 0 if begins is None else begins
@@ -49,7 +54,7 @@ def rolled(actor: LetoActor, obs: dict[str, Tensor], begins: Tensor | None = Non
 
 
 def test_constraints_are_letos() -> None:
-    made = LetoPolicy(LetoConfig(hidden_dim=8), {"x": (137,)}, 7, seed=0)
+    made = Leto(LetoConfig(hidden_dim=8), task(7, {"x": (137,)}), seed=0)
     rows = made.head.constraints
     assert made.head.L.shape == (42, 42) and rows.rows.shape == (66, 42)
     for previous, count in ((None, 132), (torch.linspace(-0.9, 0.9, 7)[None].double(), 144)):
@@ -67,7 +72,7 @@ def test_constraints_are_letos() -> None:
 
 
 def test_smoothing_is_letos() -> None:
-    made = LetoPolicy(LetoConfig(hidden_dim=8), {"x": (5,)}, 7, seed=0)
+    made = Leto(LetoConfig(hidden_dim=8), task(7, {"x": (5,)}), seed=0)
     a = made.head.constraints.difference @ made.head.constraints.selection
     gram = (a @ a.mT).view(5, 6, 5, 6)
     neighbours = 2 * torch.eye(5) - torch.diag(torch.ones(4), 1) - torch.diag(torch.ones(4), -1)
@@ -75,7 +80,7 @@ def test_smoothing_is_letos() -> None:
         for t in range(5):
             assert torch.equal(gram[s, :, t], (neighbours[s, t] * torch.eye(6)).double())
     assert bool((a @ torch.rand(7).double().repeat(6)).abs().max() < 1e-15)
-    twice = LetoPolicy(LetoConfig(hidden_dim=8, alpha=2.0), {"x": (5,)}, 7, seed=0)
+    twice = Leto(LetoConfig(hidden_dim=8, alpha=2.0), task(7, {"x": (5,)}), seed=0)
     change = (twice.head.hessian() - made.head.hessian()).detach().view(6, 7, 6, 7)
     torch.testing.assert_close(change.view(42, 42), a.mT @ a)
     assert bool((change[:, 6] == 0).all()) and bool((change[:, :, :, 6] == 0).all())
@@ -83,8 +88,8 @@ def test_smoothing_is_letos() -> None:
 
 def test_shapes_of_the_paper() -> None:
     shapes = {"agentview": (64,), "wrist": (64,), "robot0_eef_pos": (3,), "robot0_eef_quat": (4,), "robot0_gripper_qpos": (2,)}
-    made = LetoPolicy(LetoConfig(), shapes, 7, seed=0)
-    assert (made.encoder.out, made.lstm.num_layers, made.lstm.hidden_size) == (137, 2, 1000)
+    made = Leto(LetoConfig(hidden_dim=1000), task(7, shapes), seed=0)
+    assert (made.observer.out, made.lstm.num_layers, made.lstm.hidden_size) == (137, 2, 1000)
     obs = {key: torch.randn(64, 12, *shape) for key, shape in shapes.items()}
     actions = torch.rand(64, 17, 7) * 2 - 1
     with torch.no_grad():
@@ -106,16 +111,17 @@ def test_from_a_file_to_a_loss(tmp_path: Path) -> None:
     env_args = {"env_name": "made", "type": 2, "env_kwargs": {}, "env_version": "1"}
     write_demonstrations(tmp_path / "demos.hdf5", episodes, env_args)
     demonstrations = open_robomimic(tmp_path / "demos.hdf5", obs_keys=list(SHAPES))
-    fitted, fresh = policy(), policy(seed=1)
+    fitted, fresh = policy(normalization="leto"), policy(normalization="leto", seed=1)
     fitted.fit_normalizer_(demonstrations)
-    encoded = fitted.encoder(demonstrations.low_dim)
+    encoded = fitted.observer({k: x[None] for k, x in demonstrations.low_dim.items()})[0]
     torch.testing.assert_close(encoded[:, :3].aminmax(dim=0), (-torch.ones(3), torch.ones(3)))
     assert torch.equal(encoded[:, 3:], demonstrations.low_dim["object"])
     fresh.load_state_dict(fitted.state_dict())
     batch = demonstrations.windows(4, 3).gather(torch.tensor([0, 3, 5, 8]))
     loss, metrics = fitted.loss(batch)
     assert torch.equal(fresh.loss(batch)[0], loss) and metrics["qp/uncertified"] == 0
-    assert policy(encoder_dims=[8, 5]).encoder(batch.obs).shape == (4, 4, 5)
+    made = policy(encoder_dims=[8, 5])
+    assert made.before(made.observer(batch.obs)).shape == (4, 4, 5)
 
 
 @pytest.mark.parametrize("squash", [True, False])
@@ -221,7 +227,7 @@ def test_one_step_at_a_time_is_the_whole_sequence() -> None:
         whole, (h, c) = made(obs)
         hidden, steps = (torch.zeros(3, 5, 11).double(), torch.zeros(3, 5, 11).double()), []
         for i in range(6):
-            e, hidden = made({k: x[:, i : i + 1] for k, x in obs.items()}, hidden)
+            e, hidden = made({k: x[:, i : i + 1] for k, x in obs.items()}, None, hidden)
             steps.append(e)
     torch.testing.assert_close((torch.cat(steps, 1), *hidden), (whole, h, c), rtol=0, atol=1e-14)
 
@@ -230,14 +236,14 @@ def test_one_step_at_a_time_is_the_whole_sequence() -> None:
 def test_hidden_state_is_forgotten_every_window(head: str) -> None:
     made = policy(window=12, head=head).eval()
     obs = observations(2, 26)
-    actor = made.actor(2)
+    actor = made.actor(2, seed=0)
     actions = rolled(actor, obs)
     for call in (12, 24):  # the 13th and the 25th
-        fresh = made.actor(2)
+        fresh = made.actor(2, seed=0)
         fresh.previous = actions[:, call - 1]
         one = fresh.act({k: x[:, call] for k, x in obs.items()}, torch.zeros(2, dtype=torch.bool))
         torch.testing.assert_close(one, actions[:, call], rtol=0, atol=1e-6)
-    late = made.actor(2)
+    late = made.actor(2, seed=0)
     late.previous = actions[:, 12]
     assert not torch.allclose(late.act({k: x[:, 13] for k, x in obs.items()}, torch.zeros(2, dtype=torch.bool)), actions[:, 13])
 
@@ -247,7 +253,7 @@ def test_rollout_begins_as_training_does() -> None:
     obs = observations(3, 4)
     with torch.no_grad():
         y, _ = made.predict(obs)
-    first = made.actor(3).act({k: x[:, 0] for k, x in obs.items()}, torch.ones(3, dtype=torch.bool))
+    first = made.actor(3, seed=0).act({k: x[:, 0] for k, x in obs.items()}, torch.ones(3, dtype=torch.bool))
     torch.testing.assert_close(first, y[:, 0, 0].clamp(-1, 1))
 
 
@@ -257,19 +263,19 @@ def test_limits_hold_along_rollouts(trained: str, deployed: str | None) -> None:
     with torch.no_grad():
         for p in [*made.lstm.parameters(), *made.linear.parameters()]:
             p.mul_(5)  # outputs that jump from -1 to 1
-    actor = made.actor(4, deployed)
+    actor = made.actor(4, seed=0, head=deployed)
     actions = rolled(actor, observations(4, 150, scale=5.0))
     moves = torch.cat([torch.zeros(4, 1, 7), actions], 1).diff(dim=1)[..., :6].abs()
     assert actions.dtype == torch.float32 and bool((actions.abs() <= 1).all())
     assert 0.1 - 1e-6 < float(moves.max()) <= 0.1 + 1e-6
-    assert actor.metrics() == {"qp/braked": 0.0, "qp/relaxed": 0.0} and made.training and made.head.training
+    assert actor.metrics() == {"head/braked": 0.0, "head/relaxed": 0.0} and made.training and made.head.training
 
 
 def test_no_head_and_letos_clipping_baseline() -> None:
     made = policy(head="none").eval()
     obs = observations(2, 9)
     with torch.no_grad():
-        free, clipped, projected = (rolled(made.actor(2, head), obs) for head in (None, "clip", "qp"))
+        free, clipped, projected = (rolled(made.actor(2, seed=0, head=head), obs) for head in (None, "clip", "qp"))
     last = torch.zeros(2, 6)
     for t in range(9):
         last = last + (free[:, t, :6] - last).clamp(-0.1, 0.1)
@@ -278,7 +284,7 @@ def test_no_head_and_letos_clipping_baseline() -> None:
     torch.testing.assert_close(projected[..., 6], free[..., 6])
     assert not torch.allclose(projected, clipped)
     one = policy(head="none", horizon=1).eval()  # where there is nothing to look ahead to, clipping is the projection
-    torch.testing.assert_close(rolled(one.actor(2, "qp"), obs), rolled(one.actor(2, "clip"), obs))
+    torch.testing.assert_close(rolled(one.actor(2, seed=0, head="qp"), obs), rolled(one.actor(2, seed=0, head="clip"), obs))
 
 
 def test_trained_head_without_limits_is_its_unconstrained_optimum() -> None:
@@ -294,22 +300,22 @@ def test_trained_head_without_limits_is_its_unconstrained_optimum() -> None:
         optimum = -torch.linalg.solve(made.head.hessian(), e[:, 0].double().mT).mT.view(3, 3, 7)
     assert bool((optimum.abs() < 1).all())
     optimum = optimum[:, 0]
-    torch.testing.assert_close(made.actor(3, "none").act(obs, begin), optimum.float())
-    torch.testing.assert_close(wide.actor(3).act(obs, begin), optimum.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made.actor(3, seed=0, head="none").act(obs, begin), optimum.float())
+    torch.testing.assert_close(wide.actor(3, seed=0).act(obs, begin), optimum.float(), atol=1e-5, rtol=1e-5)
 
 
 def test_height_limit_holds_where_positions_are_integrated() -> None:
-    made = policy(limits=HEIGHT | {"acceleration": 2.0, "dt": 0.5}, init="identity", alpha=0.0).eval()
+    made = policy(limits=HEIGHT | {"acceleration": 1.0}, init="identity", alpha=0.0).eval()
     with torch.no_grad():
         made.linear.bias.view(3, 7)[:, 2] = -20.0  # always down
     z, heights = torch.full((2,), 0.12), []
-    actor = made.actor(2)
+    actor = made.actor(2, seed=0)
     for t in range(30):
         obs = observations(2, seed=t)
         obs["robot0_eef_pos"] = torch.stack([torch.zeros(2), torch.zeros(2), z], 1)
         z = z + 0.05 * actor.act(obs, torch.full((2,), t == 0))[:, 2]
         heights.append(z)
-    assert actor.metrics()["qp/braked"] == 0
+    assert actor.metrics()["head/braked"] == 0
     assert 0.0475 - 1e-6 < float(torch.stack(heights).min()) < 0.0475 + 1e-6
     torch.testing.assert_close(heights[1] - 0.0475, (heights[0] - 0.0475) / 2)  # two steps are planned to share what is left
 
@@ -318,18 +324,18 @@ def test_environments_are_independent() -> None:
     made = policy().eval()
     obs, begins = observations(3, 10), torch.zeros(3, 10, dtype=torch.bool)
     begins[:, 0] = begins[1, 5] = True
-    actions = rolled(made.actor(3), obs, begins)
+    actions = rolled(made.actor(3, seed=0), obs, begins)
     order = [2, 0, 1]
-    mixed = rolled(made.actor(3), {k: x[order] for k, x in obs.items()}, begins[order])
+    mixed = rolled(made.actor(3, seed=0), {k: x[order] for k, x in obs.items()}, begins[order])
     torch.testing.assert_close(mixed, actions[order], rtol=0, atol=1e-6)
-    again = rolled(made.actor(1), {k: x[1:2, 5:] for k, x in obs.items()})
+    again = rolled(made.actor(1, seed=0), {k: x[1:2, 5:] for k, x in obs.items()})
     torch.testing.assert_close(again, actions[1:2, 5:], rtol=0, atol=1e-6)
 
 
 def test_memory_is_saved_bit_for_bit() -> None:
     made = policy().eval()
     obs, none = observations(2, 10), torch.zeros(2, 4, dtype=torch.bool)
-    first, second = made.actor(2), made.actor(2)
+    first, second = made.actor(2, seed=0), made.actor(2, seed=0)
     rolled(first, {k: x[:, :6] for k, x in obs.items()})
     buffer = io.BytesIO()
     torch.save(first.state_dict(), buffer)
@@ -341,7 +347,7 @@ def test_memory_is_saved_bit_for_bit() -> None:
 
 def test_uncertified_actions_are_braked_and_counted() -> None:
     made = policy().eval()
-    actor = made.actor(2)
+    actor = made.actor(2, seed=0)
 
     class Broken(torch.nn.Module):
         def forward(self, e: Tensor, position: Tensor | None, previous: Tensor) -> tuple[Tensor, SolveInfo]:
@@ -353,8 +359,8 @@ def test_uncertified_actions_are_braked_and_counted() -> None:
     actor.previous = torch.tensor([[0.5, -0.5, 0.05, -0.05, 0.0, 1.0, -1.0]] * 2)
     action = actor.act({k: x[:, 0] for k, x in observations(2, 1).items()}, torch.zeros(2, dtype=torch.bool))
     torch.testing.assert_close(action[0], torch.tensor([0.4, -0.4, 0.0, 0.0, 0.0, 0.9, -1.0]))
-    assert bool(action.isfinite().all()) and actor.metrics() == {"qp/braked": 0.5, "qp/relaxed": 0.5}
-    assert actor.metrics() == {"qp/braked": 0.0, "qp/relaxed": 0.0}
+    assert bool(action.isfinite().all()) and actor.metrics() == {"head/braked": 0.5, "head/relaxed": 0.5}
+    assert actor.metrics() == {"head/braked": 0.0, "head/relaxed": 0.0}
 
 
 def test_same_seed_same_policy() -> None:
@@ -379,4 +385,4 @@ def test_mistakes_in_limits(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         policy(limits=limits)
     with pytest.raises(ConfigError, match="head=project"):
-        policy().actor(1, "project")
+        policy().actor(1, seed=0, head="project")

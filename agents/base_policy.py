@@ -1,0 +1,129 @@
+"""A trained policy inside another one: what it does is the start that the other improves on. It is frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.chunks import ChunkPolicy, Predictor
+from agents.noise import Noise
+from difftop.options import ConfigError, option
+from difftop.run.checkpoint import load_checkpoint
+from difftop.types import TaskSpec
+
+BASES = ("bc", "rnn_gmm", "diffusion")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Which policy to start from."""
+
+    base: str = option("none", "policy to start from; it is trained in a run of its own", choices=("none", *BASES))
+    base_checkpoint: str = option("", "run folder or checkpoint of the base; read when training begins, never afterwards")
+
+
+class BasePolicy(nn.Module):
+    """The frozen base, read from its run once, and from then on part of the state dict: evaluation needs no base run.
+
+    A policy with a base calls `read_` in its `fit_normalizer_`, where training begins. A run that is resumed or evaluated gets
+    the base by `load_state_dict`, from options that travel as JSON in the buffer `recipe`, and from its weights.
+
+    Args:
+        config: which base.
+        spec: the task; the base was trained on the same one.
+    """
+
+    recipe: Tensor
+
+    def __init__(self, config: BaseConfig, spec: TaskSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.register_buffer("recipe", torch.zeros(0, dtype=torch.uint8))
+        self.policy: ChunkPolicy | None = None
+
+    def check(self) -> ChunkPolicy:
+        """The base; raises `ConfigError` where it was neither read nor restored."""
+        if self.policy is None:
+            raise ConfigError(
+                f"agent.base={self.config.base}: the base was not read yet; call fit_normalizer_ or load_state_dict."
+            )
+        return self.policy
+
+    @torch.no_grad()
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """What the base does at every step of windows: obs by key `[B, T, *shape]` to `[B, T, T_p, A]`, in [-1, 1].
+
+        `noise` has B rows; T_p is the base's own. Its memory begins with the window.
+        """
+        return self.check().plans(obs, noise).clamp(-1, 1)
+
+    def predictor(self, num_envs: int, seed: int) -> Predictor:
+        """Predicts chunks `[N, T_p, A]` while acting; see `agents.chunks.Predictor`. Its actions are not clamped."""
+        return self.check().predictor(num_envs, seed)
+
+    def train(self, mode: bool = True) -> BasePolicy:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def read_(self) -> None:
+        """Takes options and weights, the averaged ones where there are any, from the base's checkpoint.
+
+        Raises:
+            ConfigError: there is no run, its policy is of another kind, or of a task with other observations or actions.
+            CheckpointError: there is no checkpoint in it, or it is spoiled.
+        """
+        if self.config.base == "none" or not self.config.base_checkpoint:
+            raise ConfigError(
+                f"agent.base={self.config.base}, agent.base_checkpoint={self.config.base_checkpoint!r}: name both, one of "
+                f"{', '.join(BASES)} and the folder of its run (python train.py agent={BASES[0]} env=... prints it)."
+            )
+        if not Path(self.config.base_checkpoint).exists():
+            raise ConfigError(
+                f"agent.base_checkpoint={self.config.base_checkpoint}: no such folder; train the base first "
+                f"(python train.py agent={self.config.base} ...) and give the folder of its run."
+            )
+        found = load_checkpoint(self.config.base_checkpoint, agent_name=self.config.base)
+        recipe = json.dumps(found.config["agent"])
+        policy = _built(recipe, self.spec, self.config)
+        prefix = "average."
+        averaged = {key.removeprefix(prefix): value for key, value in found.model.items() if key.startswith(prefix)}
+        try:
+            policy.load_state_dict(averaged or found.model)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"agent.base_checkpoint={self.config.base_checkpoint}: its weights don't fit the task {self.spec.name}; give a "
+                f"base that was trained on it ({str(error).splitlines()[-1].strip()})."
+            ) from error
+        self._take(recipe, policy)
+
+    def _take(self, recipe: str, policy: ChunkPolicy) -> None:
+        data = torch.frombuffer(bytearray(recipe.encode()), dtype=torch.uint8)
+        self.recipe = data.to(self.recipe.device)
+        self.policy = policy.requires_grad_(False).eval().to(self.recipe.device)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Builds the base from the saved recipe; its weights are loaded after it, as those of any submodule."""
+        saved = state_dict.get(f"{prefix}recipe")
+        if saved is not None and not torch.equal(saved.cpu(), self.recipe.cpu()):
+            recipe = bytes(saved.cpu().tolist()).decode()
+            self._take(recipe, _built(recipe, self.spec, self.config))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _built(recipe: str, spec: TaskSpec, config: BaseConfig) -> ChunkPolicy:
+    from agents.registry import make_policy  # the registry knows policies that have a base
+
+    options = json.loads(recipe)
+    if options.get("name") != config.base:
+        raise ConfigError(
+            f"agent.base={config.base}: {config.base_checkpoint} is of agent {options.get('name')}; set agent.base to it."
+        )
+    policy = make_policy(options, spec, seed=0)
+    assert isinstance(policy, ChunkPolicy), options["name"]
+    return policy

@@ -1,0 +1,89 @@
+"""BC: behavior cloning by an MLP.
+
+    (o_{t-T_s+1}, ..., o_t) -> encoder, end to end -> MLP -> (a_t, ..., a_{t+T_p-1}), or a mixture of Gaussians over them
+
+Source: Mandlekar et al., arXiv:2108.03298, and robomimic's `BC` and `BC_GMM`; 2 layers of 1024, 5 modes.
+Differs: ELU in place of ReLU, orthogonal weights; several observations and actions are possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from agents.chunks import PolicyConfig, WindowPolicy
+from agents.imitation import WindowShape
+from agents.noise import Noise
+from agents.rnn_gmm import LOW_NOISE_STD
+from difftop.data.windows import WindowBatch
+from difftop.losses import full_precision
+from difftop.nn.distributions import MixtureHead
+from difftop.nn.mlp import mlp
+from difftop.options import option
+from difftop.types import TaskSpec
+
+
+@dataclass(frozen=True)
+class BCConfig(PolicyConfig):
+    """Options of BC."""
+
+    name: str = option("bc", "behavior cloning by an MLP", choices=("bc",))
+    window: int = option(1, "T_s: observations that the action depends on", low=1)
+    horizon: int = option(1, "T_p: actions of one prediction", low=1)
+    hidden_dims: list[int] = option([1024, 1024], "widths of the MLP's hidden layers", low=1)
+    distribution: str = option("gmm", "mixture of Gaussians, or one action by squared error", choices=("gmm", "deterministic"))
+    modes: int = option(5, "distribution=gmm: Gaussians in the mixture", low=1)
+    min_std: float = option(1e-4, "distribution=gmm: smallest standard deviation, action units", above=0)
+    low_noise: bool = option(True, "distribution=gmm: act with a standard deviation of 1e-4: a mode is drawn, and its mean taken")
+
+
+class BC(WindowPolicy):
+    """See the module."""
+
+    config: BCConfig
+
+    def __init__(self, config: BCConfig, spec: TaskSpec, *, seed: int) -> None:
+        windows = WindowShape(config.window, config.horizon, config.window - 1, config.horizon - 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(config, spec, windows)
+            sizes = [self.observer.out * config.window, *config.hidden_dims]
+            self.body = nn.Sequential(mlp(sizes), nn.ELU()) if config.hidden_dims else nn.Identity()
+            if config.distribution == "gmm":
+                self.mixture = MixtureHead(sizes[-1], self.limits.size, config.modes, config.min_std)
+            else:
+                self.linear = nn.Linear(sizes[-1], self.limits.size)
+
+    def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Over actions that are no padding: mean squared error, or the negative log likelihood of the chunk per action.
+
+        - sum_b log p_b(a_t, ..., a_{t+T_p-1}) / number of actions that count
+        """
+        last = self.config.window - 1
+        target, known = batch.actions[:, last:], batch.mask[:, last:]
+        features = self._features(batch.obs, self.batch_noise(len(target), generator))
+        if self.config.distribution == "gmm":
+            entries = known[..., None].expand_as(target).flatten(1)
+            log_prob = self.mixture(features).log_prob(target.flatten(1), entries)
+            loss = -torch.where(known.any(-1), log_prob, 0.0).sum() / known.sum().clamp_min(1)
+        else:
+            error = (full_precision(self.linear(features)).tanh().view_as(target) - target).square().mean(-1)
+            loss = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
+        return loss, {"loss": loss.detach()}
+
+    def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """See `WindowPolicy`."""
+        features = self._features(obs, noise)
+        if self.config.distribution == "deterministic":
+            actions: Tensor = self.linear(features).tanh()
+        else:
+            std = LOW_NOISE_STD if self.config.low_noise else None
+            actions = self.mixture(features).sample(noise.uniform(), noise.normal(self.limits.size), std)
+        return actions.view(len(actions), self.config.horizon, -1)
+
+    def _features(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        features: Tensor = self.body(self.observer(obs, noise).flatten(1))
+        return features

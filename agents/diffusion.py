@@ -1,0 +1,143 @@
+"""Diffusion Policy: chunks of actions by denoising, with a 1D U-Net.
+
+    (o_{t-1}, o_t) -> encoder, end to end -> condition c
+    x_k = sqrt(abar_k) a + sqrt(1 - abar_k) eps,   loss |eps - net(x_k, k, c)|^2
+
+Actions a_{t-T_o+1} .. a_{t-T_o+T_p} are denoised together; T_a of them, from a_t on, are executed.
+
+Source: Chi et al., arXiv:2303.04137, and its code: the convolutional network (DP-C), noise prediction, squared-cosine schedule.
+Differs: channels 64, 128, 256, as in ManiSkill's baseline (the paper's are 256, 512, 1024), which two CPU cores can train; ten
+DDIM steps while acting (100 DDPM steps); padded steps don't count in the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.chunks import PolicyConfig, WindowPolicy
+from agents.imitation import TrainingConfig, WindowShape
+from agents.noise import Noise
+from difftop.data.windows import WindowBatch
+from difftop.losses import full_precision
+from difftop.nn.denoising import Denoising
+from difftop.nn.unet1d import UNet1d
+from difftop.options import ConfigError, option
+from difftop.types import TaskSpec
+
+
+@dataclass(frozen=True)
+class DiffusionTraining(TrainingConfig):
+    """Diffusion Policy's."""
+
+    learning_rate: float = option(1e-4, "of Adam", above=0)
+    weight_decay: float = option(1e-6, "decoupled; 0 is plain Adam", low=0)
+    schedule: str = option("cosine", "of the learning rate, over the length of the run", choices=("constant", "cosine"))
+    warmup_steps: int = option(500, "gradient steps over which the learning rate rises from 0", low=0)
+    beta1: float = option(0.95, "Adam's decay of the gradient's mean", low=0, high=1)
+    ema: float = option(
+        0.9999, "largest decay of the averaged weights that act, 1 - (1 + k)^-3/4 after k steps; 0: no average", low=0, high=1
+    )
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(PolicyConfig):
+    """Options of Diffusion Policy."""
+
+    name: str = option("diffusion", "Diffusion Policy", choices=("diffusion",))
+    training: DiffusionTraining = option(DiffusionTraining, "optimizer")
+    window: int = option(2, "T_o: observations that the actions depend on", low=1)
+    horizon: int = option(16, "T_p: actions that are denoised together, the first at the window's first observation", low=1)
+    execute: int = option(8, "T_a: actions that are executed before the next prediction", low=1)
+    widths: list[int] = option([64, 128, 256], "channels of the U-Net, level by level; the paper's are 256, 512, 1024", low=8)
+    kernel: int = option(5, "of the convolutions, steps, odd", low=1)
+    groups: int = option(8, "of GroupNorm; divides every width", low=1)
+    step_dim: int = option(64, "size of the embedding of the diffusion step; the paper's is 256", low=2)
+    steps: int = option(100, "K: steps of the diffusion", low=2)
+    sampler: str = option("ddim", "while acting: ddpm takes all K steps, ddim fewer ones without noise", choices=("ddpm", "ddim"))
+    ddim_steps: int = option(10, "sampler=ddim: how many", low=1)
+
+
+class Diffusion(WindowPolicy):
+    """See the module."""
+
+    config: DiffusionConfig
+
+    def __init__(self, config: DiffusionConfig, spec: TaskSpec, *, seed: int) -> None:
+        _check(config)
+        windows = WindowShape(config.window, config.horizon - config.window + 1, config.window - 1, config.execute - 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(config, spec, windows)
+            self.net = UNet1d(
+                spec.action_dim,
+                self.observer.out * config.window,
+                list(config.widths),
+                step_dim=config.step_dim,
+                kernel=config.kernel,
+                groups=config.groups,
+            )
+        self.denoising = Denoising(config.steps)
+
+    def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the predicted noise over actions that are no padding, one random k per window.
+
+        Source: DDPM, arXiv:2006.11239, equation 14.
+        """
+        actions, known = _padded(batch.actions, batch.mask), batch.mask
+        noise = self.batch_noise(len(actions), generator)
+        condition = self.observer(batch.obs, noise).flatten(1)
+        step = (noise.uniform() * self.config.steps).long().clamp_max(self.config.steps - 1)
+        eps = noise.normal(*actions.shape[1:]).to(actions.dtype)
+        predicted = full_precision(self.net(self.denoising.noised(actions, eps, step), step, condition))
+        error = (predicted - eps).square().mean(-1)
+        loss = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
+        return loss, {"loss": loss.detach()}
+
+    def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """See `WindowPolicy`."""
+        config = self.config
+        condition = self.observer(obs, noise).flatten(1)
+
+        def model(x: Tensor, k: int) -> Tensor:
+            return self.net(x, torch.full((len(x),), k, device=x.device), condition)  # type: ignore[no-any-return]
+
+        start = noise.normal(config.horizon, self.spec.action_dim)
+        if config.sampler == "ddim":
+            actions = self.denoising.sample_fast(model, start, config.ddim_steps)
+        else:
+            draws = noise.normal(config.steps - 1, config.horizon, self.spec.action_dim)
+            actions = self.denoising.sample(model, start, draws)
+        return actions[:, config.window - 1 :]
+
+
+def _padded(actions: Tensor, mask: Tensor) -> Tensor:
+    """Actions `[B, T, A]` whose padded steps repeat the first or last that is none: what the network sees there is no target."""
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    first = mask.int().argmax(1, keepdim=True)
+    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1, keepdim=True)
+    index = torch.minimum(torch.maximum(steps, first), last)
+    return actions.gather(1, index[..., None].expand_as(actions))
+
+
+def _check(config: DiffusionConfig) -> None:
+    multiple = 2 ** (len(config.widths) - 1)
+    if config.horizon % multiple or config.horizon < config.window:
+        raise ConfigError(
+            f"agent.horizon={config.horizon}: must be a multiple of {multiple} for {len(config.widths)} widths, and at least "
+            f"window={config.window}."
+        )
+    wrong = [width for width in config.widths if width % config.groups]
+    if not config.widths or wrong or not config.kernel % 2:
+        raise ConfigError(
+            f"agent.widths={list(config.widths)}, groups={config.groups}, kernel={config.kernel}: every width must be a multiple "
+            "of groups, and the kernel odd."
+        )
+    if config.ddim_steps > config.steps or config.step_dim % 2:
+        raise ConfigError(
+            f"agent.ddim_steps={config.ddim_steps}, steps={config.steps}, step_dim={config.step_dim}: at most as many DDIM steps "
+            "as steps, and an even step_dim."
+        )

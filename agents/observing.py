@@ -1,0 +1,77 @@
+"""Observations by key to features, normalization included: what all imitation policies begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from agents.noise import Noise
+from difftop.data.demonstrations import Demonstrations
+from difftop.data.normalize import Normalizer, leto_mode
+from difftop.nn.observation import EncoderConfig, ObservationEncoder
+from difftop.options import ConfigError, suggest
+
+NORMALIZATIONS = ("min_max", "standardize", "leto", "identity")
+
+
+class Observer(nn.Module):
+    """Chosen observations, normalized and encoded.
+
+    Args:
+        shapes: what the task offers; `TaskSpec.shapes`.
+        keys: which of them to use, in this order; none for all.
+        normalization: of vectors entry by entry, and of points coordinate by coordinate; see `difftop.data.normalize`.
+            `leto`: positions by range, the rest as it is.
+        config: of the networks for images and clouds.
+    Raises:
+        ConfigError: an unknown key.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], keys: Sequence[str], normalization: str, config: EncoderConfig
+    ) -> None:
+        super().__init__()
+        for key in keys:
+            if key not in shapes:
+                raise ConfigError(f"obs_keys: the task has no {key!r}.{suggest(key, list(shapes))} It has {', '.join(shapes)}.")
+        self.shapes = {key: tuple(shapes[key]) for key in (keys or shapes)}
+        self.normalization = normalization
+        self.normalizer = Normalizer({key: shape[-1:] for key, shape in self.shapes.items() if len(shape) < 3})
+        self.encoder = ObservationEncoder(self.shapes, config)
+
+    @property
+    def out(self) -> int:
+        """Number of features."""
+        return self.encoder.out
+
+    def forward(self, obs: Mapping[str, Tensor], noise: Noise | None = None) -> Tensor:
+        """Features `[K, T, out]`.
+
+        Args:
+            obs: by key `[K, T, *shape]`; keys that aren't used may be among them.
+            noise: K rows, for random crops.
+        """
+        seen = self.normalizer({key: obs[key] for key in self.encoder.order})
+        crops = None
+        if self.encoder.crops_randomly and noise is not None:
+            steps = obs[self.encoder.order[0]].shape[1]
+            crops = noise.uniform(steps, len(self.encoder.cameras), 2)
+        features: Tensor = self.encoder(seen, crops)
+        return features
+
+    def fit_(self, demonstrations: Demonstrations) -> None:
+        """Takes the numbers of the normalization from demonstrations; they are in the state dict."""
+        for key, shape in self.shapes.items():
+            if len(shape) == 3:
+                continue
+            mode = leto_mode(key) if self.normalization == "leto" else self.normalization
+            self.normalizer[key].fit_(demonstrations.rows(key).reshape(-1, shape[-1]), mode)
+
+    def received(self, obs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """The chosen observations on the device: images as they come, everything else float32."""
+        return {
+            key: obs[key].to(device) if len(shape) == 3 else obs[key].to(device, torch.float32)
+            for key, shape in self.shapes.items()
+        }

@@ -1,0 +1,98 @@
+"""Policies with an LSTM: a window of observations in training, one observation at a time while acting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.chunks import ChunkPolicy, PolicyConfig
+from agents.imitation import WindowShape
+from agents.noise import EnvironmentNoise, Noise
+from difftop.nn.mlp import mlp
+from difftop.nn.rnn import Hidden, StepLSTM
+from difftop.types import TaskSpec
+
+
+class RecurrentPolicy(ChunkPolicy):
+    """An encoder and an LSTM; subclasses add `chunk`, and a `loss` on the outputs.
+
+    Args:
+        config, spec, windows: see `ChunkPolicy`.
+        encoder_dims: widths of an MLP between observations and LSTM; empty for none.
+        hidden_dim, layers: of the LSTM.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, spec: TaskSpec, windows: WindowShape, *, encoder_dims: list[int], hidden_dim: int, layers: int
+    ) -> None:
+        super().__init__(config, spec, windows)
+        sizes = [self.observer.out, *encoder_dims]
+        self.before = mlp(sizes) if encoder_dims else torch.nn.Identity()
+        self.lstm = StepLSTM(sizes[-1], hidden_dim, layers)
+
+    def outputs(self, obs: Mapping[str, Tensor], noise: Noise | None, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
+        """Outputs of the LSTM `[B, T, hidden_dim]` on observations by key `[B, T, *shape]`, and its state after them.
+
+        Args:
+            obs: by key.
+            noise: B rows, for random crops.
+            hidden: before the first step; None for zeros.
+        """
+        y: tuple[Tensor, Hidden] = self.lstm(self.before(self.observer(obs, noise)), hidden)
+        return y
+
+    def chunk(self, features: Tensor, noise: Noise) -> Tensor:
+        """Wanted actions `[K, T_p, A]` of outputs of the LSTM `[K, hidden_dim]`; `noise` has K rows."""
+        raise NotImplementedError
+
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting."""
+        steps = next(iter(obs.values())).shape[1]
+        parts = [{k: x[:, i : i + self.windows.window] for k, x in obs.items()} for i in range(0, steps, self.windows.window)]
+        features = torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
+        return torch.stack([self.chunk(features[:, i], noise) for i in range(steps)], 1)
+
+    def predictor(self, num_envs: int, seed: int) -> RecurrentPredictor:
+        """See `ChunkPolicy`."""
+        return RecurrentPredictor(self, num_envs, seed)
+
+
+class RecurrentPredictor:
+    """Carries the hidden state; an environment's is zeroed where an episode begins and after every T_s calls, as in training.
+
+    Source: robomimic's `BC_RNN` and LeTO's code.  Differs: counted per environment.
+    """
+
+    def __init__(self, policy: RecurrentPolicy, num_envs: int, seed: int) -> None:
+        self.policy = policy
+        self.hidden = policy.lstm.start(num_envs)
+        self.calls = torch.zeros(num_envs, dtype=torch.int64, device=policy.device)  # since the episode began
+        self.noise = EnvironmentNoise(num_envs, seed, policy.device)
+
+    def predict(self, obs: Mapping[str, Tensor], t0: Tensor, due: Tensor) -> Tensor:
+        """See `agents.chunks.Predictor`; the LSTM sees every observation, whether or not a chunk is due."""
+        policy, every = self.policy, torch.arange(len(due))
+        self.calls = torch.where(t0, 0, self.calls)
+        fresh = (self.calls % policy.windows.window == 0)[:, None]
+        h, c = (torch.where(fresh, 0.0, x) for x in self.hidden)
+        seen = {key: x[:, None] for key, x in policy.observer.received(obs, policy.device).items()}
+        features, self.hidden = policy.outputs(seen, self.noise.of(every), (h, c))
+        self.calls = self.calls + 1
+        wanted = torch.zeros(len(due), policy.windows.horizon, policy.spec.action_dim, device=policy.device)
+        rows = due.nonzero()[:, 0]
+        if len(rows):
+            wanted[rows] = policy.chunk(features[rows, 0], self.noise.of(rows)).to(wanted)
+        return wanted
+
+    def state_dict(self) -> dict[str, Any]:
+        """All memory."""
+        return {"hidden": list(self.hidden), "calls": self.calls, "noise": self.noise.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`, bit for bit."""
+        h, c = (x.to(self.calls.device) for x in state["hidden"])
+        self.hidden, self.calls = (h, c), state["calls"].to(self.calls.device)
+        self.noise.load_state_dict(state["noise"])

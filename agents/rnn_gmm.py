@@ -1,0 +1,78 @@
+"""BC-RNN-GMM: a recurrent policy that predicts a mixture of Gaussians.
+
+    o_t -> encoder -> LSTM -> p(a_t, ..., a_{t+T_p-1}) = sum_m w_m N(mu_m, diag sigma_m^2)
+
+Source: Mandlekar et al., arXiv:2108.03298, and robomimic's `BC_RNN_GMM`; LSTM 2 x 400 for low-dimensional observations, 2 x 1000
+for images, windows of 10.
+Differs: padded steps don't count in the loss; T_p may be longer than one step (one mixture over the whole chunk).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.chunks import PolicyConfig
+from agents.imitation import WindowShape
+from agents.noise import Noise
+from agents.recurrent import RecurrentPolicy
+from difftop.data.windows import WindowBatch, overlapping
+from difftop.nn.distributions import MixtureHead
+from difftop.options import option
+from difftop.types import TaskSpec
+
+LOW_NOISE_STD = 1e-4  # robomimic's, while acting
+
+
+@dataclass(frozen=True)
+class RnnGmmConfig(PolicyConfig):
+    """Options of BC-RNN-GMM; the defaults are robomimic's for low-dimensional observations."""
+
+    name: str = option("rnn_gmm", "recurrent policy with a mixture of Gaussians", choices=("rnn_gmm",))
+    window: int = option(10, "T_s: steps the LSTM is unrolled for in training, and after which it forgets while acting", low=1)
+    horizon: int = option(1, "T_p: actions of one prediction", low=1)
+    encoder_dims: list[int] = option([], "widths of an MLP between observations and LSTM; empty for none", low=1)
+    hidden_dim: int = option(400, "width of the LSTM; robomimic takes 1000 for images", low=1)
+    layers: int = option(2, "layers of the LSTM", low=1)
+    modes: int = option(5, "Gaussians in the mixture", low=1)
+    min_std: float = option(1e-4, "smallest standard deviation, action units", above=0)
+    low_noise: bool = option(True, "act with a standard deviation of 1e-4: a mode is drawn, and its mean taken")
+
+
+class RnnGmm(RecurrentPolicy):
+    """See the module."""
+
+    config: RnnGmmConfig
+
+    def __init__(self, config: RnnGmmConfig, spec: TaskSpec, *, seed: int) -> None:
+        pad = config.window + config.horizon - 2  # a window begins at every step of a demonstration
+        windows = WindowShape(config.window, config.horizon, 0, pad)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(
+                config, spec, windows, encoder_dims=list(config.encoder_dims), hidden_dim=config.hidden_dim, layers=config.layers
+            )
+            self.mixture = MixtureHead(config.hidden_dim, self.limits.size, config.modes, config.min_std)
+
+    def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Negative log likelihood of the chunk at every step, per action, over steps that are no padding:
+
+        - sum_{b, i} log p_bi(a_{b,i}, ..., a_{b,i+T_p-1}) / number of actions that count
+        """
+        features, _ = self.outputs(batch.obs, self.batch_noise(len(batch.actions), generator))
+        target = overlapping(batch.actions, self.config.horizon)  # [B, T_s, T_p, A]
+        known = overlapping(batch.mask, self.config.horizon)
+        entries = known[..., None].expand_as(target).flatten(2)
+        log_prob = self.mixture(features).log_prob(target.flatten(2), entries)
+        loss = -torch.where(known.any(-1), log_prob, 0.0).sum() / known.sum().clamp_min(1)
+        return loss, {"loss": loss.detach()}
+
+    def chunk(self, features: Tensor, noise: Noise) -> Tensor:
+        """See `RecurrentPolicy`."""
+        mixture = self.mixture(features)
+        drawn: Tensor = mixture.sample(
+            noise.uniform(), noise.normal(self.limits.size), LOW_NOISE_STD if self.config.low_noise else None
+        )
+        return drawn.view(len(drawn), self.config.horizon, -1)

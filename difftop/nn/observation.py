@@ -1,0 +1,144 @@
+"""From a dictionary of observations to one vector of features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from difftop.nn.pointnet import PointNet
+from difftop.nn.resnet import ResNet18, SpatialSoftmax
+from difftop.options import ConfigError, option
+
+_STRIDE = 32  # of the ResNet: so many pixels make one of its map
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How images and point clouds become features; low-dimensional observations are used as they are."""
+
+    norm: str = option(
+        "batch", "images: normalization in the ResNet; group is safer with averaged weights", choices=("batch", "group")
+    )
+    crop: int = option(76, "images: pixels on a side of the crop, random in training; 0 for the whole image", low=0)
+    evaluation_crop: str = option(
+        "center", "images: crop in evaluation; random is what LeTO's runs did by accident", choices=("center", "random")
+    )
+    keypoints: int = option(32, "images: points of the spatial softmax", low=1)
+    features: int = option(64, "features of an image or point cloud", low=1)
+
+
+class ObservationEncoder(nn.Module):
+    """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
+
+        image:  crop -> x / 127.5 - 1 -> ResNet18 -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
+        cloud:  PointNet
+
+    Args:
+        shapes: shape of one observation by key: `(O,)`, an image `(C, height, width)`, or points `(P, C)`.
+        config: options.
+    Source: robomimic's encoders in LeTO's configuration (crop 76 of 84, 32 points, 64 features; a ResNet of its own per camera).
+    Differs: crops at evaluation are central (LeTO's are random, by robomimic 0.2's accident).
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], config: EncoderConfig) -> None:
+        super().__init__()
+        self.config, self.order = config, tuple(shapes)
+        self.cameras = tuple(key for key, shape in shapes.items() if len(shape) == 3)
+        self.nets = nn.ModuleDict()
+        self.out = 0
+        for key, shape in shapes.items():
+            if len(shape) == 3:
+                self.nets[key] = ImageEncoder(key, shape, config)
+            elif len(shape) == 2:
+                self.nets[key] = PointNet(shape[-1], config.features)
+            self.out += shape[0] if len(shape) == 1 else config.features
+
+    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None) -> Tensor:
+        """Features `[..., out]`.
+
+        Args:
+            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255.
+            crops: where to crop, numbers in [0, 1) `[..., cameras, 2]` from `random_crops`; None for the centre.
+        """
+        parts = []
+        for key in self.order:
+            x = obs[key]
+            if key not in self.nets:
+                parts.append(x)
+                continue
+            lead = x.shape[:-3] if key in self.cameras else x.shape[:-2]
+            flat = x.flatten(0, len(lead) - 1)
+            if key in self.cameras:
+                corner = None if crops is None else crops[..., self.cameras.index(key), :].reshape(-1, 2)
+                features = self.nets[key](flat, corner)
+            else:
+                features = self.nets[key](flat)
+            parts.append(features.view(*lead, -1))
+        return torch.cat(parts, -1)
+
+    @property
+    def crops_randomly(self) -> bool:
+        """Whether the next forward pass wants random crops."""
+        random = self.training or self.config.evaluation_crop == "random"
+        return bool(self.cameras) and bool(self.config.crop) and random
+
+
+class ImageEncoder(nn.Module):
+    """One camera's network: `[N, C, height, width]` in 0 .. 255 to `[N, features]`.
+
+    Raises:
+        ConfigError: the image is smaller than the crop, or the crop too small for the ResNet.
+    """
+
+    def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
+        super().__init__()
+        channels, height, width = shape
+        if config.crop > min(height, width):
+            raise ConfigError(
+                f"encoder.crop={config.crop}: images {name} have {height} x {width} pixels; take a smaller crop, or 0 for none."
+            )
+        self.size = (config.crop or height, config.crop or width)
+        if min(self.size) <= _STRIDE:
+            raise ConfigError(
+                f"encoder.crop={config.crop}: of images {name} only {self.size[0]} x {self.size[1]} pixels are seen; "
+                f"a ResNet needs more than {_STRIDE} pixels on a side."
+            )
+        self.resnet = ResNet18(channels, config.norm)
+        rows, columns = (math.ceil(side / _STRIDE) for side in self.size)
+        self.softmax = SpatialSoftmax(self.resnet.out, (rows, columns), config.keypoints)
+        self.linear = nn.Linear(2 * config.keypoints, config.features)
+
+    def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
+        """Features; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
+        cropped = crop(image, self.size, corner)
+        scaled = cropped.to(self.linear.weight.dtype) / 127.5 - 1
+        points = self.softmax(self.resnet(scaled)).flatten(1)
+        return torch.relu(self.linear(points))
+
+
+def crop(image: Tensor, size: tuple[int, int], corner: Tensor | None) -> Tensor:
+    """Crops each image.
+
+    Args:
+        image: `[N, C, height, width]`, any dtype.
+        size: rows and columns to keep.
+        corner: `[N, 2]` in [0, 1): the first row is floor(u (height - rows + 1)), columns alike; None for the centre.
+    Returns:
+        `[N, C, *size]`.
+    """
+    n, channels, height, width = image.shape
+    (rows, columns), device = size, image.device
+    if corner is None:
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return image[..., top : top + rows, left : left + columns]
+    spare = torch.tensor([height - rows + 1, width - columns + 1], device=device)
+    first = (corner.to(device) * spare).long().minimum(spare - 1)
+    row = (first[:, :1] + torch.arange(rows, device=device))[:, None, :, None]
+    column = (first[:, 1:] + torch.arange(columns, device=device))[:, None, None, :]
+    return image[
+        torch.arange(n, device=device)[:, None, None, None], torch.arange(channels, device=device)[:, None, None], row, column
+    ]

@@ -1,0 +1,215 @@
+"""The losses of the imitation policies, by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributions
+
+from agents.bc import BC
+from agents.diffusion import Diffusion
+from agents.ibc import IBC
+from agents.leto import Leto
+from agents.noise import BatchNoise
+from agents.residual import Residual
+from agents.rnn_gmm import RnnGmm
+from difftop.types import TaskSpec
+from tests.agents.imitators import SPEC, make, observations, padded_batch, random_batch, rolled
+
+
+def test_gmm_loss_is_the_mean_log_likelihood_of_torch() -> None:
+    agent = make("bc", window=1, horizon=1)
+    policy: BC = agent.policy
+    batch = random_batch(agent)
+    made = policy.mixture(policy.body(policy.observer(batch.obs).flatten(1)))
+    components = distributions.Independent(distributions.Normal(made.mean, made.std), 1)
+    torchs = distributions.MixtureSameFamily(distributions.Categorical(logits=made.logits), components)
+    torch.testing.assert_close(policy.loss(batch)[0], -torchs.log_prob(batch.actions[:, 0]).mean())
+
+
+def test_squared_error_by_hand() -> None:
+    agent = make("bc", distribution="deterministic")
+    policy: BC = agent.policy
+    batch = padded_batch(agent)
+    predicted = policy.linear(policy.body(policy.observer(batch.obs).flatten(1))).tanh().view(6, 3, 4)
+    errors = [
+        (predicted[b, j] - batch.actions[b, j + 1]).square().mean() for b in range(6) for j in range(3) if batch.mask[b, j + 1]
+    ]
+    assert len(errors) < 18
+    torch.testing.assert_close(policy.loss(batch)[0], torch.stack(errors).mean())
+
+
+def test_recurrent_loss_counts_what_is_no_padding() -> None:
+    agent = make("rnn_gmm")
+    policy: RnnGmm = agent.policy
+    batch = padded_batch(agent)
+    features, _ = policy.lstm(torch.cat([batch.obs["eef_pos"], batch.obs["object"]], -1))
+    made, total = policy.mixture(features), torch.zeros(())
+    for b in range(6):
+        for i in range(4):
+            count = int(batch.mask[b, i : i + 3].sum())  # padding is at the end
+            if count:
+                mean, std = made.mean[b, i, :, : 4 * count], made.std[b, i, :, : 4 * count]
+                density = distributions.Normal(mean, std).log_prob(batch.actions[b, i : i + count].flatten()).sum(-1)
+                total = total - torch.logsumexp(made.logits[b, i].log_softmax(-1) + density, -1)
+    known = batch.mask.unfold(1, 3, 1).sum()
+    torch.testing.assert_close(policy.loss(batch)[0], total / known)
+
+
+def test_ibc_loss_is_a_classification() -> None:
+    agent = make("ibc", dropout=0.0)
+    policy: IBC = agent.policy
+    policy.low.fill_(-0.5), policy.high.fill_(0.8)
+    batch = random_batch(agent)
+    batch = replace(batch, mask=batch.mask.index_put((torch.tensor([2]), torch.tensor([1])), torch.tensor(False)))
+    loss, metrics = policy.loss(batch, torch.Generator().manual_seed(5))
+    noise = BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu"))
+    features = policy.observer(batch.obs).flatten(1)
+    positive = batch.actions[:, 1] + 1e-4 * noise.normal(1, 4)[:, 0]
+    negatives = -0.5 + 1.3 * noise.uniform(32, 4)
+    losses, right = [], 0
+    for b in (0, 1, 3, 4, 5):  # the label of window 2 is padding
+        f = policy.energies(features[b : b + 1], torch.cat([positive[b : b + 1], negatives[b]])[None])[0]
+        losses.append(-f[0] + f.exp().sum().log())
+        right += bool(f[0] == f.max())
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    assert float(metrics["accuracy"]) == pytest.approx(right / 5)
+
+
+def test_energies_are_those_of_a_plain_network() -> None:
+    policy: IBC = make("ibc").policy
+    features, actions = torch.randn(3, 14), torch.randn(3, 5, 4)
+    weight = torch.cat([policy.from_obs.weight, policy.from_action.weight], 1)
+    h = torch.cat([features[:, None].expand(-1, 5, -1), actions], -1) @ weight.mT + policy.from_obs.bias
+    for layer in policy.layers:
+        h = torch.relu(h) @ layer.weight.mT + layer.bias
+    torch.testing.assert_close(policy.energies(features, actions), h[..., 0])
+
+
+def test_ibc_finds_the_top_of_a_known_energy() -> None:
+    agent = make("ibc", samples=256)
+    policy: IBC = agent.policy
+    goal = torch.tensor([0.3, -0.6, 0.9, 0.0])
+    policy.energies = lambda features, actions: -200 * (actions - goal).square().sum(-1)  # type: ignore[method-assign]
+    actions = rolled(agent.actor(4, seed=0), observations(4, 3))
+    assert float((actions - goal).abs().max()) < 0.06
+    policy.high.copy_(torch.tensor([1.0, 1.0, 0.5, 1.0]))
+    assert float(rolled(agent.actor(4, seed=0), observations(4, 3))[..., 2].max()) <= 0.5
+
+
+def test_diffusion_loss_is_the_error_of_the_noise() -> None:
+    agent = make("diffusion")
+    policy: Diffusion = agent.policy
+    batch = padded_batch(agent)
+    loss, _ = policy.loss(batch, torch.Generator().manual_seed(5))
+    noise = BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu"))
+    k, eps = (noise.uniform() * 20).long(), noise.normal(4, 4)
+    repeated = batch.actions.clone()
+    for b in range(6):
+        real = batch.mask[b].nonzero()[:, 0]
+        repeated[b, : int(real[0])] = batch.actions[b, real[0]]
+        repeated[b, int(real[-1]) :] = batch.actions[b, real[-1]]
+    abar = policy.denoising.abar[k].float()[:, None, None]
+    condition = torch.cat([batch.obs["eef_pos"], batch.obs["object"]], -1).flatten(1)
+    predicted = policy.net(abar.sqrt() * repeated + (1 - abar).sqrt() * eps, k, condition)
+    errors = (predicted - eps).square().mean(-1)[batch.mask]
+    assert k.unique().numel() > 2
+    torch.testing.assert_close(loss, errors.mean())
+
+
+def test_a_chunk_begins_now() -> None:
+    """The U-Net's first action belongs to the first observation of the window, the executed one to the last."""
+    agent = make("diffusion", window=3, horizon=4, execute=2, training={"ema": 0.0})
+    policy: Diffusion = agent.policy
+    assert (policy.windows.window, policy.windows.horizon) == (3, 2)
+    assert (policy.windows.pad_before, policy.windows.pad_after) == (2, 1)
+    ramp = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None].expand(4, 4)
+
+    def net(x: torch.Tensor, step: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        abar = policy.denoising.abar[step].float()[:, None, None]
+        return (x - abar.sqrt() * ramp) / (1 - abar).sqrt()
+
+    for sampler in ("ddim", "ddpm"):
+        object.__setattr__(policy.config, "sampler", sampler)
+        policy.net.forward = net  # type: ignore[method-assign]
+        actions = rolled(agent.actor(2, seed=0), observations(2, 4))
+        expected = torch.tensor([0.3, 0.4, 0.3, 0.4])[:, None].expand(2, 4, 4)
+        torch.testing.assert_close(actions, expected, rtol=0, atol=1e-4)
+
+
+def test_residual_begins_as_its_base(tmp_path: Path) -> None:
+    agent = make("residual", home=tmp_path)
+    policy: Residual = agent.policy
+    batch = padded_batch(agent)
+    loss, metrics = policy.loss(batch, torch.Generator().manual_seed(5))
+    base = policy.base.plans(batch.obs, BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu")))
+    errors = [
+        (base[b, i, j] - batch.actions[b, i + j]).square().mean()
+        for b in range(6)
+        for i in range(4)
+        for j in range(3)
+        if batch.mask[b, i + j]
+    ]
+    torch.testing.assert_close(loss, torch.stack(errors).mean())
+    assert torch.equal(loss, metrics["base_loss"])
+    with torch.no_grad():
+        policy.net[-1].bias.fill_(0.2)
+    obs = observations(2, 5)
+    own, plain = rolled(agent.actor(2, seed=3), obs), rolled(policy.base.check().actor(2, seed=3), obs)
+    torch.testing.assert_close(own, (plain + math.tanh(0.2)).clamp(-1, 1))
+
+
+def test_leto_limits_training_by_the_demonstrated_action() -> None:
+    agent = make("leto", previous_in_training=True, limits={"acceleration": 0.05})
+    policy: Leto = agent.policy
+    batch = random_batch(agent)
+    with torch.no_grad():
+        y, info = policy.predict(batch.obs, None, batch.actions[:, :3])
+        free, _ = policy.predict(batch.obs)
+        loss, _ = policy.loss(batch)
+    jump = (y[:, 1:, 0, :3] - batch.actions[:, :3, :3]).abs()
+    assert bool(info.certified.all()) and 0.05 - 1e-6 < float(jump.max()) <= 0.05 + 1e-6
+    torch.testing.assert_close(y[:, 0], free[:, 0])
+    for b in range(6):  # one sample at a time, in the order of the batch
+        e, _ = policy({key: x[b : b + 1] for key, x in batch.obs.items()})
+        for i in range(1, 4):
+            alone, _ = policy.head(e[:, i], None, batch.actions[b, i - 1 : i])
+            torch.testing.assert_close(y[b, i], alone[0])
+    torch.testing.assert_close(loss, (y - batch.actions.unfold(1, 3, 1).mT).square().mean())
+
+
+def test_leto_s_dense_factor() -> None:
+    dense, triangular = (make("leto", head_triangular=flag, init="uniform") for flag in (False, True))
+    assert torch.equal(dense.policy.head.hessian(), triangular.policy.head.hessian())
+    batch = random_batch(dense)
+    for agent, trained in ((dense, True), (triangular, False)):
+        agent.update(batch, 0)
+        above = agent.policy.head.L.detach().triu(1)
+        assert bool((above != 0).any()) == trained
+    factor = dense.policy.head.L.detach().double()
+    smooth = dense.policy.head.constraints.difference @ dense.policy.head.constraints.selection
+    expected = factor @ factor.mT + 1e-4 * torch.eye(12).double() + smooth.mT @ smooth
+    torch.testing.assert_close(dense.policy.head.hessian().detach(), expected)
+
+
+def test_leto_sees_images() -> None:
+    shapes = {"agentview": (3, 48, 44), "eef_pos": (3,)}
+    spec = TaskSpec("test/images", shapes, 4, episode_steps=10, control_dt_s=0.05)
+    agent = make("leto", spec=spec, encoder={"crop": 40, "keypoints": 4, "features": 5})
+    batch = random_batch(agent, 2, spec=spec)
+    batch = replace(batch, obs=batch.obs | {"agentview": torch.randint(0, 256, (2, 4, 3, 48, 44), dtype=torch.uint8)})
+    agent.policy.train()
+    first, again, other = (agent.policy.loss(batch, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)  # random crops are the generator's
+    agent.update(batch, 0)
+    agent.policy.eval()
+    assert torch.equal(*(agent.policy.loss(batch, torch.Generator().manual_seed(seed))[0] for seed in (1, 2)))
+    actions = rolled(agent.actor(2, seed=0), batch.obs)
+    with torch.no_grad():
+        y, _ = agent.policy.predict(batch.obs)
+    torch.testing.assert_close(actions[:, 0, 3], y[:, 0, 0, 3].clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    assert SPEC.action_dim == 4

@@ -1,0 +1,100 @@
+"""Mish, SimNorm and dropout against closed forms, torch and frequencies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from difftop.nn.activations import Mish, SimNorm, mish_and_slope
+from difftop.nn.mlp import dropout, normed_ensemble
+
+POINTS = torch.cat([torch.linspace(-120, 120, 2401, dtype=torch.float64), torch.tensor([0.0, -1e-9, 1e-9, 1e3, -1e3])])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-14), (torch.float32, 3e-7)])
+def test_mish_is_torch_s_with_its_slope(dtype: torch.dtype, tolerance: float) -> None:
+    exact = POINTS.clone().requires_grad_()
+    expected = torch.nn.functional.mish(exact)
+    (slope,) = torch.autograd.grad(expected.sum(), exact)
+    x = POINTS.to(dtype).requires_grad_()
+    y = Mish()(x)
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0].double(), slope, rtol=tolerance, atol=2 * tolerance)
+    assert torch.equal(Mish()(x.detach()), y.detach())
+
+
+def test_mish_s_slope_has_the_right_slope() -> None:
+    x = torch.linspace(-30, 30, 61, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(Mish(), x)
+    assert torch.autograd.gradcheck(mish_and_slope, x)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(mish_and_slope(x), (Mish()(x), mish_and_slope(x)[1]), strict=True))
+    large = torch.tensor([1e4], requires_grad=True)
+    y, slope = mish_and_slope(large)
+    (gradient,) = torch.autograd.grad(slope.sum(), large, retain_graph=True)
+    assert (
+        y.item() == pytest.approx(1e4, rel=1e-6)
+        and slope.item() == pytest.approx(1.0)
+        and gradient.item() == pytest.approx(0, abs=1e-3)
+    )
+
+
+def test_mish_of_bfloat16() -> None:
+    x = torch.linspace(-5, 5, 11).bfloat16()
+    assert torch.equal(Mish()(x), torch.nn.functional.mish(x))
+
+
+def test_simnorm_makes_simplices() -> None:
+    x = torch.randn(5, 3, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = SimNorm(4)(x)
+    assert y.shape == x.shape and y.min() > 0
+    torch.testing.assert_close(y.view(5, 3, 3, 4).sum(-1), torch.ones(5, 3, 3, dtype=torch.float64))
+    expected = x[..., 4:8].exp() / x[..., 4:8].exp().sum(-1, keepdim=True)
+    torch.testing.assert_close(y[..., 4:8], expected)
+
+
+def test_dropout_s_frequency_scale_and_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.ones(400, 500, requires_grad=True)
+    y = dropout(x, 0.01, generator)
+    dropped = y == 0
+    rate = dropped.double().mean().item()
+    assert abs(rate - 0.01) < 5 * (0.01 * 0.99 / x.numel()) ** 0.5
+    assert torch.equal(y[~dropped], torch.full_like(y[~dropped], 1 / 0.99))
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    again = dropout(x, 0.01, generator)
+    assert not torch.equal(again == 0, dropped)
+    assert torch.equal(dropout(x, 0.01, torch.Generator().manual_seed(0)), y)
+    assert dropout(x, 0.0, generator) is x
+
+
+def test_dropout_hits_every_place_alike() -> None:
+    """The first and the last place, and both of a pair, as often as independent draws would."""
+    generator = torch.Generator().manual_seed(1)
+    zeros = torch.stack([dropout(torch.ones(7), 0.3, generator) == 0 for _ in range(4000)]).double()
+    sigma = (0.3 * 0.7 / 4000) ** 0.5
+    assert (zeros.mean(0) - 0.3).abs().max() < 4.5 * sigma
+    pairs = (zeros[:, :-1] * zeros[:, 1:]).mean(0)
+    assert (pairs - 0.09).abs().max() < 4.5 * (0.09 * 0.91 / 4000) ** 0.5
+
+
+def test_some_members_of_an_ensemble_and_dropout_in_its_first_layer() -> None:
+    torch.manual_seed(0)
+    net = normed_ensemble(4, [3, 6, 6, 2])
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    x = torch.randn(5, 3)
+    everything = net(x)
+    assert torch.equal(net(x, [2, 0]), everything[[2, 0]])
+    stacked = x.expand(4, 5, 3)
+    assert torch.equal(net(stacked, [3]), everything[3:])
+    seen: list[torch.Size] = []
+
+    def drop(h: torch.Tensor) -> torch.Tensor:
+        seen.append(h.shape)
+        return torch.zeros_like(h)
+
+    dropped = net(x, [1, 2], drop)
+    assert seen == [torch.Size([5, 6])] * 2  # after the first layer, before its norm
+    torch.testing.assert_close(dropped, dropped[:, :1].expand_as(dropped))
