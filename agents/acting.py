@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from agents.world_model import WorldModel, add_noise
+from agents.world_model import LatentWorld, add_noise
 from difftop.losses import full_precision
 from difftop.options import option
 from difftop.planning.config import LMConfig, MPPIConfig
@@ -17,12 +17,12 @@ from difftop.schedules import linear
 from difftop.types import PlanResult, SolveStatus
 
 if TYPE_CHECKING:
-    from agents.tdmpc import TDMPC
+    from agents.latent_agent import LatentAgent
 
 
 @dataclass(frozen=True)
 class ActingConfig:
-    """How actions are chosen."""
+    """How actions are chosen in any latent world model."""
 
     planner: str = option("mppi", "optimizer of the action; none acts by the policy prior alone", choices=("lm", "mppi", "none"))
     horizon: int = option(5, "longest plan, in agent steps", low=1)
@@ -31,9 +31,6 @@ class ActingConfig:
     std_start: float = option(0.5, "std of exploration at the start, in action units", low=0)
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
-    min_std: float = option(
-        0.05, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
-    )
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
     mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
@@ -47,8 +44,35 @@ class ActingConfig:
         """H now."""
         return int(linear(min(self.horizon_start, self.horizon), self.horizon, self.horizon_steps, agent_steps))
 
+    @property
+    def prior_std(self) -> float | None:
+        """Std of the policy prior where it is sampled; None: the spread that the prior itself has learned."""
+        return None
 
-def policy_plan(model: WorldModel, z: Tensor, horizon: int, std: float, generator: torch.Generator | None) -> Tensor:
+    def mppi_std(self, agent_steps: int) -> float:
+        """Smallest spread of MPPI's plans now."""
+        return self.mppi.min_std
+
+
+@dataclass(frozen=True)
+class TDMPCActingConfig(ActingConfig):
+    """TD-MPC's: a prior without a spread of its own, and MPPI that follows the exploration schedule."""
+
+    min_std: float = option(
+        0.05, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
+    )
+
+    @property
+    def prior_std(self) -> float:
+        """`min_std`."""
+        return self.min_std
+
+    def mppi_std(self, agent_steps: int) -> float:
+        """Exploration's std, but at least `min_std`."""
+        return max(self.std(agent_steps), self.min_std)
+
+
+def policy_plan(model: LatentWorld, z: Tensor, horizon: int, std: float | None, generator: torch.Generator | None) -> Tensor:
     """Actions of the policy prior along its own latent rollout: `z [B, Z]` to `[B, H, A]`; the planner's start."""
     actions = []
     for _ in range(horizon):
@@ -60,7 +84,9 @@ def policy_plan(model: WorldModel, z: Tensor, horizon: int, std: float, generato
 class PlanningActor:
     """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start."""
 
-    def __init__(self, agent: TDMPC, config: ActingConfig, num_envs: int, generator: torch.Generator, *, explore: bool) -> None:
+    def __init__(
+        self, agent: LatentAgent, config: ActingConfig, num_envs: int, generator: torch.Generator, *, explore: bool
+    ) -> None:
         self.agent, self.config, self.generator, self.explore = agent, config, generator, explore
         self.previous = torch.zeros(num_envs, config.horizon, agent.spec.action_dim, device=agent.device)
         self.visited: list[tuple[Tensor, Tensor]] = []  # observation and start of each plan, while `keep_visited`
@@ -84,13 +110,13 @@ class PlanningActor:
     def _act_mppi(self, z: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
         config = self.config.mppi
         horizon, count = self.config.plan_length(agent_steps), max(config.prior_samples, 1)
-        prior = policy_plan(self.agent.model, z.repeat_interleave(count, dim=0), horizon, self.config.min_std, self.generator)
+        prior = policy_plan(self.agent.model, z.repeat_interleave(count, dim=0), horizon, self.config.prior_std, self.generator)
         result = self.agent.mppi.plan(
-            self.agent.latent_model,
+            self.agent.sampled_model(self.generator),
             z,
             full_precision(prior).view(len(z), count, horizon, -1),
             previous=self._shifted(t0, horizon),
-            std=max(self.config.std(agent_steps), self.config.min_std),
+            std=self.config.mppi_std(agent_steps),
             generator=self.generator,
             eval_mode=not self.explore,
         )

@@ -1,4 +1,4 @@
-"""DiffTOP / DiffTORI: TD-MPC's world model, acting and learning through a differentiable trajectory optimizer.
+"""DiffTOP / DiffTORI: a latent world model, acting and learning through a differentiable trajectory optimizer.
 
 Source: Wan, Wang, Erickson, Held, "DiffTORI: Differentiable Trajectory Optimization for Deep Reinforcement and Imitation
 Learning", arXiv:2402.05421.
@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.acting import ActingConfig, PlanningActor, policy_plan
+from agents.acting import PlanningActor, TDMPCActingConfig, policy_plan
 from agents.base import Actor
-from agents.tdmpc import TDMPC, TDMPCConfig, Unrolled
+from agents.latent_agent import LatentAgent, Unrolled
+from agents.tdmpc import TDMPC, TDMPCConfig
+from agents.tdmpc2 import TDMPC2, TDMPC2ActingConfig, TDMPC2Config
+from agents.world_model import WorldModelConfig
 from difftop.losses import check_finite, clipped_step, decayed_sum, ema_, full_precision, td_target
 from difftop.nn.encoders import PixelEncoder
 from difftop.nn.mlp import ensemble_mlp
@@ -43,7 +46,7 @@ class PolicyGradientConfig:
 
 
 @dataclass(frozen=True)
-class LMActingConfig(ActingConfig):
+class LMActingConfig(TDMPCActingConfig):
     """As TD-MPC's, with the differentiable planner."""
 
     planner: str = option("lm", "optimizer of the action; none acts by the policy prior alone", choices=("lm", "mppi", "none"))
@@ -58,15 +61,32 @@ class DiffTOPConfig(TDMPCConfig):
     policy_gradient: PolicyGradientConfig = option(PolicyGradientConfig, "the loss through the optimizer")
 
 
+@dataclass(frozen=True)
+class LMTDMPC2ActingConfig(TDMPC2ActingConfig):
+    """As TD-MPC2's, with the differentiable planner."""
+
+    planner: str = option("lm", "optimizer of the action; none acts by the policy prior alone", choices=("lm", "mppi", "none"))
+
+
+@dataclass(frozen=True)
+class DiffTOPOnTDMPC2Config(TDMPC2Config):
+    """Options of `agent=difftop_rl world_model=tdmpc2`."""
+
+    name: str = option("difftop_rl", "registry name of the agent")
+    world_model: str = option("tdmpc2", "set by world_model=tdmpc2", choices=("tdmpc2",))
+    acting: LMTDMPC2ActingConfig = option(LMTDMPC2ActingConfig, "planner, exploration and horizon schedules")
+    policy_gradient: PolicyGradientConfig = option(PolicyGradientConfig, "the loss through the optimizer")
+
+
 class RawCritic(nn.Module):
     """Twin action values on raw observations, `(obs [N, *obs_shape], a [N, A])` to `[2, N]`; two encoders for pixels.
 
     Source: the official code of arXiv:2402.05421 (`_Q1_s`, `_Q2_s`).
     """
 
-    def __init__(self, spec: EnvSpec, config: TDMPCConfig) -> None:
+    def __init__(self, spec: EnvSpec, sizes: WorldModelConfig) -> None:
         super().__init__()
-        sizes, width = config.model, config.model.mlp_dim
+        width = sizes.mlp_dim
         self.encoders: nn.ModuleList | None = None
         inputs = spec.obs_shape[0]
         if spec.obs_kind == "pixels":
@@ -84,8 +104,8 @@ class RawCritic(nn.Module):
         return q.squeeze(-1)
 
 
-class DiffTOP(TDMPC):
-    """TD-MPC's model, a twin critic on raw observations, and a policy-gradient loss through the planner.
+class PlannerGradient(LatentAgent):
+    """A twin critic on raw observations and a policy-gradient loss through the planner, for any agent with a latent model.
 
         a(theta) = plan(h(s), R, d, Q)_0          the first action of the optimized plan, by Levenberg-Marquardt
         L_PG = - mean_s min_j C_j(s, a(theta)) / S
@@ -99,9 +119,11 @@ class DiffTOP(TDMPC):
     ends the plan's value as in TD-MPC.
     """
 
-    config: DiffTOPConfig
+    config: DiffTOPConfig | DiffTOPOnTDMPC2Config
 
-    def __init__(self, spec: EnvSpec, config: DiffTOPConfig, *, seed: int, device: torch.device, bf16: bool = False) -> None:
+    def __init__(
+        self, spec: EnvSpec, config: DiffTOPConfig | DiffTOPOnTDMPC2Config, *, seed: int, device: torch.device, bf16: bool = False
+    ) -> None:
         super().__init__(spec, config, seed=seed, device=device, bf16=bf16)
         self.on_policy_optimizer: torch.optim.Optimizer | None = None
         if config.policy_gradient.mode == "on_policy":
@@ -110,11 +132,11 @@ class DiffTOP(TDMPC):
 
     def _build(self) -> None:
         super()._build()
-        self.critic = RawCritic(self.spec, self.config)
+        self.critic = RawCritic(self.spec, self.sizes)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
 
     def trained_by_model_loss(self) -> list[nn.Parameter]:
-        """The model without its policy, and the raw critic."""
+        """The world model without its policy, and the raw critic."""
         return super().trained_by_model_loss() + list(self.critic.parameters())
 
     def move_targets(self) -> None:
@@ -122,8 +144,8 @@ class DiffTOP(TDMPC):
         super().move_targets()
         ema_(self.target_critic.parameters(), self.critic.parameters(), self.config.loss.target_rate)
 
-    def losses(self, u: Unrolled, weight: Tensor, agent_steps: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """TD-MPC's loss, the raw critic's, and the policy gradient where it is due."""
+    def losses(self, u: Unrolled, weight: Tensor, agent_steps: int) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """The world model's loss, the raw critic's, and the policy gradient where it is due."""
         loss, metrics, priorities = super().losses(u, weight, agent_steps)
         config = self.config.policy_gradient
         if config.mode == "none":  # nothing else uses the raw critic
@@ -145,9 +167,9 @@ class DiffTOP(TDMPC):
         """sum_t rho^t sum_j (C_j(s_t, a_t) - y~_t)^2 per sample `[B]`, y~_t = r_t + gamma min_j C'_j(s_{t+1}, pi(h(s_{t+1})))."""
         steps, batch, _ = u.action.shape
         with torch.no_grad():
-            a = self.model.sample_policy(u.z_next, self.config.acting.min_std, self.generator)
+            a = self.model.sample_policy(u.z_next, self.config.acting.prior_std, self.generator)
             value = full_precision(self.target_critic(u.next_obs, a).amin(dim=0)).view(steps, batch)
-            y = td_target(u.reward, u.terminated, value, self.config.discount)
+            y = td_target(u.reward, u.terminated, value, self.discount)
         obs = torch.cat([u.obs, u.next_obs[: (steps - 1) * batch]])
         td = full_precision(self.critic(obs, u.action.flatten(0, 1))).view(2, steps, batch) - y
         return decayed_sum(td.square().sum(dim=0), self.config.loss.rho)
@@ -184,7 +206,7 @@ class DiffTOP(TDMPC):
         return -(value / scale if self.config.policy_gradient.normalize else value).mean(), plan
 
     def actor(self, num_envs: int, *, seed: int, explore: bool) -> Actor:
-        """As TD-MPC's; with `mode=on_policy` the training actor keeps the states it plans in."""
+        """As any; with `mode=on_policy` the training actor keeps the states it plans in."""
         actor = super().actor(num_envs, seed=seed, explore=explore)
         assert isinstance(actor, PlanningActor)
         actor.keep_visited = explore and self.on_policy_optimizer is not None
@@ -222,6 +244,18 @@ class DiffTOP(TDMPC):
         super().load_train_state(state)
         if self.on_policy_optimizer:
             self.on_policy_optimizer.load_state_dict(state["on_policy_optimizer"])
+
+
+class DiffTOP(PlannerGradient, TDMPC):
+    """`agent=difftop_rl`: on TD-MPC's model, as published."""
+
+    config: DiffTOPConfig
+
+
+class DiffTOPOnTDMPC2(PlannerGradient, TDMPC2):
+    """`agent=difftop_rl world_model=tdmpc2`: the same planner and loss on TD-MPC2's model."""
+
+    config: DiffTOPOnTDMPC2Config
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""TD-MPC's task-oriented latent dynamics model: encoder, dynamics, reward, value and policy prior."""
+"""Latent world models: what agents and planners ask of one, and TD-MPC's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,38 @@ class WorldModelConfig:
     channels: int = option(32, "channels of the pixel encoder's convolutions", low=1)
 
 
-class WorldModel(nn.Module):
+class LatentWorld(nn.Module):
+    """A task-oriented latent dynamics model; acting, planning and the loss through the planner know no other methods.
+
+        z = h(s),  z' = d(z, a),  a = pi(z),  and reward and value inside `latent_model`
+
+    Latents are `[N, Z]`, actions `[N, A]`. The policy prior's network is `pi`, and no other parameter's name begins so.
+    """
+
+    pi: nn.Module
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Latents `[N, Z]` of observations `[N, *obs_shape]`."""
+        raise NotImplementedError
+
+    def next(self, z: Tensor, a: Tensor) -> Tensor:
+        """Next latents `[N, Z]`."""
+        raise NotImplementedError
+
+    def policy(self, z: Tensor) -> Tensor:
+        """The prior's action without noise `[N, A]`, in (-1, 1)."""
+        raise NotImplementedError
+
+    def sample_policy(self, z: Tensor, std: float | None, generator: torch.Generator | None) -> Tensor:
+        """The prior's action with noise of `std`, in the box; None: of the prior's own spread, where it has learned one."""
+        raise NotImplementedError
+
+    def latent_model(self, discount: float) -> LatentModel:
+        """The model as a planner sees it, with fast paths for Jacobians."""
+        raise NotImplementedError
+
+
+class WorldModel(LatentWorld):
     """Networks of TD-MPC, over flattened batches.
 
         z = h(s),  z' = d(z, a),  r = R(z, a),  q_i = Q_i(z, a),  a = pi(z)
@@ -74,10 +105,11 @@ class WorldModel(nn.Module):
             StateAction(self.dynamics), StateAction(self.reward, scalar=True), PolicyValue(self.q, self.pi), discount
         )
 
-    def sample_policy(self, z: Tensor, std: float, generator: torch.Generator | None, noise_clip: float = 0.3) -> Tensor:
+    def sample_policy(self, z: Tensor, std: float | None, generator: torch.Generator | None, noise_clip: float = 0.3) -> Tensor:
         """The prior's action with clipped Gaussian noise, kept in the box; its gradient is that of the mean."""
-        mean = self.policy(z)
-        return add_noise(mean, std, generator, noise_clip)
+        if std is None:
+            raise ValueError("std=None: TD-MPC's policy prior has no spread of its own.")
+        return add_noise(self.policy(z), std, generator, noise_clip)
 
 
 def add_noise(mean: Tensor, std: float, generator: torch.Generator | None, noise_clip: float | None = None) -> Tensor:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from difftop.nn.activations import Mish, SimNorm
 from difftop.nn.linearize import PolicyValue, StateAction, linearize
-from difftop.nn.mlp import EnsembleLinear, EnsembleNorm, ensemble_mlp, mlp
+from difftop.nn.mlp import EnsembleLinear, EnsembleNorm, ensemble_mlp, mlp, normed_ensemble, normed_mlp
+from difftop.nn.two_hot import TwoHot
 from difftop.planning.model import linearize_pair, linearize_state
 from tests.oracles import networks
 
@@ -19,6 +21,10 @@ NETS = {
     "relu_silu": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.SiLU(), nn.Identity()),
     "plain_norm": lambda: nn.Sequential(nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 3)),
     "one_activation": lambda: nn.ELU(),
+    "one_mish": lambda: Mish(),
+    "simplices": lambda: normed_mlp([4, 7, 6], last=SimNorm(3)),
+    "two_hot": lambda: nn.Sequential(normed_mlp([4, 7, 9]), TwoHot(9, -2, 2)),
+    "two_hot_ensemble": lambda: nn.Sequential(normed_ensemble(3, [4, 7, 9]), TwoHot(9, -2, 2)),
 }
 
 
@@ -108,3 +114,16 @@ def test_callables_are_the_networks() -> None:
     assert torch.equal(StateAction(net, scalar=True)(z, a), net(torch.cat([z, a], 1)).squeeze(1))
     members = [q(torch.cat([z, pi(z).tanh()], 1))[i, :, 0] for i in range(2)]
     torch.testing.assert_close(PolicyValue(q, pi)(z), torch.minimum(*members))
+    torch.testing.assert_close(PolicyValue(q, pi, mean=True)(z), (members[0] + members[1]) / 2)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_terminal_value_s_pullback(mean: bool) -> None:
+    torch.manual_seed(0)
+    q, pi = ensemble_mlp(3, [5, 8, 1], zero_last=False).double(), mlp([3, 8, 2]).double()
+    value, z = PolicyValue(q, pi, mean), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    y, pullback = value.linearize(z)
+    torch.testing.assert_close(y, value(z))
+    cotangents = torch.randn(2, 4, dtype=torch.float64)
+    expected = torch.stack([torch.autograd.grad(value(z), z, c)[0] for c in cotangents])
+    torch.testing.assert_close(pullback(cotangents), expected, rtol=1e-12, atol=1e-12)
