@@ -32,6 +32,7 @@ class ActingConfig:
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
+    prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
     noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
     mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
     lm: LMConfig = option(LMConfig, "settings of planner=lm")
@@ -81,6 +82,14 @@ def policy_plan(model: LatentWorld, z: Tensor, horizon: int, std: float | None, 
     return torch.stack(actions, dim=1)
 
 
+def lm_start(
+    config: ActingConfig, model: LatentWorld, z: Tensor, horizon: int, std: float, generator: torch.Generator | None
+) -> Tensor:
+    """Where Levenberg-Marquardt's plans start, and what its trust region is around: `[B, H, A]`."""
+    plan = policy_plan(model, z, horizon, std, generator)
+    return plan if config.prior_start else torch.zeros_like(plan)
+
+
 class PlanningActor:
     """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start."""
 
@@ -126,7 +135,7 @@ class PlanningActor:
     def _act_lm(self, obs: Tensor, z: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
         horizon = self.config.plan_length(agent_steps)
         std = self.config.start_std if self.explore else 0.0
-        prior = policy_plan(self.agent.model, z, horizon, std, self.generator)
+        prior = lm_start(self.config, self.agent.model, z, horizon, std, self.generator)
         result = self.agent.lm.plan(
             self.agent.latent_model,
             z,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.acting import PlanningActor, TDMPCActingConfig, policy_plan
+from agents.acting import PlanningActor, TDMPCActingConfig, lm_start
 from agents.base import Actor
 from agents.latent_agent import LatentAgent, Unrolled
 from agents.tdmpc import TDMPC, TDMPCConfig
@@ -190,7 +190,7 @@ class PlannerGradient(LatentAgent):
         if start is None:
             with torch.no_grad():
                 horizon = acting.plan_length(agent_steps)
-                start = policy_plan(self.model, z.detach(), horizon, acting.start_std, self.generator)
+                start = lm_start(acting, self.model, z.detach(), horizon, acting.start_std, self.generator)
         scale = self.step_scale()
         with torch.autocast(self.device.type, enabled=False), frozen(self.model.pi):
             plan = self.lm.plan(

@@ -329,6 +329,6 @@ class ImitationRecords:
 def as_saved(saved: Checkpoint, settings: Settings, registry: Any, overrides: Sequence[str]) -> Settings:
     """The checkpoint's settings, with what this command line sets of its evaluation."""
     keys = {f"run.{name}" for name in ("eval_episodes", "eval_envs", "parallel", "video", "protocol")}
-    return with_overrides(
-        saved, settings, registry, overrides, keys | {"env.render_quality", "env.video_size", "env.episode_steps"}
-    )
+    keys |= {"env.render_quality", "env.video_size", "env.episode_steps", "agent.execute"}
+    keys |= {"agent.samples"} & {f"agent.{key}" for key in saved.config["agent"]}
+    return with_overrides(saved, settings, registry, overrides, keys)

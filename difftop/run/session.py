@@ -289,22 +289,31 @@ def _restore(checkpoint: Checkpoint, agent: Any, replay: ReplayBuffer, run: Onli
     run.load_state_dict(checkpoint.train_state["run"])
 
 
+_MACHINE = {"device", "threads", "precision", "mode", "checkpoint", "head"}
 _EVALUATION = {"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}
 
 
 def with_overrides(
     saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], keys: set[str] = _EVALUATION
 ) -> Settings:
-    """The checkpoint's settings, with what this command line sets of `keys`, the planner, and the machine."""
+    """The checkpoint's settings, with what this command line sets of `keys`, the planner, and the machine.
+
+    Raises:
+        ConfigError: the command line sets something that is the checkpoint's own.
+    """
     config = saved.config
     plain = dict(config["top"]) | {key: dict(config[key]) for key in ("run", "env", "agent")}
-    given = {override.partition("=")[0].lstrip("+"): override.partition("=")[2] for override in overrides}
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    own = sorted(given - keys - _MACHINE - {"seed", "planner", "agent", "env", "root"})
+    if own:
+        settable = ", ".join(sorted(keys | {"seed", "planner"}))
+        raise ConfigError(f"{own[0]}: mode=eval takes it from the checkpoint; a command line may set {settable}.")
     new = _flat(settings.plain())
-    for key in given.keys() & keys:
+    for key in given & keys:
         group, _, name = key.partition(".")
-        plain[group][name] = new[key] if key in new else given[key]
-    plain |= {key: getattr(settings.top, key) for key in ("device", "threads", "precision", "mode", "checkpoint", "head")}
-    plain |= {key: getattr(settings.top, key) for key in given.keys() & {"seed", "planner"}}
+        plain[group][name] = new[key]
+    plain |= {key: getattr(settings.top, key) for key in _MACHINE}
+    plain |= {key: getattr(settings.top, key) for key in given & {"seed", "planner"}}
     return replace(checked(registry, plain, config["choices"]), choices=config["choices"])
 
 
