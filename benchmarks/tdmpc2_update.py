@@ -4,8 +4,8 @@
 
 One thread, medians of process CPU time, interleaved in one process. The rival is `tests/plain_tdmpc2.py`: ordinary torch modules
 and optimizers, one step of time and one value network after the other, and as in the official code every value network is
-evaluated where two are drawn. The bar: our update takes at most 0.7 times its time, for the 5M model at batch 256, horizon 3. A second
-rival evaluates only the two that are drawn.
+evaluated where two are drawn. The bar: our update takes at most 0.7 times its time, for the 5M model at batch 256, horizon 3. A
+second rival evaluates only the two that are drawn.
 """
 
 from __future__ import annotations

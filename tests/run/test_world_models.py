@@ -92,7 +92,7 @@ def test_help_shows_the_choice(registry: Registry) -> None:
     "agent", [["agent=tdmpc2", "agent.acting.mppi.samples=32", "agent.acting.mppi.elites=8"], ["world_model=tdmpc2"]]
 )
 def test_a_run_in_two_parts_ends_as_one(tmp_path: Path, agent: list[str]) -> None:
-    for root, lengths in (("whole", [100]), ("parts", [65, 100])):
+    for root, lengths in (("whole", [75]), ("parts", [60, 75])):
         for frames in lengths:
             assert train.main([*QUICK, *agent, f"run.frames={frames}", f"root={tmp_path / root}"]) == 0
     ends = [load_checkpoint(next((tmp_path / root).glob("*/*/*/seed1"))) for root in ("whole", "parts")]
