@@ -199,7 +199,7 @@ def test_leto_s_dense_factor() -> None:
 def test_leto_sees_images() -> None:
     shapes = {"agentview": (3, 48, 44), "eef_pos": (3,)}
     spec = TaskSpec("test/images", shapes, 4, episode_steps=10, control_dt_s=0.05)
-    agent = make("leto", spec=spec, encoder={"crop": 40, "keypoints": 4, "features": 5})
+    agent = make("leto", spec=spec, training={"learning_rate": 1e-4}, encoder={"crop": 40, "keypoints": 4, "features": 5})
     batch = random_batch(agent, 2, spec=spec)
     batch = replace(batch, obs=batch.obs | {"agentview": torch.randint(0, 256, (2, 4, 3, 48, 44), dtype=torch.uint8)})
     agent.policy.train()

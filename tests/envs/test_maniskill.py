@@ -36,6 +36,7 @@ def missing():
 
 
 REASON = missing()
+pytestmark = pytest.mark.slow  # importing the suite and compiling its first image takes twenty seconds
 simulated = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 

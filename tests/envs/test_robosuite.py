@@ -12,7 +12,10 @@ from envs.errors import EnvError, RenderError
 from envs.keyed import KeyedEnv
 from envs.tasks import TaskConfig
 
-pytestmark = pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`")
+pytestmark = [
+    pytest.mark.slow,  # its numba code compiles for half a minute
+    pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`"),
+]
 
 LOW_DIM = TaskConfig(name="robosuite/Lift")
 IMAGE = dataclasses.replace(LOW_DIM, obs="image", cameras=["agentview"])

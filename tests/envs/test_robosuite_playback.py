@@ -13,7 +13,10 @@ from envs import robosuite_playback as playback
 from envs.robosuite_playback import convert_raw
 from envs.tasks import TaskConfig
 
-pytestmark = pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`")
+pytestmark = [
+    pytest.mark.slow,  # its numba code compiles for half a minute
+    pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`"),
+]
 
 CONFIG = TaskConfig(name="robosuite/Lift")
 FLAT = {"type": "OSC_POSE", "input_max": 1, "input_min": -1, "kp": 150, "control_delta": True}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import train
@@ -139,7 +141,12 @@ IMAGES = TaskSpec("test/task", {"robot0_eef_pos": (3,), "eye_image": (3, 84, 84)
 POINTS = TaskSpec("test/task", {"state": (9,), "pointcloud": (64, 3)}, 7, 400, 0.05)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+FIRST = {re.split("_|-", name)[0] + name[-2:]: name for name in EXPERIMENTS}.values()  # some of each family; the others are slow
+
+
+@pytest.mark.parametrize(
+    "experiment", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+)
 def test_every_experiment_composes_and_builds_its_agent(registry: Registry, experiment: str) -> None:
     settings = composed(registry, [f"experiment={experiment}"])
     name = settings.agent["name"]
