@@ -140,7 +140,7 @@ def _curve(task: str, label: str, found: dict[int, _Found], reference: bool, sho
 def _below(path: Path, reading: Reading, *, references: bool = False, wanted: set[str] | None = None) -> Iterator[_Found]:
     """Every seed in the runs and tables at or below `path`; of references only tables, and only of the wanted tasks."""
     if not path.exists():
-        reading.notes.append(Note(LEFT_OUT, str(path), "there is no such file or folder"))
+        reading.notes.append(Note(LEFT_OUT, str(path), "is no file or folder"))
         return
     files = 0
     for folder, names in _folders(path):

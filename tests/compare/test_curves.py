@@ -136,7 +136,7 @@ def test_missing_and_empty_folders_are_said(tmp_path: Path) -> None:
     reading = read([tmp_path / "empty", tmp_path / "nowhere"], [])
     assert texts(reading) == {
         str(tmp_path / "empty"): "holds no run (a folder with eval.csv) and no CSV",
-        str(tmp_path / "nowhere"): "there is no such file or folder",
+        str(tmp_path / "nowhere"): "is no file or folder",
     }
 
 
