@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol, cast
@@ -216,9 +216,9 @@ class ProcessVectorEnv:
         return _raised(self._receive(i))
 
     def _call_all(self, method: str, arguments: Sequence[dict[str, Any]]) -> list[Any]:
-        for i, given in enumerate(arguments):
-            self._send(i, method, given)
-        results = [self._receive(i) for i in range(self.num_envs)]  # every answer is taken before any error is raised
+        sent = [_attempted(self._send, i, method, given) for i, given in enumerate(arguments)]
+        # Every answer is taken before any error is raised: one left in its pipe would answer the next call.
+        results = [error or _attempted(self._receive, i) for i, error in enumerate(sent)]
         return [_raised(result) for result in results]
 
     def _send(self, i: int, method: str, arguments: dict[str, Any]) -> None:
@@ -284,6 +284,14 @@ def stack_observations(rows: Sequence[Observations]) -> Observations:
     if isinstance(rows[0], dict):
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     return np.stack(rows)
+
+
+def _attempted(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What `call` returns, or the `EnvError` that it raises."""
+    try:
+        return call(*arguments)
+    except EnvError as error:
+        return error
 
 
 def _raised(result: Any) -> Any:

@@ -99,6 +99,22 @@ def test_dead_worker_is_an_error_that_names_it():
         vector.step(np.zeros((2, 2)))
 
 
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_living_worker_s_answer_is_not_left_for_the_next_call(dead):
+    vector = make_vector_env(TOY, 2, parallel=True)
+    vector.reset([0, 1])
+    vector._workers[dead].kill()
+    vector._workers[dead].join()  # so that its pipe is closed before anything is sent
+    with pytest.raises(WorkerDiedError) as death:
+        vector.step(np.zeros((2, 2)))
+    assert death.value.index == dead
+    vector.restart_at(dead)
+    obs = vector.reset([5, 6])
+    for i in range(2):
+        assert (obs[i] == make_env(TOY).reset(seed=5 + i)[0]).all()
+    vector.close()
+
+
 def test_error_in_a_worker_arrives_whole(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "no-such-backend")
     with pytest.raises(EnvError, match=r"MUJOCO_GL=no-such-backend.*apt-get install"):
