@@ -1,4 +1,4 @@
-"""Which trust region learns: the same agent trained with several dampings, judged by episode return and not by plan value.
+"""Which planner settings learn: the same agent trained with each of them, judged by episode return and not by plan value.
 
     python benchmarks/planner_study.py train  [--root runs/study] [--jobs 2]      trains what is missing (resumable)
     python benchmarks/planner_study.py report [--root runs/study] [--out docs/results/planner_study]
@@ -35,7 +35,14 @@ from envs import EnvConfig, env_spec, make_env
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"cartpole-swingup": 20_000, "cheetah-run": 12_000}  # environment frames
-DAMPINGS = (0.1, 1.0, 10.0, 100.0)
+PLANNERS = {  # name to options of agent.acting.lm; five iterations, stagewise objective
+    "damping-0.1": {"damping": 0.1},
+    "damping-1": {"damping": 1.0},
+    "damping-10": {"damping": 10.0},
+    "damping-100": {"damping": 100.0},
+    "proximal-1": {"damping": 0.1, "proximal": 1.0},
+    "start-previous": {"damping": 10.0, "start_previous": "true"},
+}
 SEEDS = (1, 2, 3)
 STATES, EPISODES = 8, 3
 
@@ -51,7 +58,7 @@ class Row:
     """
 
     task: str
-    damping: float
+    planner: str
     seed: int
     episode_return: float
     best: float
@@ -60,9 +67,10 @@ class Row:
     step: float
 
 
-def command(task: str, damping: float, seed: int, root: Path) -> list[str]:
+def command(task: str, planner: str, seed: int, root: Path) -> list[str]:
     """The training run of one cell."""
-    options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", f"agent.acting.lm.damping={damping}", f"env=dmc/{task}"]
+    settings = [f"agent.acting.lm.{option}={value}" for option, value in PLANNERS[planner].items()]
+    options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", *settings, f"env=dmc/{task}"]
     sizes = [
         "preset=cpu",
         "run.batch_size=128",
@@ -71,19 +79,19 @@ def command(task: str, damping: float, seed: int, root: Path) -> list[str]:
         "run.video=false",
         "threads=1",
     ]
-    return [sys.executable, "train.py", *options, *sizes, f"seed={seed}", f"name=damping-{damping:g}", f"root={root}"]
+    return [sys.executable, "train.py", *options, *sizes, f"seed={seed}", f"name={planner}", f"root={root}"]
 
 
-def folder(task: str, damping: float, seed: int, root: Path) -> Path:
+def folder(task: str, planner: str, seed: int, root: Path) -> Path:
     """Where that run is."""
-    return root / f"dmc-{task}" / "difftop_rl" / f"damping-{damping:g}" / f"seed{seed}"
+    return root / f"dmc-{task}" / "difftop_rl" / planner / f"seed{seed}"
 
 
 def train_all(root: Path, jobs: int) -> None:
     """Runs all cells, `jobs` at a time; finished ones end at once."""
-    cells = [(task, damping, seed) for seed in SEEDS for task in TASKS for damping in DAMPINGS]
+    cells = [(task, planner, seed) for planner in PLANNERS for seed in SEEDS for task in TASKS]
 
-    def work(cell: tuple[str, float, int]) -> None:
+    def work(cell: tuple[str, str, int]) -> None:
         subprocess.run(command(*cell, root), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         print("done", *cell, flush=True)
 
@@ -120,9 +128,9 @@ def true_return(env: Any, agent: Any, seed: int, before: list[np.ndarray], plan:
     return float(np.dot(rewards, agent.config.discount ** np.arange(len(rewards))))
 
 
-def measure(task: str, damping: float, seed: int, root: Path) -> Row:
+def measure(task: str, planner: str, seed: int, root: Path) -> Row:
     """One row, from the run's tables and from its last checkpoint."""
-    path = folder(task, damping, seed, root)
+    path = folder(task, planner, seed, root)
     returns = read_table(path / "eval.csv", ("env_frames", "return_mean"))[:, 1]
     checkpoint = load_checkpoint(path)
     config = build(EnvConfig, checkpoint.config["env"], "env")
@@ -148,23 +156,26 @@ def measure(task: str, damping: float, seed: int, root: Path) -> Row:
             before.append(action)
             obs = env.step(action)[0]
     model_gain, true_gain, step = np.mean(gains, axis=0)
-    return Row(task, damping, seed, float(returns[-1]), float(returns.max()), float(model_gain), float(true_gain), float(step))
+    return Row(task, planner, seed, float(returns[-1]), float(returns.max()), float(model_gain), float(true_gain), float(step))
 
 
-def finished(task: str, damping: float, seed: int, root: Path) -> bool:
+def finished(task: str, planner: str, seed: int, root: Path) -> bool:
     """Whether that run has reached its last frame."""
-    last = folder(task, damping, seed, root) / "checkpoints" / "last"
+    last = folder(task, planner, seed, root) / "checkpoints" / "last"
     return last.exists() and float(read_table(last.parents[1] / "eval.csv", ("env_frames",))[-1, 0]) >= TASKS[task]
 
 
-def earlier_rows(path: Path) -> dict[tuple[str, float, int], Row]:
-    """Rows of an earlier report by task, damping and seed; none where there is no such file."""
+def earlier_rows(path: Path) -> dict[tuple[str, str, int], Row]:
+    """Rows of an earlier report by task, planner and seed; none where there is no such file."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        read = [{key: value if key == "task" else float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        read = [
+            {key: value if key in ("task", "planner") else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
     made = [Row(**row | {"seed": int(row["seed"])}) for row in read]  # type: ignore[arg-type]
-    return {(row.task, row.damping, row.seed): row for row in made}
+    return {(row.task, row.planner, row.seed): row for row in made}
 
 
 def report(root: Path, out: Path) -> None:
@@ -172,15 +183,15 @@ def report(root: Path, out: Path) -> None:
     rows = []
     earlier = earlier_rows(out / "rows.csv")
     for task in TASKS:
-        for damping in DAMPINGS:
+        for planner in PLANNERS:
             for seed in SEEDS:
-                if finished(task, damping, seed, root):
-                    rows.append(measure(task, damping, seed, root))
+                if finished(task, planner, seed, root):
+                    rows.append(measure(task, planner, seed, root))
                     print(json.dumps(asdict(rows[-1])), flush=True)
-                elif (task, damping, seed) in earlier:
-                    rows.append(earlier[task, damping, seed])
+                elif (task, planner, seed) in earlier:
+                    rows.append(earlier[task, planner, seed])
                 else:
-                    print(f"missing: {task}, damping {damping:g}, seed {seed}", flush=True)
+                    print(f"missing: {task}, {planner}, seed {seed}", flush=True)
     if not rows:
         raise SystemExit(f"{root}: no finished run of the study; run `train` first.")
     out.mkdir(parents=True, exist_ok=True)
@@ -192,7 +203,7 @@ def report(root: Path, out: Path) -> None:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Episode return, the model's gain, the true gain and the step against damping; a line per task, a dot per seed."""
+    """Episode return, the model's gain, the true gain and the step by planner; a bar per task, a dot per seed."""
     from matplotlib.figure import Figure
 
     panels = {
@@ -201,18 +212,21 @@ def draw(rows: list[Row], path: Path) -> None:
         "true_gain": "plan over prior, in the simulator",
         "step": "RMS step from the prior",
     }
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    planners = [name for name in PLANNERS if any(row.planner == name for row in rows)]
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        for task in dict.fromkeys(row.task for row in rows):
-            dampings = sorted({row.damping for row in rows if row.task == task})
-            values = [[getattr(row, name) for row in rows if row.task == task and row.damping == damping] for damping in dampings]
-            (line,) = axes.plot(dampings, [np.mean(v) for v in values], marker="o", label=task)
-            for damping, seeds in zip(dampings, values, strict=True):
-                axes.plot([damping] * len(seeds), seeds, ".", color=line.get_color(), alpha=0.4)
-        axes.set(xscale="log", xlabel="damping", title=title)
-        axes.grid(alpha=0.2)
-        if "gain" in name:
-            axes.axhline(0, color="black", linewidth=0.8)
+        for k, task in enumerate(tasks):
+            for x, planner in enumerate(planners):
+                values = [getattr(row, name) for row in rows if (row.task, row.planner) == (task, planner)]
+                place = x + 0.4 * (k - (len(tasks) - 1) / 2)
+                if values:
+                    axes.bar(place, np.mean(values), 0.36, color=f"C{k}", alpha=0.45, label=task if x == 0 else None)
+                axes.plot([place] * len(values), values, ".", color=f"C{k}")
+        axes.set_xticks(range(len(planners)), planners, rotation=40, ha="right")
+        axes.set_title(title)
+        axes.grid(axis="y", alpha=0.2)
+        axes.axhline(0, color="black", linewidth=0.8)
     figure.axes[0].legend()
     figure.savefig(path, dpi=110)
 
