@@ -1,0 +1,102 @@
+"""Share of a training step that goes into loading images from a demonstration file.
+
+    python benchmarks/loading.py [--quick] [--json PATH]
+
+LeTO on two 84x84 cameras as in RoboMimic's image files. Files as they are and gzip-compressed; a cache that holds all images,
+and one of 16 MB, a fifth of them. One thread, medians of process CPU time, loading and update interleaved. The bar: loading is at
+most 10 % of a step. On a GPU a step is much shorter: compare the milliseconds per batch with your step's; a run says its own
+share as `time/loading_share`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from agents.registry import make_imitation_agent
+from benchmarks.update import medians
+from difftop.data.demonstrations import Demonstrations
+from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
+from difftop.run.offline import Batches
+from difftop.types import TaskSpec
+
+BAR = 0.1
+CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
+SPEC = TaskSpec(
+    "benchmark/images", {camera: (3, 84, 84) for camera in CAMERAS} | {"eef_pos": (3,)}, 7, episode_steps=100, control_dt_s=0.05
+)
+ENV = {"env_name": "benchmark", "type": 2, "env_kwargs": {}, "env_version": "1"}
+
+
+def episode(rng: np.random.Generator, steps: int) -> Recording:
+    """Smooth pictures with some noise, which compress about as rendered ones do."""
+    wave = np.sin(np.linspace(0, 6, 84) + rng.uniform(0, 6, (steps, 1, 3, 1))).transpose(0, 3, 1, 2)  # [T, 84, 1, 3]
+    pictures = {camera: (100 + 80 * wave + rng.integers(0, 6, (steps, 84, 84, 3))).astype(np.uint8) for camera in CAMERAS}
+    return Recording(pictures | {"eef_pos": rng.uniform(-1, 1, (steps, 3))}, rng.uniform(-1, 1, (steps, 7)), np.zeros(steps))
+
+
+def compress(path: Path) -> None:
+    """Stores every picture of the file again, with gzip."""
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            for camera in CAMERAS:
+                rows = demo[f"obs/{camera}"][()]
+                del demo[f"obs/{camera}"]
+                demo.create_dataset(f"obs/{camera}", data=rows, compression="gzip")
+
+
+def main() -> None:
+    """Prints the table; writes `{measure: value}` with --json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing")
+    parser.add_argument("--json", metavar="PATH", help="write the measures there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    demos, size, repeats = (2, 2, 1) if options.quick else (20, 16, 3)
+    agent = make_imitation_agent({"name": "leto"}, SPEC, seed=0, total_steps=1000)
+    measures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[str, Demonstrations] = {}
+        for kind in ("raw", "gzip"):
+            path = Path(folder) / f"{kind}.hdf5"
+            rng = np.random.default_rng(0)
+            write_demonstrations(path, (episode(rng, 100) for _ in range(demos)), ENV)
+            if kind == "gzip":
+                compress(path)
+            for cache, megabytes in (("cached", 2048), ("uncached", 16)):
+                files[f"{kind}, {cache}"] = open_robomimic(path, obs_keys=list(SPEC.shapes), cache_bytes=megabytes * 2**20)
+        shape = agent.windows
+        batches = {}
+        for name, demonstrations in files.items():
+            windows = demonstrations.windows(shape.window, shape.horizon, pad_before=shape.pad_before, pad_after=shape.pad_after)
+            batches[name] = Batches(windows, size, seed=0)
+            for number in range(batches[name].per_epoch):
+                batches[name].batch(number)
+        agent.fit_normalizer_(next(iter(files.values())))
+        counter = iter(range(10**6))
+        candidates = {name: lambda b=b: b.batch(next(counter)) for name, b in batches.items()}
+        step = next(iter(batches.values())).batch(0)
+        ms = medians(candidates | {"update": lambda: agent.update(step, 0)}, repeats)
+    print(
+        f"LeTO, {len(CAMERAS)} cameras, {size} windows of {shape.window} observations, one thread; update {ms['update']:.0f} ms\n"
+    )
+    print(f"{'file':18s}{'loading ms':>11s}{'share of a step':>17s}")
+    for name in files:
+        share = ms[name] / (ms[name] + ms["update"])
+        measures[f"share {name}"], measures[f"ms {name}"] = share, ms[name]
+        print(f"{name:18s}{ms[name]:11.1f}{share:17.3f}")
+    worst = max(value for name, value in measures.items() if name.startswith("share"))
+    print(f"\nlargest share {worst:.3f}, bar {BAR}: {'met' if worst <= BAR else 'not met'}.")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(measures | {"update_ms": ms["update"]}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
