@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from difftop.qp.single import SingleSolver
@@ -159,7 +160,7 @@ class QPHead(nn.Module):
             + self.alpha * smooth.mT @ smooth
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # torch.compiler.disable, but torch._dynamo (2 s) is imported at the first call
     def forward(self, e: Tensor, position: Tensor | None = None, previous: Tensor | None = None) -> tuple[Tensor, SolveInfo]:
         """Solves B programs.
 
