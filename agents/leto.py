@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.chunks import PolicyConfig
 from agents.imitation import WindowShape
 from agents.limits import HEADS, make_head
 from agents.noise import Noise
-from agents.recurrent import RecurrentPolicy
+from agents.recurrent import RecurrentConfig, RecurrentPolicy
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision
 from difftop.nn.rnn import Hidden
@@ -31,7 +30,7 @@ from difftop.types import TaskSpec
 
 
 @dataclass(frozen=True)
-class LetoConfig(PolicyConfig):
+class LetoConfig(RecurrentConfig):
     """Options of LeTO."""
 
     name: str = option("leto", "LeTO: recurrent policy with a constrained trajectory head", choices=("leto",))
@@ -40,9 +39,6 @@ class LetoConfig(PolicyConfig):
     pad: bool = option(
         True, "windows begin at every step, what goes beyond the end doesn't count; False: whole windows only, as in the paper"
     )
-    encoder_dims: list[int] = option([], "widths of an MLP between observations and LSTM; empty for none, as in the paper", low=1)
-    hidden_dim: int = option(400, "width of the LSTM; the paper's, for images, is 1000", low=1)
-    layers: int = option(2, "layers of the LSTM", low=1)
     squash: bool = option(True, "e = -tanh(x), as in LeTO's code; False: e = -x, as in the paper's text")
     head: str = option("qp", "what keeps the limits, in training too", choices=HEADS)
     alpha: float = option(1.0, "head=qp: weight of the accelerations", low=0)
@@ -83,9 +79,7 @@ class Leto(RecurrentPolicy):
         windows = WindowShape(config.window, config.horizon, 0, config.window + config.horizon - 2 if config.pad else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(
-                config, spec, windows, encoder_dims=list(config.encoder_dims), hidden_dim=config.hidden_dim, layers=config.layers
-            )
+            super().__init__(config, spec, windows)
             self.linear = nn.Linear(config.hidden_dim, self.limits.size)
             self.head = make_head(config.head, self.limits) if config.head != "qp" else self._qp(config)
 

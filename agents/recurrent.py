@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,24 @@ from agents.imitation import WindowShape
 from agents.noise import EnvironmentNoise, Noise
 from difftop.nn.mlp import mlp
 from difftop.nn.rnn import Hidden, StepLSTM
+from difftop.options import option
 from difftop.types import TaskSpec
+
+
+@dataclass(frozen=True)
+class RecurrentConfig(PolicyConfig):
+    """Options that every recurrent policy has."""
+
+    memory: str = option(
+        "restart",
+        "while acting, every T_s steps the LSTM forgets; overlap: there are two, half a window apart, and the older one acts",
+        choices=("restart", "overlap"),
+    )
+    encoder_dims: list[int] = option(
+        [], "widths of an MLP between observations and LSTM; empty for none, as in the papers", low=1
+    )
+    hidden_dim: int = option(400, "width of the LSTM; the papers take 1000 for images", low=1)
+    layers: int = option(2, "layers of the LSTM", low=1)
 
 
 class RecurrentPolicy(ChunkPolicy):
@@ -21,17 +39,20 @@ class RecurrentPolicy(ChunkPolicy):
 
     Args:
         config, spec, windows: see `ChunkPolicy`.
-        encoder_dims: widths of an MLP between observations and LSTM; empty for none.
-        hidden_dim, layers: of the LSTM.
     """
 
-    def __init__(
-        self, config: PolicyConfig, spec: TaskSpec, windows: WindowShape, *, encoder_dims: list[int], hidden_dim: int, layers: int
-    ) -> None:
+    config: RecurrentConfig
+
+    def __init__(self, config: RecurrentConfig, spec: TaskSpec, windows: WindowShape) -> None:
         super().__init__(config, spec, windows)
-        sizes = [self.observer.out, *encoder_dims]
-        self.before = mlp(sizes) if encoder_dims else torch.nn.Identity()
-        self.lstm = StepLSTM(sizes[-1], hidden_dim, layers)
+        sizes = [self.observer.out, *config.encoder_dims]
+        self.before = mlp(sizes) if config.encoder_dims else torch.nn.Identity()
+        self.lstm = StepLSTM(sizes[-1], config.hidden_dim, config.layers)
+
+    def inputs(self, obs: Mapping[str, Tensor], noise: Noise | None) -> Tensor:
+        """Inputs of the LSTM `[B, T, *]`; see `outputs`."""
+        x: Tensor = self.before(self.observer(obs, noise))
+        return x
 
     def outputs(self, obs: Mapping[str, Tensor], noise: Noise | None, hidden: Hidden | None = None) -> tuple[Tensor, Hidden]:
         """Outputs of the LSTM `[B, T, hidden_dim]` on observations by key `[B, T, *shape]`, and its state after them.
@@ -41,7 +62,7 @@ class RecurrentPolicy(ChunkPolicy):
             noise: B rows, for random crops.
             hidden: before the first step; None for zeros.
         """
-        y: tuple[Tensor, Hidden] = self.lstm(self.before(self.observer(obs, noise)), hidden)
+        y: tuple[Tensor, Hidden] = self.lstm(self.inputs(obs, noise), hidden)
         return y
 
     def chunk(self, features: Tensor, noise: Noise) -> Tensor:
@@ -49,7 +70,7 @@ class RecurrentPolicy(ChunkPolicy):
         raise NotImplementedError
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
-        """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting."""
+        """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting with memory=restart."""
         steps = next(iter(obs.values())).shape[1]
         parts = [{k: x[:, i : i + self.windows.window] for k, x in obs.items()} for i in range(0, steps, self.windows.window)]
         features = torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
@@ -61,30 +82,39 @@ class RecurrentPolicy(ChunkPolicy):
 
 
 class RecurrentPredictor:
-    """Carries the hidden state; an environment's is zeroed where an episode begins and after every T_s calls, as in training.
+    """Carries the hidden state of each environment, which begins with zeros where an episode does.
 
-    Source: robomimic's `BC_RNN` and LeTO's code.  Differs: counted per environment.
+    memory=restart: it is zeroed after every T_s calls, as a window in training begins; source: robomimic's `BC_RNN` and LeTO's
+    code. memory=overlap: two of them are carried, zeroed in turn, T_s/2 calls apart, and the one that knows more acts. So no
+    action rests on less than the last T_s/2 observations, and none on more than T_s.
+
+    Differs: counted per environment.
     """
 
     def __init__(self, policy: RecurrentPolicy, num_envs: int, seed: int) -> None:
         self.policy = policy
-        self.hidden = policy.lstm.start(num_envs)
+        self.memories = 2 if policy.config.memory == "overlap" else 1
+        self.hidden = policy.lstm.start(self.memories * num_envs)  # memory by memory
         self.calls = torch.zeros(num_envs, dtype=torch.int64, device=policy.device)  # since the episode began
         self.noise = EnvironmentNoise(num_envs, seed, policy.device)
 
     def predict(self, obs: Mapping[str, Tensor], t0: Tensor, due: Tensor) -> Tensor:
         """See `agents.chunks.Predictor`; the LSTM sees every observation, whether or not a chunk is due."""
-        policy, every = self.policy, torch.arange(len(due))
+        policy, every, span = self.policy, torch.arange(len(due)), self.policy.windows.window
         self.calls = torch.where(t0, 0, self.calls)
-        fresh = (self.calls % policy.windows.window == 0)[:, None]
+        late = torch.arange(self.memories, device=policy.device) * (span // 2)
+        age = (self.calls - late[:, None]) % span  # [memories, N]; before its first turn a memory is as old as the episode
+        fresh = ((age == 0) | (self.calls == 0)).flatten()[:, None]
         h, c = (torch.where(fresh, 0.0, x) for x in self.hidden)
         seen = {key: x[:, None] for key, x in policy.observer.received(obs, policy.device).items()}
-        features, self.hidden = policy.outputs(seen, self.noise.of(every), (h, c))
+        inputs = policy.inputs(seen, self.noise.of(every)).repeat(self.memories, 1, 1)
+        outputs, self.hidden = policy.lstm(inputs, (h, c))
+        features = outputs[:, 0].view(self.memories, len(due), -1)[age.argmax(0), every]
         self.calls = self.calls + 1
         wanted = torch.zeros(len(due), policy.windows.horizon, policy.spec.action_dim, device=policy.device)
         rows = due.nonzero()[:, 0]
         if len(rows):
-            wanted[rows] = policy.chunk(features[rows, 0], self.noise.of(rows)).to(wanted)
+            wanted[rows] = policy.chunk(features[rows], self.noise.of(rows)).to(wanted)
         return wanted
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.chunks import PolicyConfig
 from agents.imitation import WindowShape
 from agents.noise import Noise
-from agents.recurrent import RecurrentPolicy
+from agents.recurrent import RecurrentConfig, RecurrentPolicy
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.nn.distributions import MixtureHead
 from difftop.options import option
@@ -27,15 +26,12 @@ LOW_NOISE_STD = 1e-4  # robomimic's, while acting
 
 
 @dataclass(frozen=True)
-class RnnGmmConfig(PolicyConfig):
+class RnnGmmConfig(RecurrentConfig):
     """Options of BC-RNN-GMM; the defaults are robomimic's for low-dimensional observations."""
 
     name: str = option("rnn_gmm", "recurrent policy with a mixture of Gaussians", choices=("rnn_gmm",))
     window: int = option(10, "T_s: steps the LSTM is unrolled for in training, and after which it forgets while acting", low=1)
     horizon: int = option(1, "T_p: actions of one prediction", low=1)
-    encoder_dims: list[int] = option([], "widths of an MLP between observations and LSTM; empty for none", low=1)
-    hidden_dim: int = option(400, "width of the LSTM; robomimic takes 1000 for images", low=1)
-    layers: int = option(2, "layers of the LSTM", low=1)
     modes: int = option(5, "Gaussians in the mixture", low=1)
     min_std: float = option(1e-4, "smallest standard deviation, action units", above=0)
     low_noise: bool = option(True, "act with a standard deviation of 1e-4: a mode is drawn, and its mean taken")
@@ -51,9 +47,7 @@ class RnnGmm(RecurrentPolicy):
         windows = WindowShape(config.window, config.horizon, 0, pad)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(
-                config, spec, windows, encoder_dims=list(config.encoder_dims), hidden_dim=config.hidden_dim, layers=config.layers
-            )
+            super().__init__(config, spec, windows)
             self.mixture = MixtureHead(config.hidden_dim, self.limits.size, config.modes, config.min_std)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
