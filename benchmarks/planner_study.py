@@ -52,7 +52,8 @@ class Row:
     """One trained agent.
 
     Attributes:
-        episode_return: mean over the last evaluation; best: the best evaluation's.
+        episode_return, best: mean return of the last evaluation, and of the best one.
+        late_return: mean over the evaluations in the second half of the run, which single unlucky evaluations move less.
         model_gain, true_gain: return of the optimized plan minus that of the prior's, by the model and in the simulator.
         step: root mean square distance of the optimized plan from the prior's, in action units.
     """
@@ -62,6 +63,7 @@ class Row:
     seed: int
     episode_return: float
     best: float
+    late_return: float
     model_gain: float
     true_gain: float
     step: float
@@ -131,7 +133,8 @@ def true_return(env: Any, agent: Any, seed: int, before: list[np.ndarray], plan:
 def measure(task: str, planner: str, seed: int, root: Path) -> Row:
     """One row, from the run's tables and from its last checkpoint."""
     path = folder(task, planner, seed, root)
-    returns = read_table(path / "eval.csv", ("env_frames", "return_mean"))[:, 1]
+    frames, returns = read_table(path / "eval.csv", ("env_frames", "return_mean")).T
+    scores = [float(x) for x in (returns[-1], returns.max(), returns[2 * frames > frames[-1]].mean())]
     checkpoint = load_checkpoint(path)
     config = build(EnvConfig, checkpoint.config["env"], "env")
     spec = env_spec(config)
@@ -156,7 +159,7 @@ def measure(task: str, planner: str, seed: int, root: Path) -> Row:
             before.append(action)
             obs = env.step(action)[0]
     model_gain, true_gain, step = np.mean(gains, axis=0)
-    return Row(task, planner, seed, float(returns[-1]), float(returns.max()), float(model_gain), float(true_gain), float(step))
+    return Row(task, planner, seed, *scores, float(model_gain), float(true_gain), float(step))
 
 
 def finished(task: str, planner: str, seed: int, root: Path) -> bool:
@@ -207,7 +210,7 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = {
-        "episode_return": "episode return, last evaluation",
+        "late_return": "episode return, second half of the run",
         "model_gain": "plan over prior, by the model",
         "true_gain": "plan over prior, in the simulator",
         "step": "RMS step from the prior",
