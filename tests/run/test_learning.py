@@ -22,7 +22,9 @@ class Never:
     stopped = False
 
 
-@pytest.mark.parametrize("agent", ["tdmpc", "tdmpc2", "difftop_rl", pytest.param("difftop_rl on tdmpc2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "agent", ["tdmpc", "difftop_rl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tdmpc2", "difftop_rl on tdmpc2"))]
+)
 def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
     spec = env_spec(TOY)
     # Classified rewards are known less finely than regressed ones, and a gradient of them even less so.

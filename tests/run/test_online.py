@@ -168,7 +168,7 @@ def test_several_environments_fill_one_replay(tmp_path: Path) -> None:
 
 
 def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
-    rarely, often = Harness(tmp_path / "a"), Harness(tmp_path / "b", eval_every=10)
+    rarely, often = Harness(tmp_path / "a"), Harness(tmp_path / "b", eval_every=30)
     rarely.run.run()
     often.run.run()
     assert len(often.evals) > len(rarely.evals)

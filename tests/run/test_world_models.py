@@ -89,7 +89,11 @@ def test_help_shows_the_choice(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize(
-    "agent", [["agent=tdmpc2", "agent.acting.mppi.samples=32", "agent.acting.mppi.elites=8"], ["world_model=tdmpc2"]]
+    "agent",
+    [
+        ["agent=tdmpc2", "agent.acting.mppi.samples=32", "agent.acting.mppi.elites=8"],
+        pytest.param(["world_model=tdmpc2"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_in_two_parts_ends_as_one(tmp_path: Path, agent: list[str]) -> None:
     for root, lengths in (("whole", [75]), ("parts", [60, 75])):
