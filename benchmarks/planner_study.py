@@ -35,13 +35,15 @@ from envs import EnvConfig, env_spec, make_env
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"cartpole-swingup": 20_000, "cheetah-run": 12_000}  # environment frames
-PLANNERS = {  # name to options of agent.acting.lm; five iterations, stagewise objective
-    "damping-0.1": {"damping": 0.1},
-    "damping-1": {"damping": 1.0},
-    "damping-10": {"damping": 10.0},
-    "damping-100": {"damping": 100.0},
-    "proximal-1": {"damping": 0.1, "proximal": 1.0},
-    "start-previous": {"damping": 10.0, "start_previous": "true"},
+PLANNERS = {  # name to options of agent.acting; the default is damping-10: five iterations, started from the policy prior
+    "prior-alone": {"planner": "none"},
+    "damping-0.1": {"lm.damping": 0.1},
+    "damping-1": {"lm.damping": 1.0},
+    "damping-10": {"lm.damping": 10.0},
+    "damping-100": {"lm.damping": 100.0},
+    "proximal-1": {"lm.damping": 0.1, "lm.proximal": 1.0},
+    "start-previous": {"lm.start_previous": "true"},
+    "iterations-10": {"lm.iterations": 10},
 }
 SEEDS = (1, 2, 3)
 STATES, EPISODES = 8, 3
@@ -55,7 +57,8 @@ class Row:
         episode_return, best: mean return of the last evaluation, and of the best one.
         late_return: mean over the evaluations in the second half of the run, which single unlucky evaluations move less.
         model_gain, true_gain: return of the optimized plan minus that of the prior's, by the model and in the simulator.
-        step: root mean square distance of the optimized plan from the prior's, in action units.
+        step: root mean square distance of the optimized plan from the prior's, in action units. Of prior-alone, these three
+            are what the default planner would do with its model.
     """
 
     task: str
@@ -71,7 +74,7 @@ class Row:
 
 def command(task: str, planner: str, seed: int, root: Path) -> list[str]:
     """The training run of one cell."""
-    settings = [f"agent.acting.lm.{option}={value}" for option, value in PLANNERS[planner].items()]
+    settings = [f"agent.acting.{option}={value}" for option, value in PLANNERS[planner].items()]
     options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", *settings, f"env=dmc/{task}"]
     sizes = [
         "preset=cpu",
