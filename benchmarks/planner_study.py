@@ -233,7 +233,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_title(title)
         axes.grid(axis="y", alpha=0.2)
         axes.axhline(0, color="black", linewidth=0.8)
-    figure.axes[0].legend()
+    figure.axes[-1].legend()
     figure.savefig(path, dpi=110)
 
 
