@@ -82,6 +82,7 @@ def run(registry: Registry, arguments: Sequence[str]) -> int:
     """What `mode` says; returns the exit status."""
     from agents.registry import make_agent, make_imitation_agent
     from difftop.compare import compare_command, status_command
+    from difftop.options import ConfigError
     from difftop.run.cli import composed
     from difftop.run.imitate import (
         TaskFactories,
@@ -91,6 +92,7 @@ def run(registry: Registry, arguments: Sequence[str]) -> int:
         train_imitation,
     )
     from difftop.run.session import Factories, evaluate_checkpoint, saved_checkpoint, train, with_overrides
+    from difftop.run.workers import started_by_torchrun
     from envs import RenderError, env_spec, make_vector_env
     from envs.demos import record
     from envs.errors import WorkerDiedError
@@ -110,6 +112,8 @@ def run(registry: Registry, arguments: Sequence[str]) -> int:
             return evaluate_imitation(saved, settings, offline, settings.top.head)
         return evaluate_checkpoint(saved, with_overrides(saved, settings, registry, arguments), online)
     settings = composed(registry, arguments)
+    if started_by_torchrun() and (settings.top.mode != "train" or settings.agent["name"] not in registry.imitators):
+        raise ConfigError("torchrun trains imitation agents only, whose workers share batches; use `python train.py` here.")
     if settings.top.mode == "demos":
         return record_demonstrations(settings, offline)
     if settings.agent["name"] in registry.imitators:

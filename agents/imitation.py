@@ -20,6 +20,8 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import NonFiniteLossError
 from difftop.options import option
+from difftop.run.seeding import stream
+from difftop.run.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class ImitationAgent:
         self.optimizer = torch.optim.AdamW(
             trained, lr=training.learning_rate, betas=(training.beta1, 0.999), weight_decay=training.weight_decay
         )
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator, self.seed = torch.Generator(device).manual_seed(seed), seed
+        self.workers = Workers()
 
     @property
     def windows(self) -> WindowShape:
@@ -116,7 +119,7 @@ class ImitationAgent:
             self.average.copy_(self.policy)
 
     def update(self, batch: WindowBatch, grad_steps: int) -> dict[str, Tensor]:
-        """One gradient step, the `grad_steps`-th from 0.
+        """One gradient step, the `grad_steps`-th from 0, together with the other `workers` where there are any.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is not finite; the weights are as before.
@@ -124,11 +127,14 @@ class ImitationAgent:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(grad_steps)
         self.policy.train()
+        if self.workers.count > 1:  # each draws its own numbers, and has no state of its own to save
+            self.generator.manual_seed(stream(self.seed, "worker", self.workers.rank, grad_steps))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss, metrics = self.policy.loss(batch.to(self.device), self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = self.optimizer.param_groups[0]["params"]
+        self.workers.mean_([*(p.grad for p in parameters if p.grad is not None), loss, *metrics.values()])
         norm = nn.utils.clip_grad_norm_(parameters, self.training.clip or math.inf)
         if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
             raise NonFiniteLossError(f"the loss is {float(loss)} and its gradient has norm {float(norm)}")

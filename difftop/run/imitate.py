@@ -26,6 +26,7 @@ from difftop.run.rollouts import Rollouts, TaskEnvironments, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import last_checkpoint, prepare_torch, with_overrides
 from difftop.run.signals import StopOnSignal
+from difftop.run.workers import Workers, joined
 from difftop.types import TaskSpec
 
 log = logging.getLogger(__name__)
@@ -64,52 +65,86 @@ def record_demonstrations(settings: Settings, factories: TaskFactories) -> int:
 
 
 def train_imitation(settings: Settings, factories: TaskFactories) -> int:
-    """Trains, or goes on with a run that was stopped, and reports. Returns the exit status: 0 at the end, 130 after a stop."""
-    device = prepare_torch(settings)
+    """Trains, or goes on with a run that was stopped, and reports. Returns the exit status: 0 at the end, 130 after a stop.
+
+    Under torchrun several processes train together; the first one does all that isn't training.
+    """
+    with joined(prepare_torch(settings)) as workers:
+        if not workers.leads:
+            logging.getLogger("difftop").setLevel(logging.ERROR)
+        run: OfflineConfig = settings.run
+        path, env_config = workers.lead_first(lambda: _dataset(settings, factories))
+        settings = replace(settings, env=env_config)  # as the file says: evaluating the checkpoint needs no file
+        envs = factories.envs(env_config, run.eval_envs, run.parallel) if run.simulates and workers.leads else None
+        try:
+            spec = workers.told(None if envs is None else envs.difftop_spec)
+            return _train(settings, factories, workers, path, envs, spec)
+        finally:
+            if envs is not None:
+                envs.close()
+
+
+def _train(
+    settings: Settings,
+    factories: TaskFactories,
+    workers: Workers,
+    path: Path,
+    envs: TaskEnvironments | None,
+    simulated: TaskSpec | None,
+) -> int:
+    """The run on the demonstrations at `path`; `simulated` is the task as its simulator has it, None without one."""
     run: OfflineConfig = settings.run
-    path, env_config = _dataset(settings, factories)
-    settings = replace(settings, env=env_config)  # as the file says: evaluating the checkpoint needs no file
-    envs = factories.envs(env_config, run.eval_envs, run.parallel) if run.simulates else None
-    try:
-        demonstrations = _opened(path, settings, None if envs is None else envs.difftop_spec)
-        spec = envs.difftop_spec if envs is not None else _recorded_spec(settings, demonstrations)
-        folder = imitation_folder(settings, spec)
-        longer = settings.agent["training"]["schedule"] == "constant"  # any other schedule depends on the length of the run
-        checkpoint = last_checkpoint(folder, settings, frozenset({"run.grad_steps"} if longer else ()))
-        agent = _agent(settings, factories, spec, device)
-        training, held_out = split(demonstrations, run.valid_fraction, stream(settings.top.seed, "split"))
-        agent.fit_normalizer_(training)
-        with StopOnSignal() as stop:
-            records = ImitationRecords(folder, settings, spec, checkpoint)
-            hooks = OfflineHooks(
-                select=lambda r: _selection(r, envs, factories, settings),
-                on_metrics=records.on_metrics,
-                on_select=records.on_select,
-                save=records.save,
-                save_batch=records.save_batch,
-                stop=stop,
-            )
-            loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks)
-            if checkpoint:
-                agent.load_state_dict(checkpoint.model)
-                agent.load_train_state(checkpoint.train_state["agent"])
-                loop.load_state_dict(checkpoint.train_state["run"])
+    demonstrations = _opened(path, settings, simulated)
+    spec = simulated or _recorded_spec(settings, demonstrations)
+    folder = imitation_folder(settings, spec)
+    longer = settings.agent["training"]["schedule"] == "constant"  # any other schedule depends on the length of the run
+    checkpoint = last_checkpoint(folder, settings, frozenset({"run.grad_steps"} if longer else ()))
+    workers.wait()  # until all have read it
+    agent = _agent(settings, factories, spec, workers.device)
+    agent.workers = workers
+    training, held_out = split(demonstrations, run.valid_fraction, stream(settings.top.seed, "split"))
+    agent.fit_normalizer_(training)
+    with StopOnSignal() as stop:
+        records = ImitationRecords(folder, settings, spec, checkpoint) if workers.leads else None
+        others = OfflineHooks(stop, lambda _: ImitationRecords.nonfinite_batch(folder))
+        hooks = _hooks(records, stop, envs, factories, settings) if records else others
+        loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks, workers=workers)
+        if checkpoint:
+            agent.load_state_dict(checkpoint.model)
+            agent.load_train_state(checkpoint.train_state["agent"])
+            loop.load_state_dict(checkpoint.train_state["run"])
+        if records:
             records.begin(loop, len(training), path, resumed=checkpoint is not None)
-            finished = loop.run()
+        finished = loop.run()
+        if records:
             records.end(loop, finished)
-        if not finished:
-            return 130
-        if envs is not None and run.reported_episodes:
-            best = load_checkpoint(folder / "checkpoints" / "best") if run.select_episodes else load_checkpoint(folder)
-            if _reported(folder / "evaluation", best.step):
-                log.info("reported already: %s", folder / "evaluation")
-                return 0
-            agent.load_state_dict(best.model)
-            report(agent, envs, factories, settings, best.step, folder / "evaluation")
-        return 0
-    finally:
-        if envs is not None:
-            envs.close()
+    if not finished:
+        return 130
+    if envs is not None and run.reported_episodes:
+        best = load_checkpoint(folder / "checkpoints" / "best") if run.select_episodes else load_checkpoint(folder)
+        if _reported(folder / "evaluation", best.step):
+            log.info("reported already: %s", folder / "evaluation")
+            return 0
+        agent.load_state_dict(best.model)
+        report(agent, envs, factories, settings, best.step, folder / "evaluation")
+    return 0
+
+
+def _hooks(
+    records: ImitationRecords,
+    stop: StopOnSignal,
+    envs: TaskEnvironments | None,
+    factories: TaskFactories,
+    settings: Settings,
+) -> OfflineHooks:
+    return OfflineHooks(
+        stop,
+        records.save_batch,
+        select=lambda run: _selection(run, envs, factories, settings),
+        on_metrics=records.on_metrics,
+        on_select=records.on_select,
+        save=records.save,
+    )
 
 
 def evaluate_imitation(saved: Checkpoint, settings: Settings, factories: TaskFactories, head: str) -> int:
@@ -315,9 +350,14 @@ class ImitationRecords:
         if best:
             mark_best(path)
 
+    @staticmethod
+    def nonfinite_batch(folder: Path) -> Path:
+        """Where such a batch is kept."""
+        return folder / "nonfinite_batch.safetensors"
+
     def save_batch(self, batch: WindowBatch) -> Path:
         """The batch that made a loss non-finite."""
-        path = self.folder / "nonfinite_batch.safetensors"
+        path = self.nonfinite_batch(self.folder)
         tensors = {f"obs/{key}": value for key, value in batch.obs.items()} | {"actions": batch.actions, "mask": batch.mask}
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         return path

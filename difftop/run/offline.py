@@ -19,6 +19,7 @@ from difftop.run.online import RunError, StopSignal
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
 from difftop.run.seeding import stream, torch_generator
+from difftop.run.workers import Workers
 
 _VALIDATION_BATCH = 256
 _VALIDATION_WINDOWS = 2048  # at most, spread over the demonstrations that are held out
@@ -72,21 +73,28 @@ class Batches:
         windows: to draw from.
         batch_size: B; all windows where there are fewer. The rest of an epoch that fills no batch is left out.
         seed: of the epochs' orders.
+        workers: among whom each batch is shared.
     """
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int) -> None:
+    def __init__(self, windows: Windows, batch_size: int, seed: int, workers: Workers = Workers()) -> None:  # noqa: B008
         self.windows, self.seed = windows, seed
         self.batch_size = min(batch_size, len(windows))
         self.per_epoch = len(windows) // self.batch_size
+        self.workers = workers
+        if self.batch_size % workers.count:
+            raise RunError(
+                f"{workers.count} workers can't share batches of {self.batch_size} windows: make run.batch_size a multiple of "
+                f"{workers.count}."
+            )
         self._epoch, self._order = -1, torch.zeros(0, dtype=torch.int64)
 
     def batch(self, number: int) -> WindowBatch:
-        """The `number`-th batch, from 0."""
+        """The `number`-th batch, from 0; this worker's share of it."""
         epoch, place = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             generator = torch_generator(self.seed, "epoch", epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.windows), generator=generator)
-        return self.windows.gather(self._order[place * self.batch_size : (place + 1) * self.batch_size])
+        return self.windows.gather(self.workers.share(self._order[place * self.batch_size : (place + 1) * self.batch_size]))
 
 
 @dataclass
@@ -102,14 +110,14 @@ class OfflineCounters:
 
 @dataclass(frozen=True)
 class OfflineHooks:
-    """What the loop calls; the session decides what is written where."""
+    """What the loop calls; the session decides what is written where. A worker that doesn't lead is asked for the first two."""
 
-    select: Callable[[OfflineRun], Rollouts | None]
-    on_metrics: Callable[[OfflineRun, Mapping[str, float]], None]
-    on_select: Callable[[OfflineRun, Rollouts | None, Mapping[str, float]], None]
-    save: Callable[[OfflineRun, bool], None]
-    save_batch: Callable[[WindowBatch], Path]
     stop: StopSignal
+    save_batch: Callable[[WindowBatch], Path]
+    select: Callable[[OfflineRun], Rollouts | None] = lambda run: None
+    on_metrics: Callable[[OfflineRun, Mapping[str, float]], None] = lambda run, metrics: None
+    on_select: Callable[[OfflineRun, Rollouts | None, Mapping[str, float]], None] = lambda run, found, metrics: None
+    save: Callable[[OfflineRun, bool], None] = lambda run, best: None
 
 
 class OfflineRun:
@@ -126,6 +134,7 @@ class OfflineRun:
         config: length and cadence.
         seed: of every random stream.
         hooks: where results, metrics and checkpoints go.
+        workers: that train together; only the first one validates, evaluates and saves.
     """
 
     def __init__(
@@ -137,9 +146,10 @@ class OfflineRun:
         *,
         seed: int,
         hooks: OfflineHooks,
+        workers: Workers = Workers(),  # noqa: B008
     ) -> None:
-        self.agent, self.config, self.seed, self.hooks = agent, config, seed, hooks
-        self.batches = Batches(_windows(demonstrations, agent.windows), config.batch_size, stream(seed, "batches"))
+        self.agent, self.config, self.seed, self.hooks, self.workers = agent, config, seed, hooks, workers
+        self.batches = Batches(_windows(demonstrations, agent.windows), config.batch_size, stream(seed, "batches"), workers)
         self.validation = _fitting_windows(held_out, agent.windows)
         self.count = OfflineCounters()
         self._sums: dict[str, tuple[Tensor, int]] = {}
@@ -150,16 +160,22 @@ class OfflineRun:
         while self.count.grad_steps < self.config.grad_steps:
             self._update()
             self.count.wall_s = time.monotonic() - begun
-            steps, last = self.count.grad_steps, self.count.grad_steps == self.config.grad_steps
-            if steps % self.config.log_every == 0 or last:
-                self._report()
-            best = steps % self.config.eval_every == 0 or last
-            best = self._select() if best else False
-            if best or last or steps % self.config.checkpoint_every == 0 or self.hooks.stop.stopped:
-                self.hooks.save(self, best)
-            if self.hooks.stop.stopped:
+            last = self.count.grad_steps == self.config.grad_steps
+            stop = self.workers.any(self.hooks.stop.stopped)
+            if self.workers.leads:
+                self._record(last, stop)
+            if stop:
                 return last
         return True
+
+    def _record(self, last: bool, stop: bool) -> None:
+        """What is due after a gradient step: a row of metrics, an evaluation, a checkpoint."""
+        steps, config = self.count.grad_steps, self.config
+        if steps % config.log_every == 0 or last:
+            self._report()
+        best = (steps % config.eval_every == 0 or last) and self._select()
+        if best or last or stop or steps % config.checkpoint_every == 0:
+            self.hooks.save(self, best)
 
     def _update(self) -> None:
         begun = time.monotonic()
