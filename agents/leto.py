@@ -5,8 +5,8 @@
 Source: LeTO, arXiv:2401.17500, and its code ZhengtongXu/LeTO@d5a1dd5; experiment/leto_* are its settings.
 Differs: L stays triangular (the code trains its upper triangle too; `head_triangular`), the last steps of a demonstration are
 inputs too (`pad`), image crops at evaluation are central (`encoder.evaluation_crop`), any action dimension, limits are options,
-hidden states are counted per environment (one counter for all in the code), L starts as the identity (`init`). The LSTM has 400
-units where the paper has 1000.
+hidden states are counted per environment (one counter for all in the code) and overlap (`memory`), L starts as the identity
+(`init`). The LSTM has 400 units where the paper has 1000.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ class LetoConfig(RecurrentConfig):
     """Options of LeTO."""
 
     name: str = option("leto", "LeTO: recurrent policy with a constrained trajectory head", choices=("leto",))
-    window: int = option(12, "T_s: steps the LSTM is unrolled for in training, and after which it forgets while acting", low=1)
+    window: int = option(12, "T_s: steps the LSTM is unrolled for in training, and the longest it remembers while acting", low=1)
     horizon: int = option(6, "T_p: actions of one prediction", low=1)
+    memory: str = option(
+        "overlap",
+        "while acting, every T_s steps the LSTM forgets (restart, the paper's); overlap: there are two, half a window apart, and "
+        "the older one acts",
+        choices=("restart", "overlap"),
+    )
     pad: bool = option(
         True, "windows begin at every step, what goes beyond the end doesn't count; False: whole windows only, as in the paper"
     )

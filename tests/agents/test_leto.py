@@ -234,7 +234,7 @@ def test_one_step_at_a_time_is_the_whole_sequence() -> None:
 
 @pytest.mark.parametrize("head", ["qp", "none"])
 def test_hidden_state_is_forgotten_every_window(head: str) -> None:
-    made = policy(window=12, head=head).eval()
+    made = policy(window=12, head=head, memory="restart").eval()
     obs = observations(2, 26)
     actor = made.actor(2, seed=0)
     actions = rolled(actor, obs)
