@@ -48,9 +48,9 @@ lint: .venv/done
 train: .venv/done
 	$(BIN)/python train.py preset=cpu env=dmc/cartpole-swingup run.frames=40000
 
-# LeTO on a Meta-World task, from no data at all.
+# LeTO on a Meta-World task, from no data at all. Its products are small: on a machine with other work two threads only wait for each other.
 demo-il: .venv/done
-	$(BIN)/python train.py agent=leto env=metaworld/button-press-topdown run.grad_steps=3000 run.eval_every=1000
+	$(BIN)/python train.py agent=leto env=metaworld/button-press-topdown run.grad_steps=3000 run.eval_every=1000 threads=1
 
 clean:
 	rm -rf .venv build *.egg-info
