@@ -69,6 +69,8 @@ def write_report(
         forces=forces,
         lengths=rollouts.lengths,
     )
+    if positions is not None:
+        metrics = in_metres(metrics, policy.config.limits.metres_per_action)
     metrics |= {"success_end": rollouts.success_end, "episodes": len(rollouts.episodes)} | rollouts.metrics
     text = f"{protocol}: {PROTOCOLS[protocol].text}"
     summary = {"task": spec.name, "protocol": text, "grad_steps": step, "head": head or getattr(policy.config, "head", "none")}
@@ -82,6 +84,12 @@ def write_report(
         except VideoError as error:
             log.warning("no video: %s", error)
     return _lines(metrics, groups, text, folder)
+
+
+def in_metres(metrics: Mapping[str, float], metres_per_action: float) -> dict[str, float]:
+    """The metrics with the excess over position limits in m, which is counted in actions of `metres_per_action`."""
+    scale = {key: metres_per_action for key in metrics if key.startswith("excess_position")}
+    return {key: value * scale.get(key, 1) for key, value in metrics.items()}
 
 
 def _positions(rollouts: Rollouts, policy: Any, limits: Any) -> np.ndarray[Any, Any] | None:
@@ -116,9 +124,10 @@ def _lines(metrics: Mapping[str, float], groups: Mapping[str, Sequence[int]], pr
         key.removeprefix("violations_") for key in metrics if key.startswith("violations_") and not key.endswith("_to_success")
     ]
     if kinds:
-        found = ", ".join(
-            f"{kind} {int(metrics[f'violations_{kind}'])} (worst {metrics[f'excess_{kind}']:.2g})" for kind in kinds
-        )
+        units = {"position": " m"}
+        counts = [f"{kind} {metrics[f'violations_{kind}']:.0f}" for kind in kinds]
+        worst = [f"(worst {metrics[f'excess_{kind}']:.2g}{units.get(kind, '')})" for kind in kinds]
+        found = ", ".join(f"{count} {most}" for count, most in zip(counts, worst, strict=True))
         lines.append(f"steps outside the limits: {found}")
     if "contact_peak" in metrics:
         lines.append(f"contact force: mean of maxima {metrics['contact_avg_max']:.1f} N, peak {metrics['contact_peak']:.1f} N")

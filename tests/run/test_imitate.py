@@ -17,6 +17,7 @@ import torch
 
 import train
 from difftop.run.checkpoint import load_checkpoint
+from difftop.run.imitation_report import in_metres
 
 SMALL = [
     "agent=leto",
@@ -219,3 +220,9 @@ def test_mistakes_are_one_sentence_each(finished: Path, tmp_path: Path, capsys: 
         said = capsys.readouterr().err
         assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, (overrides, said)
         assert re.search(message, said, re.IGNORECASE), (overrides, said)
+
+
+def test_excess_over_a_position_limit_is_told_in_metres() -> None:
+    given = {"excess_position": 0.5, "excess_position_to_success": 0.1, "excess_velocity": 0.3, "violations_position": 7.0}
+    expected = {"excess_position": 0.025, "excess_position_to_success": 0.005, "excess_velocity": 0.3, "violations_position": 7.0}
+    assert in_metres(given, 0.05) == pytest.approx(expected)
