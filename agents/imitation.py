@@ -21,7 +21,7 @@ from difftop.data.windows import WindowBatch
 from difftop.losses import NonFiniteLossError
 from difftop.options import option
 from difftop.run.seeding import stream
-from difftop.run.workers import Workers
+from difftop.run.workers import ALONE
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ImitationAgent:
             trained, lr=training.learning_rate, betas=(training.beta1, 0.999), weight_decay=training.weight_decay
         )
         self.generator, self.seed = torch.Generator(device).manual_seed(seed), seed
-        self.workers = Workers()
+        self.workers = ALONE
 
     @property
     def windows(self) -> WindowShape:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from agents.imitation import WindowShape
 from agents.limits import HEADS, make_head
 from agents.noise import Noise
-from agents.recurrent import RecurrentConfig, RecurrentPolicy
+from agents.recurrent import MEMORIES, MEMORY, RecurrentConfig, RecurrentPolicy
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision
 from difftop.nn.rnn import Hidden
@@ -36,12 +36,7 @@ class LetoConfig(RecurrentConfig):
     name: str = option("leto", "LeTO: recurrent policy with a constrained trajectory head", choices=("leto",))
     window: int = option(12, "T_s: steps the LSTM is unrolled for in training, and the longest it remembers while acting", low=1)
     horizon: int = option(6, "T_p: actions of one prediction", low=1)
-    memory: str = option(
-        "overlap",
-        "while acting, every T_s steps the LSTM forgets (restart, the paper's); overlap: there are two, half a window apart, and "
-        "the older one acts",
-        choices=("restart", "overlap"),
-    )
+    memory: str = option("overlap", MEMORY + " (the paper: restart)", choices=MEMORIES)
     pad: bool = option(
         True, "windows begin at every step, what goes beyond the end doesn't count; False: whole windows only, as in the paper"
     )

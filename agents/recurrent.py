@@ -17,16 +17,15 @@ from difftop.nn.rnn import Hidden, StepLSTM
 from difftop.options import option
 from difftop.types import TaskSpec
 
+MEMORIES = ("restart", "overlap")
+MEMORY = "while acting, every T_s steps the LSTM forgets; overlap: there are two, half a window apart, and the older one acts"
+
 
 @dataclass(frozen=True)
 class RecurrentConfig(PolicyConfig):
     """Options that every recurrent policy has."""
 
-    memory: str = option(
-        "restart",
-        "while acting, every T_s steps the LSTM forgets; overlap: there are two, half a window apart, and the older one acts",
-        choices=("restart", "overlap"),
-    )
+    memory: str = option("restart", MEMORY, choices=MEMORIES)
     encoder_dims: list[int] = option(
         [], "widths of an MLP between observations and LSTM; empty for none, as in the papers", low=1
     )

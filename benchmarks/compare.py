@@ -9,7 +9,6 @@ beside the CPU time, and memory is the peak of the whole process. The bar: 20 s 
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.command import parse, save
 from difftop.compare import compare, compare_config
 
 METHODS, RUN_METHODS, SEEDS, EVALUATIONS = 5, 3, 5, 41
@@ -61,10 +61,7 @@ def write_run(folder: Path, steps: np.ndarray, returns: np.ndarray, task: str) -
 
 def main() -> None:
     """Prints the table; writes `{measure: value}` with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 curves: shows that it runs, measures nothing")
-    parser.add_argument("--json", metavar="PATH", help="write the measures there")
-    options = parser.parse_args()
+    options = parse(__doc__, "10 curves: shows that it runs, measures nothing")
     tasks = 2 if options.quick else 100
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,9 +80,7 @@ def main() -> None:
     for measure, bar in (("curves", None), ("seconds", BAR_S), ("cpu_seconds", None), ("peak_gb", BAR_GB), ("html_mb", None)):
         met = "" if bar is None else f"{bar:8.0f}  {'met' if measures[measure] <= bar else 'not met'}"
         print(f"{measure:18s}{measures[measure]:10.2f}{met}")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(measures, file, indent=2)
+    save(measures, options.json)
 
 
 if __name__ == "__main__":

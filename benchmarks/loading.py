@@ -10,16 +10,14 @@ share as `time/loading_share`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 
 from agents.registry import make_imitation_agent
+from benchmarks.command import parse, save
 from benchmarks.update import medians
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
@@ -53,11 +51,7 @@ def compress(path: Path) -> None:
 
 def main() -> None:
     """Prints the table; writes `{measure: value}` with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing")
-    parser.add_argument("--json", metavar="PATH", help="write the measures there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parse(__doc__)
     demos, size, repeats = (2, 2, 1) if options.quick else (20, 16, 3)
     agent = make_imitation_agent({"name": "leto"}, SPEC, seed=0, total_steps=1000)
     measures: dict[str, float] = {}
@@ -93,9 +87,7 @@ def main() -> None:
         print(f"{name:18s}{ms[name]:11.1f}{share:17.3f}")
     worst = max(value for name, value in measures.items() if name.startswith("share"))
     print(f"\nlargest share {worst:.3f}, bar {BAR}: {'met' if worst <= BAR else 'not met'}.")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(measures | {"update_ms": ms["update"]}, file, indent=2)
+    save(measures | {"update_ms": ms["update"]}, options.json)
 
 
 if __name__ == "__main__":

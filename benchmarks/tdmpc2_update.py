@@ -10,14 +10,13 @@ second rival evaluates only the two that are drawn.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 
 import torch
 
 from agents.registry import make_agent
 from agents.tdmpc2 import TDMPC2
+from benchmarks.command import parse, save
 from benchmarks.update import AGENT_STEPS, CHEETAH, medians
 from difftop.types import Batch
 from tests.plain_tdmpc2 import PlainTDMPC2
@@ -46,11 +45,7 @@ def made(model: dict[str, object]) -> TDMPC2:
 
 def main() -> None:
     """Prints the table; writes `{measure: value}` with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing")
-    parser.add_argument("--json", metavar="PATH", help="write the measures there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parse(__doc__)
     torch.manual_seed(0)
     size, repeats = (32, 3) if options.quick else (256, 21)
     small = {"mlp_dim": 32, "latent_dim": 32, "encoder_dim": 32}
@@ -73,9 +68,7 @@ def main() -> None:
         print(f"{label:8s}{ms['ours']:9.1f}{ms['plain']:10.1f}{over:7.2f}{ms['lean']:21.1f}{over_lean:7.2f}")
     over = measures[f"{next(iter(models))}_over_plain"]
     print(f"\nover_plain {over:.2f}, bar {BAR}: {'met' if over <= BAR else 'not met'}.")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(measures, file, indent=2)
+    save(measures, options.json)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ real update (every mm, addmm, bmm and baddbmm with its shapes, strides and type)
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.registry import make_agent
+from benchmarks.command import parse, save
 from difftop.types import Batch, EnvSpec
 
 CHEETAH = EnvSpec("dmc/cheetah-run", "state", (17,), action_dim=6, action_repeat=4, episode_steps=250)
@@ -100,11 +99,7 @@ def candidates_of(name: str, precision: str, size: int, width: int) -> dict[str,
 
 def main() -> None:
     """Prints the table; writes `{measure: value}` with --json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, measures nothing")
-    parser.add_argument("--json", metavar="PATH", help="write the measures there")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = parse(__doc__)
     size, width, repeats = (32, 32, 3) if options.quick else (512, 512, 5)
     candidates: dict[str, Callable[[], object]] = {}
     for name in ("tdmpc", "difftop_rl"):
@@ -132,9 +127,7 @@ def main() -> None:
     print(
         f"{measures['bf16_speedup']:.2f} times faster (tdmpc); frames/s count acting and one update per agent step, no simulator."
     )
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(measures, file, indent=2)
+    save(measures, options.json)
 
 
 if __name__ == "__main__":

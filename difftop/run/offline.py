@@ -19,7 +19,7 @@ from difftop.run.online import RunError, StopSignal
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
 from difftop.run.seeding import stream, torch_generator
-from difftop.run.workers import Workers
+from difftop.run.workers import ALONE, Workers
 
 _VALIDATION_BATCH = 256
 _VALIDATION_WINDOWS = 2048  # at most, spread over the demonstrations that are held out
@@ -76,7 +76,7 @@ class Batches:
         workers: among whom each batch is shared.
     """
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int, workers: Workers = Workers()) -> None:  # noqa: B008
+    def __init__(self, windows: Windows, batch_size: int, seed: int, workers: Workers = ALONE) -> None:
         self.windows, self.seed = windows, seed
         self.batch_size = min(batch_size, len(windows))
         self.per_epoch = len(windows) // self.batch_size
@@ -146,7 +146,7 @@ class OfflineRun:
         *,
         seed: int,
         hooks: OfflineHooks,
-        workers: Workers = Workers(),  # noqa: B008
+        workers: Workers = ALONE,
     ) -> None:
         self.agent, self.config, self.seed, self.hooks, self.workers = agent, config, seed, hooks, workers
         self.batches = Batches(_windows(demonstrations, agent.windows), config.batch_size, stream(seed, "batches"), workers)

@@ -53,7 +53,7 @@ class Workers:
         """Replaces each tensor by its mean over the workers, which must all give the same shapes; one message for all of them."""
         if self.count == 1 or not tensors:
             return
-        flat = torch.cat([x.detach().flatten().to(torch.float32) for x in tensors])
+        flat = torch.cat([x.detach().flatten().to(self.device, torch.float32) for x in tensors])
         dist.all_reduce(flat)
         flat /= self.count
         for x, mean in zip(tensors, torch.split(flat, [x.numel() for x in tensors]), strict=True):
@@ -88,6 +88,9 @@ class Workers:
         """Until all are here."""
         if self.count > 1:
             dist.barrier()
+
+
+ALONE = Workers()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""ManiSkill: its tasks behind our interface, and demonstrations that its motion planner makes."""
+"""ManiSkill: its tasks behind our interface."""
 
 import dataclasses
 import json
@@ -6,86 +6,17 @@ import os
 import subprocess
 import sys
 from contextlib import closing
-from importlib.util import find_spec
 
-import h5py
 import numpy as np
 import pytest
 
-from difftop.data.demonstrations import DemonstrationError
-from difftop.data.maniskill import open_maniskill
-from envs import maniskill, maniskill_demos
+from envs import maniskill
 from envs.errors import EnvError
 from envs.keyed import KeyedEnv
-from envs.tasks import TaskConfig, list_tasks, make_task
+from envs.tasks import list_tasks, make_task
+from tests.envs.maniskill_suite import IMAGE, PEG, PICK, POINTS, actions, equal, roll, simulated, task_of
 
-PICK = TaskConfig(name="maniskill/PickCube-v1")
-PEG = TaskConfig(name="maniskill/PegInsertionSide-v1")
-IMAGE = dataclasses.replace(PICK, obs="image", image_size=32, video_size=32)
-POINTS = dataclasses.replace(PICK, obs="pointcloud", image_size=64, video_size=32)
-
-
-def missing():
-    """Why the simulator can't run here, empty where it can. A worker that dies in the driver takes only itself along."""
-    if find_spec("mani_skill") is None:
-        return f"mani_skill is not installed; {maniskill.INSTALL_LINE}"
-    found = subprocess.run(
-        [sys.executable, "-c", "import sapien; sapien.render.RenderSystem(sapien.Device('cpu'))"], capture_output=True
-    )
-    return "" if found.returncode == 0 else f"no Vulkan device; run `{maniskill.VULKAN_LINE}`"
-
-
-REASON = missing()
 pytestmark = pytest.mark.slow  # importing the suite and compiling its first image takes twenty seconds
-simulated = pytest.mark.skipif(bool(REASON), reason=REASON)
-
-
-def task_of(config):
-    return config.name.partition("/")[2]
-
-
-@pytest.fixture(scope="module")
-def made():
-    """Simulators by config, each made once."""
-    found = {}
-
-    def make(config):
-        key = json.dumps(dataclasses.asdict(config))
-        if key not in found:
-            found[key] = maniskill.load(task_of(config), config)
-        return found[key]
-
-    yield make
-    for simulator in found.values():
-        simulator.close()
-        simulator.close()
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory):
-    """Demonstrations by obs, each file made once."""
-    folder, found = tmp_path_factory.mktemp("maniskill"), {}
-
-    def make(config, episodes=2):
-        path = folder / f"{config.obs}.h5"
-        if config.obs not in found:
-            found[config.obs] = maniskill.make_demonstrations(task_of(config), episodes, path, 1, config)
-        return found[config.obs]
-
-    return make
-
-
-def actions(count, seed=0, width=7):
-    return np.random.default_rng(seed).uniform(-1, 1, (count, width))
-
-
-def roll(simulator, seed, commands):
-    first = simulator.reset(seed)
-    return [first, *(simulator.step(command)[0] for command in commands)]
-
-
-def equal(a, b):
-    return all(x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True))
 
 
 def test_tasks_are_known_without_the_package():
@@ -305,114 +236,6 @@ def test_robots_without_the_usual_control_mode_get_their_own(made):
     two = made(dataclasses.replace(PICK, name="maniskill/TwoRobotPickCube-v1"))
     commands = actions(2, width=two.spec.action_dim)
     assert equal(roll(two, 0, commands), roll(two, 0, commands))
-
-
-@simulated
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [PICK, IMAGE, POINTS], ids=["low_dim", "image", "pointcloud"])
-def test_the_file_and_the_simulator_agree_to_the_bit(made, planned, config):
-    report = planned(config)
-    assert report.episodes == 2 and report.attempts >= report.planned >= report.converted >= 2 and report.seconds > 0
-    described = json.loads(report.path.with_suffix(".json").read_text())
-    recorded = open_maniskill(report.path).env
-    simulator = made(dataclasses.replace(config, made_with=json.dumps({"env_kwargs": dict(recorded.kwargs)})))
-    shapes = dict(simulator.spec.shapes)
-    assert shapes == made(config).spec.shapes
-    demonstrations = open_maniskill(report.path, obs_keys=list(shapes), successful_only=True)
-    assert demonstrations.shapes == shapes and len(demonstrations) == 2
-    recorded.check_version(maniskill.version())
-    env = KeyedEnv(simulator)
-    for episode, told in zip(demonstrations.episodes(images=True), described["episodes"], strict=True):
-        obs, _ = env.reset(seed=told["episode_seed"])
-        info = {"success": 0.0}
-        for t, action in enumerate(episode.actions.numpy()):
-            for key in shapes:
-                assert np.array_equal(obs[key], episode.obs[key][t].numpy()), (key, t)
-            obs, _, _, _, info = env.step(action)
-        assert info["success"] == 1
-
-
-@simulated
-@pytest.mark.slow
-def test_a_file_that_is_there_is_kept_if_the_same_arguments_made_it(planned, monkeypatch):
-    report = planned(PICK)
-    before = report.path.read_bytes()
-    monkeypatch.setattr(maniskill_demos, "_plan", lambda *_: pytest.fail("planned again"))
-    again = maniskill.make_demonstrations("PickCube-v1", 2, report.path, 1, PICK)
-    assert again == dataclasses.replace(report, seconds=0.0) and report.path.read_bytes() == before
-    with pytest.raises(EnvError, match="not made by the same arguments; delete it"):
-        maniskill.make_demonstrations("PickCube-v1", 2, report.path, 7, PICK)
-
-
-@simulated
-@pytest.mark.slow
-def test_the_planner_solves_most_episodes_and_raw_files_are_told_what_to_do(tmp_path):
-    seeds = [0, 1, 2]
-    assert maniskill_demos._plan("PushCube-v1", seeds, str(tmp_path), 32) == len(seeds)
-    with pytest.raises(DemonstrationError, match=r"no observations, only .*replay_trajectory"):
-        open_maniskill(tmp_path / "planned.h5")
-    path = maniskill_demos._convert(tmp_path, "state", "pd_ee_delta_pos", len(seeds))  # as ManiSkill's own tools leave it
-    official = open_maniskill(path)
-    assert len(official) == 3 and official.shapes == {"state": (35,)} and official.actions.shape[1] == 4
-    official.env.check_version(maniskill.version())
-
-
-REFUSED = {
-    "no planner": ("RollBall-v1", 1, PICK, "no motion planner for it, only for PickCube-v1, "),
-    "none": ("PickCube-v1", 0, PICK, "episodes=0 must be at least 1"),
-    "control": ("PickCube-v1", 1, dataclasses.replace(PICK, control="pd_joint_vel"), "'pd_joint_vel' can't be converted to"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_requests(tmp_path, name):
-    task, episodes, config, message = REFUSED[name]
-    with pytest.raises(EnvError, match=message):
-        maniskill.make_demonstrations(task, episodes, tmp_path / "a.h5", 0, config)
-    assert not list(tmp_path.iterdir())
-
-
-@simulated
-def test_a_planner_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(maniskill_demos, "_plan", lambda *_: 0)
-    with pytest.raises(EnvError, match="26 attempts gave only 0 of 1 episodes"):
-        maniskill.make_demonstrations("PickCube-v1", 1, tmp_path / "a.h5", 0, PICK)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_process_that_fails_or_hangs_is_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "broken.py").write_text("raise ValueError('two\\nlines')\n")
-    (tmp_path / "slow.py").write_text("import time; time.sleep(30)\n")
-    with pytest.raises(EnvError, match=r"broken failed with exit code 1 \(lines\)"):
-        maniskill_demos._run(["broken"], str(tmp_path), 1)
-    monkeypatch.setattr(maniskill_demos, "_START_S", 0.5)
-    monkeypatch.setattr(maniskill_demos, "_EPISODE_S", 0.0)
-    with pytest.raises(EnvError, match="slow was still at work after 0 s"):
-        maniskill_demos._run(["slow"], str(tmp_path), 1)
-
-
-def test_episodes_are_appended_with_new_numbers_and_without_what_no_policy_uses(tmp_path):
-    def write(path, numbers):
-        with h5py.File(path, "w") as file:
-            for k in numbers:
-                group = file.create_group(f"traj_{k}")
-                group["actions"] = np.full((3, 7), k / 10, np.float32)
-                group["obs/agent/qpos"] = np.full((4, 9), k, np.float32)
-                group["obs/sensor_data/cam/rgb"] = np.full((4, 8, 8, 3), k, np.uint8)
-                group["obs/sensor_param/cam/intrinsic_cv"] = np.ones((4, 3, 3), np.float32)
-        return [{"episode_id": k, "elapsed_steps": 3, "success": True, "episode_seed": 100 + k} for k in numbers]
-
-    described = []
-    with h5py.File(tmp_path / "all.h5", "w") as file:
-        for batch, numbers in enumerate(([0, 2], [1, 3])):
-            path = tmp_path / f"{batch}.h5"
-            maniskill_demos._append(file, described, path, write(path, numbers), 3)
-        assert "sensor_param" not in file["traj_0/obs"]
-    assert [(e["episode_id"], e["episode_seed"]) for e in described] == [(0, 100), (1, 102), (2, 101)]
-    (tmp_path / "all.json").write_text(json.dumps({"env_info": {"env_id": "PickCube-v1"}, "episodes": described}))
-    read = open_maniskill(tmp_path / "all.h5", obs_keys=["cam_image", "agent/qpos"])
-    assert [float(e.obs["agent/qpos"][0, 0]) for e in read.episodes()] == [0, 2, 1]
-    assert [int(e.obs["cam_image"][2].max()) for e in read.episodes(images=True)] == [0, 2, 1]
 
 
 def test_pointcloud_keeps_robot_and_objects():
