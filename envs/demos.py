@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,23 @@ _HOLD = 5  # actions that a demonstration goes on for after success, so that it 
 _ATTEMPTS = 4  # per demonstration that is wanted
 
 
-def demonstrations_file(config: TaskConfig, episodes: int, seed: int, folder: Path | str) -> Path:
+def demonstrations_file(
+    config: TaskConfig, episodes: int, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
+) -> Path:
     """Where `record` puts such demonstrations: a function of what they are."""
     name = canonical_task(config.name).replace("/", "-")
     kind = "" if config.obs == "low_dim" else f"-{config.obs}{config.image_size}"
     kind += f"-{config.control}" if config.control else ""
+    if _noise_applies(config):
+        kind += f"-noise{noise:g}" if noise != NOISE else ""
+        kind += f"-{labels}" if labels != "executed" else ""
     suffix = ".h5" if config.name.startswith("maniskill/") else ".hdf5"
     return Path(folder) / name / f"expert{kind}-{episodes}-seed{seed}{suffix}"
 
 
-def record(config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, noise: float = NOISE) -> Path:
+def record(
+    config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
+) -> Path:
     """Demonstrations by the task's expert; nothing is done where the file is there already.
 
     Only episodes that reach success are kept, cut a few steps after it; failures are counted and said.
@@ -42,12 +50,14 @@ def record(config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, 
         episodes: how many to keep.
         seed: of the episodes' initial states and of the noise.
         folder: see `demonstrations_file`.
-        noise: standard deviation added to the expert's actions; the noisy action is the one recorded.
+        noise: standard deviation of what is added to the expert's actions when they are executed. Not of ManiSkill's planner.
+        labels: the recorded actions are those that were executed, noise included; or those that the expert intended, so that
+            each says how to undo the noise before it (Laskey et al. 2017, DART).
     Raises:
         ConfigError: the task has no expert.
         EnvError: the expert fails too often, or the simulator is missing.
     """
-    path = demonstrations_file(config, episodes, seed, folder)
+    path = demonstrations_file(config, episodes, seed, folder, noise, labels)
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +68,8 @@ def record(config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, 
     env = make_task(config)
     try:
         simulator: Any = env._simulator
-        expert = make_expert(config, simulator, np.random.default_rng(stream(seed, "expert_noise")), noise)
+        rng = np.random.default_rng(stream(seed, "expert_noise"))
+        expert = Disturbed(make_expert(config, simulator, rng), rng, noise, labels)
         args = suite.env_args(canonical_task(config.name).partition("/")[2], config)
         write_demonstrations(path, _episodes(env, simulator, expert, episodes, seed), args)
     finally:
@@ -66,7 +77,33 @@ def record(config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, 
     return path
 
 
-def _episodes(env: KeyedEnv, simulator: Any, expert: Expert, episodes: int, seed: int) -> Iterator[Recording]:
+@dataclass(frozen=True)
+class Disturbed:
+    """An expert whose actions are executed with noise; see `record`."""
+
+    expert: Expert
+    rng: np.random.Generator
+    noise: float
+    labels: str
+
+    def reset(self) -> None:
+        """Before each episode, after the simulator's reset."""
+        self.expert.reset()
+
+    def act(self, obs: Observation) -> tuple[Array, Array]:
+        """The action to execute and the one to record, in [-1, 1]."""
+        intended = np.asarray(self.expert.act(obs), np.float64)
+        executed = intended.copy()
+        executed[: self.expert.noisy] += self.rng.normal(0.0, self.noise, self.expert.noisy)
+        executed = executed.clip(-1, 1)
+        return executed, executed if self.labels == "executed" else intended.clip(-1, 1)
+
+
+def _noise_applies(config: TaskConfig) -> bool:
+    return not config.name.startswith("maniskill/")
+
+
+def _episodes(env: KeyedEnv, simulator: Any, expert: Disturbed, episodes: int, seed: int) -> Iterator[Recording]:
     """Successful episodes, `episodes` of them."""
     kept = 0
     for attempt in range(_ATTEMPTS * episodes):
@@ -86,7 +123,7 @@ def _episodes(env: KeyedEnv, simulator: Any, expert: Expert, episodes: int, seed
     log.info("%s: %d demonstrations, %d of %d attempts failed", env.task_spec.name, kept, attempt - kept, attempt)
 
 
-def _play(env: KeyedEnv, simulator: Any, expert: Expert, seed: int) -> Recording | None:
+def _play(env: KeyedEnv, simulator: Any, expert: Disturbed, seed: int) -> Recording | None:
     """One episode, or None where it fails."""
     obs, _ = env.reset(seed=seed)
     expert.reset()
@@ -97,9 +134,9 @@ def _play(env: KeyedEnv, simulator: Any, expert: Expert, seed: int) -> Recording
     solved = 0
     over = False
     while not over and solved <= _HOLD:
-        action = np.asarray(expert.act(obs), np.float64).clip(-1, 1)
+        action, label = expert.act(obs)
         rows.append(obs)
-        actions.append(action)
+        actions.append(label)
         if hasattr(simulator, "states"):
             states.append(np.array(simulator.states()))
         obs, reward, terminated, truncated, info = env.step(action)

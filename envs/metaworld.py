@@ -118,10 +118,12 @@ class MetaWorldSimulator:
 
 
 class ScriptedExpert:
-    """Meta-World's own policy of the task, with Gaussian noise."""
+    """Meta-World's own policy of the task."""
 
-    def __init__(self, task: str, simulator: MetaWorldSimulator, rng: np.random.Generator, noise: float) -> None:
-        self._make, self._simulator, self._rng, self._noise = _policy_class(task), simulator, rng, noise
+    noisy = 3  # the displacements
+
+    def __init__(self, task: str, simulator: MetaWorldSimulator) -> None:
+        self._make, self._simulator = _policy_class(task), simulator
         self.reset()
 
     def reset(self) -> None:
@@ -129,10 +131,8 @@ class ScriptedExpert:
         self._policy = self._make()
 
     def act(self, obs: Observation) -> Array:
-        """The policy's action with noise on the displacements, in [-1, 1]."""
-        action = np.asarray(self._policy.get_action(self._simulator.last), np.float64)
-        action[:3] += self._rng.normal(0.0, self._noise, 3)
-        return action.clip(-1, 1)
+        """The policy's action."""
+        return np.asarray(self._policy.get_action(self._simulator.last), np.float64)
 
 
 def load(task: str, config: TaskConfig) -> MetaWorldSimulator:
@@ -140,9 +140,9 @@ def load(task: str, config: TaskConfig) -> MetaWorldSimulator:
     return MetaWorldSimulator(task, config)
 
 
-def expert(task: str, simulator: MetaWorldSimulator, rng: np.random.Generator, noise: float) -> Expert:
+def expert(task: str, simulator: MetaWorldSimulator, rng: np.random.Generator) -> Expert:
     """The suite's scripted expert."""
-    return ScriptedExpert(task, simulator, rng, noise)
+    return ScriptedExpert(task, simulator)
 
 
 def version() -> str:

@@ -68,16 +68,14 @@ class ReachSimulator:
 class ReachExpert:
     """See the module's docstring."""
 
-    def __init__(self, rng: np.random.Generator, noise: float) -> None:
-        self._rng, self._noise = rng, noise
+    noisy = 2
 
     def reset(self) -> None:
         """Nothing to forget."""
 
     def act(self, obs: Observation) -> Array:
         """Towards the target."""
-        wanted = _GAIN * (obs["target_pos"] - obs["hand_pos"]) + self._rng.normal(0.0, self._noise, 2)
-        return np.asarray(wanted.clip(-1, 1))
+        return np.asarray(_GAIN * (obs["target_pos"] - obs["hand_pos"]))
 
 
 def load(task: str, config: TaskConfig) -> ReachSimulator:
@@ -85,9 +83,9 @@ def load(task: str, config: TaskConfig) -> ReachSimulator:
     return ReachSimulator(config)
 
 
-def expert(task: str, simulator: Any, rng: np.random.Generator, noise: float) -> Expert:
+def expert(task: str, simulator: Any, rng: np.random.Generator) -> Expert:
     """The expert."""
-    return ReachExpert(rng, noise)
+    return ReachExpert()
 
 
 def version() -> str:

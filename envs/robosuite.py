@@ -271,7 +271,7 @@ def load(task: str, config: TaskConfig) -> RobosuiteSimulator:
     return RobosuiteSimulator(f"{prefix}/{task}", _robosuite_name(task), config)
 
 
-def expert(task: str, simulator: Any, rng: np.random.Generator, noise: float) -> Expert:
+def expert(task: str, simulator: Any, rng: np.random.Generator) -> Expert:
     """The scripted expert of `envs.robosuite_experts`.
 
     Raises:
@@ -279,7 +279,7 @@ def expert(task: str, simulator: Any, rng: np.random.Generator, noise: float) ->
     """
     from envs.robosuite_experts import ScriptedExpert
 
-    return ScriptedExpert(_robosuite_name(task), simulator, rng, noise)
+    return ScriptedExpert(_robosuite_name(task), simulator, rng)
 
 
 def version() -> str:

@@ -2,9 +2,9 @@
 
 Each is a script of goals (position, rotation, gripper) that read the simulator's own poses; the hand goes to a goal with
 
-    a = clip(k (goal - pose) / (what action 1 commands)),   k = 1.5,   and Gaussian noise on the 6 numbers of the pose
+    a = clip(k (goal - pose) / (what action 1 commands)),   k = 1.5
 
-The noisy action is the one that is executed and recorded. Heights, offsets and places of release are drawn anew for each episode,
+Heights, offsets and places of release are drawn anew for each episode,
 so that demonstrations differ by more than noise; still they are of one kind, unlike a human's.
 """
 
@@ -94,16 +94,17 @@ class ScriptedExpert:
     Args:
         task: a name of `SCRIPTS`.
         simulator: a `RobosuiteSimulator`.
-        rng: of the noise and of what differs between episodes.
-        noise: standard deviation of the noise, in actions; 0.1 is a good value.
+        rng: of what differs between episodes.
     Raises:
         EnvError: there is no script for the task.
     """
 
-    def __init__(self, task: str, simulator: Any, rng: np.random.Generator, noise: float) -> None:
+    noisy = 6  # the pose, not the gripper
+
+    def __init__(self, task: str, simulator: Any, rng: np.random.Generator) -> None:
         if task not in SCRIPTS:
             raise EnvError(f"robosuite/{task}: there is no scripted expert; there are experts of {', '.join(SCRIPTS)}.")
-        self._write, self._arm, self._rng, self._noise = SCRIPTS[task], Arm(simulator.env), rng, noise
+        self._write, self._arm, self._rng = SCRIPTS[task], Arm(simulator.env), rng
         self.reset()
 
     def reset(self) -> None:
@@ -116,9 +117,7 @@ class ScriptedExpert:
         self._goal = next(self._script, self._goal)
         if self._goal is None:
             raise EnvError("robosuite: an expert's script has no goals.")
-        action = self._arm.action(self._goal)
-        action[:6] += self._rng.normal(0.0, self._noise, 6)
-        return action.clip(-1, 1)
+        return self._arm.action(self._goal)
 
 
 def lift(arm: Arm, rng: np.random.Generator) -> Script:

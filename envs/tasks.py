@@ -33,13 +33,19 @@ class TaskConfig:
 
 
 class Expert(Protocol):
-    """Solves a task with a look at more than the observations."""
+    """Solves a task with a look at more than the observations.
+
+    Attributes:
+        noisy: how many numbers, the first ones of an action, a demonstration may add noise to.
+    """
+
+    noisy: int
 
     def reset(self) -> None:
         """Before each episode, after the simulator's reset."""
 
     def act(self, obs: Observation) -> Array:
-        """The next action `[A]` in [-1, 1]."""
+        """The next action `[A]`, before it is clipped to [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,8 @@ def recorded_as(config: TaskConfig) -> dict[str, Any]:
     return args
 
 
-def make_expert(config: TaskConfig, simulator: KeyedSimulator, rng: Any, noise: float) -> Expert:
-    """The task's scripted expert; `noise` is the standard deviation that it adds to its actions.
+def make_expert(config: TaskConfig, simulator: KeyedSimulator, rng: Any) -> Expert:
+    """The task's scripted expert; `rng` is of what differs between its episodes.
 
     Raises:
         ConfigError: the task has none.
@@ -139,7 +145,7 @@ def make_expert(config: TaskConfig, simulator: KeyedSimulator, rng: Any, noise: 
     maker: Callable[..., Expert] | None = getattr(SUITES[prefix].loaded(), "expert", None)
     if maker is None:
         raise ConfigError(f"env={config.name}: there is no scripted expert; give demonstrations with dataset=PATH.")
-    return maker(task, simulator, rng, noise)
+    return maker(task, simulator, rng)
 
 
 def _plain(name: str) -> str:

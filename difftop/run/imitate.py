@@ -56,7 +56,8 @@ class TaskFactories:
 def record_demonstrations(settings: Settings, factories: TaskFactories) -> int:
     """`mode=demos`: writes demonstrations by the task's expert. Returns the exit status."""
     top = settings.top
-    path = factories.record(settings.env, top.episodes or 50, seed=top.seed, folder=top.data)
+    how = {"noise": settings.run.expert_noise, "labels": settings.run.expert_labels}
+    path = factories.record(settings.env, top.episodes or 50, seed=top.seed, folder=top.data, **how)
     demonstrations = open_demonstrations(path)
     steps = int(demonstrations.length.sum())
     log.info("%s: %d demonstrations, %d steps, checked", path, len(demonstrations), steps)
@@ -216,7 +217,8 @@ def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
     else:
         if env.name.startswith("robomimic/"):
             raise ConfigError(f"env={env.name} needs dataset=PATH, a RoboMimic file; robosuite/Lift and others have an expert.")
-        path = factories.record(env, run.demos or 50, seed=0, folder=top.data, noise=run.expert_noise)
+        how = {"noise": run.expert_noise, "labels": run.expert_labels}
+        path = factories.record(env, run.demos or 50, seed=0, folder=top.data, **how)
     info = recorded_env(path)
     if not run.simulates:
         return path, env

@@ -33,6 +33,11 @@ class OfflineConfig:
     batch_size: int = option(64, "windows per gradient step", low=1)
     demos: int = option(50, "demonstrations to use (or to make, where dataset is empty); 0 takes all of the file", low=0)
     expert_noise: float = option(0.1, "where demonstrations are made: standard deviation added to the expert's actions", low=0)
+    expert_labels: str = option(
+        "executed",
+        "actions in them: as executed, noise included, or as the expert intended",
+        choices=("executed", "intended"),
+    )
     filter_key: str = option("", "use the demonstrations of this filter of a RoboMimic file only: train, better, 20_percent, ...")
     valid_fraction: float = option(0.1, "of the demonstrations that are held out for the validation loss", low=0, high=0.9)
     cache_mb: int = option(2048, "memory for images of the demonstrations, MB", low=16)

@@ -5,6 +5,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from difftop.types import TaskSpec
+from envs.demos import Disturbed
 from envs.errors import EnvError
 from envs.keyed import KeyedEnv, TaskStep
 from envs.tasks import TaskConfig, make_expert, make_simulator, make_task, task_spec
@@ -67,13 +68,14 @@ def test_dynamics_and_success_are_those_of_the_docstring():
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_the_expert_solves_it_and_a_still_hand_does_not(noise):
     env = make_task(REACH)
-    expert = make_expert(REACH, env._simulator, np.random.default_rng(0), noise)
+    rng = np.random.default_rng(0)
+    expert = Disturbed(make_expert(REACH, env._simulator, rng), rng, noise, "executed")
     for seed in range(10):
         obs, _ = env.reset(seed=seed)
         first = np.linalg.norm(obs["hand_pos"] - obs["target_pos"])
         solved = []
         for _ in range(40):
-            obs, _, _, _, info = env.step(expert.act(obs))
+            obs, _, _, _, info = env.step(expert.act(obs)[0])
             solved.append(info["success"])
         assert max(solved) == 1.0
         env.reset(seed=seed)

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from envs import robosuite as tasks
 from envs import robosuite_experts as experts
+from envs.demos import Disturbed
 from envs.errors import EnvError
 from envs.tasks import TaskConfig
 
@@ -16,12 +17,17 @@ needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="rob
 CONFIG = TaskConfig(name="robosuite/Lift")
 
 
+def disturbed(name, simulator, noise):
+    rng = np.random.default_rng(0)
+    return Disturbed(tasks.expert(name, simulator, rng), rng, noise, "executed")
+
+
 def play(simulator, expert, seed, steps=300):
     """Actions, whether the task was solved, and the largest force on the hand."""
     obs, actions, force = simulator.reset(seed), [], 0.0
     expert.reset()
     for _ in range(steps):
-        actions.append(expert.act(obs))
+        actions.append(expert.act(obs)[0])
         obs, step = simulator.step(actions[-1])
         force = max(force, step.contact_force_n)
         if step.success:
@@ -66,11 +72,11 @@ def test_the_nut_is_turned_by_a_way_that_fits_and_is_shortest():
 
 
 @needs_robosuite
-def test_lift_is_solved_and_noise_is_in_the_recorded_actions():
+def test_lift_is_solved_and_noise_is_in_the_executed_actions():
     with closing(tasks.load("Lift", CONFIG)) as simulator:
-        clean, solved, _ = play(simulator, tasks.expert("Lift", simulator, np.random.default_rng(0), 0.0), 0)
-        noisy, solved_too, _ = play(simulator, tasks.expert("lift", simulator, np.random.default_rng(0), 0.1), 0)
-        again, _, _ = play(simulator, tasks.expert("Lift", simulator, np.random.default_rng(0), 0.1), 0)
+        clean, solved, _ = play(simulator, disturbed("Lift", simulator, 0.0), 0)
+        noisy, solved_too, _ = play(simulator, disturbed("lift", simulator, 0.1), 0)
+        again, _, _ = play(simulator, disturbed("Lift", simulator, 0.1), 0)
     assert solved and solved_too and len(clean) < 60
     assert np.abs(noisy).max() <= 1 and set(np.unique(noisy[:, 6])) == {-1.0, 1.0}
     np.testing.assert_array_equal(noisy, again)
@@ -80,7 +86,7 @@ def test_lift_is_solved_and_noise_is_in_the_recorded_actions():
 @needs_robosuite
 def test_episodes_of_an_expert_differ():
     with closing(tasks.load("Lift", CONFIG)) as simulator:
-        expert = tasks.expert("Lift", simulator, np.random.default_rng(0), 0.0)
+        expert = disturbed("Lift", simulator, 0.0)
         first, _, _ = play(simulator, expert, 0, steps=12)
         second, _, _ = play(simulator, expert, 0, steps=12)
     assert np.abs(first - second).max() > 0.01
@@ -94,8 +100,8 @@ def test_below_the_height_limit_the_fingers_press():
         simulator.reset(0)
         assert simulator.env.sim.model.geom_size[simulator.env.sim.model.geom_name2id("cube_g0")][2] == 0.008
         for height in (limit, limit - 0.01):
-            expert = experts.ScriptedExpert("LiftPlate", simulator, np.random.default_rng(0), 0.0)
-            expert._write = lambda arm, rng, height=height: experts._lift(arm, rng, lambda: height)
+            expert = disturbed("LiftPlate", simulator, 0.0)
+            expert.expert._write = lambda arm, rng, height=height: experts._lift(arm, rng, lambda: height)
             _, solved, forces[height] = play(simulator, expert, 1)
             assert solved
     above, below = forces.values()
@@ -105,7 +111,7 @@ def test_below_the_height_limit_the_fingers_press():
 @needs_robosuite
 def test_a_task_without_a_script_has_no_expert():
     with pytest.raises(EnvError, match="no scripted expert; there are experts of Lift, LiftPlate"):
-        tasks.expert("Stack", None, np.random.default_rng(0), 0.0)
+        tasks.expert("Stack", None, np.random.default_rng(0))
 
 
 @needs_robosuite
@@ -113,5 +119,5 @@ def test_a_task_without_a_script_has_no_expert():
 @pytest.mark.parametrize("name", experts.SCRIPTS)
 def test_experts_solve_nine_of_ten(name):
     with closing(tasks.load(name, CONFIG)) as simulator:
-        expert = tasks.expert(name, simulator, np.random.default_rng(0), 0.1)
+        expert = disturbed(name, simulator, 0.1)
         assert sum(play(simulator, expert, seed)[1] for seed in range(10)) >= 9

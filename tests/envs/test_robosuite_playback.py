@@ -27,12 +27,12 @@ def teleoperate(name, seed, steps, config=CONFIG, use_expert=False):
     """An episode as it was seen when it was recorded."""
     with closing(tasks.load(name, config)) as simulator:
         obs, rng = simulator.reset(seed), np.random.default_rng(seed)
-        expert = tasks.expert(name, simulator, rng, 0.0) if use_expert else None
+        expert = tasks.expert(name, simulator, rng) if use_expert else None
         rows, actions, states, rewards = [], [], [], []
         for _ in range(steps):
             rows.append(obs)
             states.append(simulator.states())
-            actions.append(expert.act(obs) if expert else rng.uniform(-1, 1, 7))
+            actions.append(expert.act(obs).clip(-1, 1) if expert else rng.uniform(-1, 1, 7))
             obs, step = simulator.step(actions[-1])
             rewards.append(step.reward)
         seen = {key: np.stack([row[key] for row in rows]) for key in rows[0]}

@@ -6,7 +6,8 @@ import pytest
 import envs.demos
 from difftop.data.robomimic import open_robomimic
 from difftop.options import ConfigError
-from envs.demos import demonstrations_file, record
+from envs import reach
+from envs.demos import Disturbed, demonstrations_file, record
 from envs.errors import EnvError
 from envs.keyed import TaskStep
 from envs.registry import canonical_env, list_envs
@@ -74,8 +75,6 @@ def test_same_seed_same_file(tmp_path):
 
 
 def test_failed_episodes_are_left_out_and_an_expert_that_fails_too_often_is_an_error(tmp_path, monkeypatch):
-    import envs.reach as reach
-
     played = []
     original = reach.ReachSimulator.step
 
@@ -96,8 +95,34 @@ def test_failed_episodes_are_left_out_and_an_expert_that_fails_too_often_is_an_e
 def test_expert_noise_is_what_it_says():
     simulator = make_simulator(REACH)
     obs = simulator.reset(0)
-    target = {"hand_pos": np.zeros(2), "target_pos": np.zeros(2)} | {key: np.zeros(2) for key in obs}
-    quiet, noisy = (make_expert(REACH, simulator, np.random.default_rng(0), noise) for noise in (0.0, 0.2))
-    assert (quiet.act(target) == 0).all()
-    sample = np.array([noisy.act(target) for _ in range(2000)])
-    assert sample.std() == pytest.approx(0.2, rel=0.1)
+    at_target = {key: np.zeros(2) for key in obs}
+    experts = [
+        Disturbed(make_expert(REACH, simulator, None), np.random.default_rng(0), noise, labels)
+        for noise, labels in ((0.0, "executed"), (0.2, "executed"), (0.2, "intended"))
+    ]
+    quiet, noisy, clean = (np.array([expert.act(at_target) for _ in range(2000)]) for expert in experts)
+    assert (quiet == 0).all()
+    executed, label = noisy.transpose(1, 0, 2)
+    assert executed.std() == pytest.approx(0.2, rel=0.1) and (label == executed).all()
+    executed, label = clean.transpose(1, 0, 2)
+    assert executed.std() == pytest.approx(0.2, rel=0.1) and (label == 0).all()
+
+
+def test_intended_labels_say_how_to_undo_the_noise(tmp_path):
+    path = record(REACH, 20, seed=0, folder=tmp_path, noise=0.3, labels="intended")
+    errors = []
+    for episode in open_robomimic(path).episodes():
+        hand, target, actions = episode.obs["hand_pos"].numpy(), episode.obs["target_pos"].numpy(), episode.actions.numpy()
+        assert actions == pytest.approx((reach._GAIN * (target - hand)).clip(-1, 1), abs=1e-5)
+        inside = np.abs(actions[:-1]) < 0.1  # where no noise is cut off
+        errors.append((np.diff(hand, axis=0) / 0.1 - actions[:-1])[inside])
+    assert np.concatenate(errors).std() == pytest.approx(0.3, rel=0.2)
+
+
+def test_what_demonstrations_are_is_in_their_files_name(tmp_path):
+    names = {
+        demonstrations_file(REACH, 2, 0, tmp_path, *how) for how in [(0.1, "executed"), (0.1, "intended"), (0.3, "executed")]
+    }
+    assert len(names) == 3 and demonstrations_file(REACH, 2, 0, tmp_path) in names
+    planned = TaskConfig(name="maniskill/PickCube-v1")  # its planner adds no noise
+    assert demonstrations_file(planned, 2, 0, tmp_path, 0.3) == demonstrations_file(planned, 2, 0, tmp_path)
