@@ -35,7 +35,7 @@ from envs import EnvConfig, env_spec, make_env
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = {"cartpole-swingup": 20_000, "cheetah-run": 12_000}  # environment frames
-PLANNERS = {  # name to options of agent.acting; the default is damping-10: five iterations, started from the policy prior
+PLANNERS = {  # name to options of agent.acting; the default is damping-10: horizon 5, five iterations, started from the prior
     "prior-alone": {"planner": "none"},
     "damping-0.1": {"lm.damping": 0.1},
     "damping-1": {"lm.damping": 1.0},
@@ -44,6 +44,15 @@ PLANNERS = {  # name to options of agent.acting; the default is damping-10: five
     "proximal-1": {"lm.damping": 0.1, "lm.proximal": 1.0},
     "start-previous": {"lm.start_previous": "true"},
     "iterations-10": {"lm.iterations": 10},
+    "horizon-1": {"horizon": 1, "horizon_start": 1},
+    "horizon-schedule": {"horizon_start": 1, "horizon_steps": 2_500},  # TD-MPC's shape; these runs have 2,500 and 3,000 steps
+    "papers-5": {  # the papers' planner with five larger steps in place of a hundred
+        "lm.objective": "return",
+        "lm.scale": 1.0,
+        "lm.step_size": 2e-3,
+        "lm.damping": 1e-3,
+        "lm.bounds": "clamp",
+    },
 }
 SEEDS = (1, 2, 3)
 STATES, EPISODES = 8, 3
