@@ -148,16 +148,16 @@ def for_imitation(registry: Registry, overrides: Sequence[str]) -> list[str]:
     given = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
     chosen = given.get("agent", "").split(",")
     imitating = [name in registry.imitators for name in chosen]
+    preset, demos = given.get("preset", "standard"), given.get("mode") == "demos"
+    if preset != "standard" and (demos or all(imitating)):
+        who = "mode=demos" if demos else f"agent={given['agent']}"
+        raise ConfigError(f"preset={preset}: has sizes of agents that learn from rewards; {who} takes none.")
     if not any(imitating):
-        demos = given.get("mode") == "demos" and "obs" not in given
-        return [*(["obs=low_dim"] if demos else []), *overrides]
+        usual = {"run": "offline", "obs": "low_dim"} if demos else {}  # no agent is needed
+        return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
     if not all(imitating):
         raise ConfigError(
             f"agent={given['agent']}: some of these imitate and some learn from rewards; sweep over one kind at a time."
-        )
-    if given.get("preset", "standard") != "standard":
-        raise ConfigError(
-            f"preset={given['preset']}: has sizes of agents that learn from rewards; agent={given['agent']} takes none."
         )
     usual = {"run": "offline", "obs": "low_dim", "env": "metaworld/button-press-topdown"}
     return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
@@ -177,7 +177,7 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
     env = plain["env"]["name"]
     if top.mode != "demos":
         _check_pair(registry, agent["name"], env)
-    loop = OfflineConfig if agent["name"] in registry.imitators else RunConfig
+    loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
     return Settings(top, build(loop, plain["run"], "run"), agent, build(registry.envs[env], plain["env"], "env"), dict(choices))
 
 

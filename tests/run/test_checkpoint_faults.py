@@ -96,7 +96,7 @@ WRITER = """
 def test_a_writer_killed_at_random_times_leaves_a_loadable_checkpoint(tmp_path):
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path), root]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=600)
     assert result.returncode == 0, result.stderr
     last = int(result.stdout)
     replay, twin = new_replay(), new_replay()
