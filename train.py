@@ -74,7 +74,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"error: {what}; the last checkpoint is whole: mend this and run the same command again.", file=sys.stderr)
+        reads_only = any(f"mode={mode}" in arguments for mode in COMPARISONS)
+        whole = "" if reads_only else " the last checkpoint is whole:"
+        print(f"error: {what};{whole} mend this and run the same command again.", file=sys.stderr)
     return 2
 
 

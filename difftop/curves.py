@@ -50,18 +50,24 @@ class Curve:
     seeds: dict[int, Series]
     reference: bool = False
 
-    def common(self, max_points: int = 500) -> tuple[Array, Array]:
+    def common(self, max_points: int = 500, *, end: float = np.inf, keep: Sequence[float] = ()) -> tuple[Array, Array]:
         """Steps `[P]` that every seed covers, and the returns there, `[seeds, P]`.
 
         Seeds evaluated at other steps are interpolated linearly, never beyond their own first and last evaluation; P is 0 where
-        they have no range in common. The steps are those of all evaluations, thinned to at most `max_points`.
+        they have no range in common.
+
+        Args:
+            max_points: the steps are those of all evaluations, thinned to at most so many.
+            end: of the range.
+            keep: further steps that must be among them, where they are in the range.
         """
         first = max(series.steps[0] for series in self.seeds.values())
-        last = min(series.steps[-1] for series in self.seeds.values())
+        last = min(end, *(series.steps[-1] for series in self.seeds.values()))
         steps = np.unique(np.concatenate([series.steps for series in self.seeds.values()]))
         steps = steps[(steps >= first) & (steps <= last)]
         if len(steps) > max_points:
             steps = steps[np.linspace(0, len(steps) - 1, max_points).round().astype(np.int64)]
+        steps = np.union1d(steps, [step for step in keep if first <= step <= last])
         return steps, np.array([np.interp(steps, series.steps, series.returns) for series in self.seeds.values()])
 
     def summary(
@@ -162,7 +168,7 @@ def arranged(rows: Array) -> tuple[Series, str]:
     if len(np.unique(steps)) == len(steps):
         note = "its rows are not in order of their steps; they were sorted" if len(parts) > 1 else ""
     elif len(parts) > 1 and all(part[0, 0] == steps[0] for part in parts):
-        rows = max(parts, key=len)
+        rows = max(parts, key=lambda part: float(part[-1, 0]))
         note = f"it is there {len(parts)} times; the longest run counts and {sum(map(len, parts)) - len(rows)} rows do not"
     else:
         note = f"{len(steps) - len(np.unique(steps))} of {len(rows)} rows repeat a step; the last value of each counts"

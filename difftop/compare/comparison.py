@@ -64,8 +64,9 @@ def compare(config: CompareConfig) -> Report:
         raise ConfigError("nothing to compare: give runs=FOLDER or runs=[FOLDER,...], and references=FOLDER beside it.")
     enough = float(min(config.frames, default=np.inf))
     reading = read(config.runs, config.references, min_coverage=config.min_coverage, enough=enough)
-    evaluations, notes = read_evaluations(reading.episodes)
+    evaluations, notes = read_evaluations(reading.episodes, reading.imitators)
     reading.notes += notes
+    _leave_out_begun(reading)
     if not reading.curves and not evaluations:
         raise CompareError(_nothing(config, reading))
     evaluations = _filter(reading, evaluations, config)
@@ -80,6 +81,16 @@ def compare(config: CompareConfig) -> Report:
     html, text = _write(document, reading.curves, Path(config.out))
     tasks = {curve.task for curve in reading.curves} | {e.task for e in evaluations}
     return Report(html, text, len(reading.curves), len(tasks), len(evaluations), reading.notes, cuts)
+
+
+def _leave_out_begun(reading: Reading) -> None:
+    """Runs that have only just begun would put every comparison at 0 frames."""
+    ours = [curve for curve in reading.curves if not curve.reference]
+    begun = [curve for curve in ours if common_frames([curve]) == 0]
+    if len(begun) < len(ours):
+        text = "has only its evaluation at 0 frames"
+        reading.notes += [Note(LEFT_OUT, f"{method_of(curve).name} on {curve.task}", text) for curve in begun]
+        reading.curves = [curve for curve in reading.curves if not any(curve is other for other in begun)]
 
 
 def _cuts(curves: Sequence[Curve], scale: dict[str, Scale], config: CompareConfig) -> list[Cut]:

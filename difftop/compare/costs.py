@@ -19,16 +19,16 @@ class Reached:
 
     Attributes:
         reached, seeds: how many did, of how many.
-        frames: median over all seeds, those that never did counting as never; None where that is half of them or more.
+        frames: upper median over all seeds, those that never did counting as never; None where that is half of them or more.
         wall_s: likewise, in seconds since the run began; None also where no wall-clock is known.
-        longest: frames of the longest seed, to say how long it was tried.
+        tried: frames that every seed which never did has run for at least; those of the longest where all did.
     """
 
     reached: int
     seeds: int
     frames: float | None
     wall_s: float | None
-    longest: float
+    tried: float
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def reached(curve: Curve, runs: dict[int, RunInfo], goal: float) -> Reached:
         known = runs[seed].evaluations if seed in runs else np.empty((0, 3))
         same = known[known[:, 0] == at]
         walls.append(float(same[-1, 2]) if len(same) else np.inf if at == np.inf else np.nan)
-    longest = max(float(series.steps[-1]) for series in curve.seeds.values())
-    return Reached(int(np.isfinite(frames).sum()), len(frames), _median(frames), _median(walls), longest)
+    ends = [float(series.steps[-1]) for series in curve.seeds.values()]
+    tried = min((end for end, at in zip(ends, frames, strict=True) if np.isinf(at)), default=max(ends))
+    return Reached(int(np.isfinite(frames).sum()), len(frames), _median(frames), _median(walls), tried)
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -19,6 +19,8 @@ from difftop.stats import Array
 FAMILIES = ("dmc", "metaworld", "maniskill", "robomimic", "robosuite", "toy")
 ALIASES = {"ball-in-cup-catch": "cup-catch"}
 _INSIDE_A_RUN = {"checkpoints", "tensorboard", "videos"}
+METRICS = "metrics.csv"
+REPORT = ("report.html", "report.md", "scores.csv")  # files of a comparison, which another one doesn't read
 
 
 class CompareError(ValueError):
@@ -108,7 +110,7 @@ def read(
     ours = [found for path in runs for found in _below(Path(path), reading)]
     wanted = {bare_task(found.task) for found in ours} or None
     theirs = [found for path in references for found in _below(Path(path), reading, references=True, wanted=wanted)]
-    names = _task_names({found.task for found in (*ours, *theirs)})
+    names = task_names({found.task for found in (*ours, *theirs)})
     for group, reference in ((ours, False), (theirs, True)):
         labels = _labels(group)
         seeds: dict[tuple[str, str], dict[int, _Found]] = {}
@@ -145,7 +147,7 @@ def _below(path: Path, reading: Reading, *, references: bool = False, wanted: se
     files = 0
     for folder, names in _folders(path):
         tables = [name for name in names if name.endswith(".csv") and name != "episodes.csv"]
-        is_run = not references and ("eval.csv" in names or ("config.json" in names and "metrics.csv" in names))
+        is_run = not references and ("eval.csv" in names or ("config.json" in names and METRICS in names))
         real = folder.resolve()
         new = [folder / name for name in names if real / name not in reading.seen]
         reading.seen |= {real / file.name for file in new}
@@ -156,7 +158,7 @@ def _below(path: Path, reading: Reading, *, references: bool = False, wanted: se
         for file in new:
             if file.name == "episodes.csv" and not references:
                 reading.episodes.append(file)
-            elif file.name in tables and not is_run and wanted is not None and bare_task(file.stem) not in wanted:
+            elif file.name in tables and not is_run and wanted is not None and bare_task(_table_task(file)) not in wanted:
                 reading.unused += 1
             elif file.name in tables and not is_run:
                 yield from _table(file, reading)
@@ -165,12 +167,15 @@ def _below(path: Path, reading: Reading, *, references: bool = False, wanted: se
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders at or below `path` with their files, in order, without a run's checkpoints, events and videos."""
+    """Folders at or below `path` with their files, in order, without earlier reports and a run's checkpoints and the like."""
     if path.is_file():
         yield path.parent, [path.name]
         return
     for folder, inner, names in os.walk(path):
         inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in _INSIDE_A_RUN)
+        if set(REPORT) <= set(names):
+            inner[:] = []
+            continue
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
@@ -187,11 +192,19 @@ def _table(path: Path, reading: Reading) -> Iterator[_Found]:
     if not len(rows):
         reading.notes.append(Note(LEFT_OUT, str(path), "has no row that can be used"))
     label = (path.resolve().parent.name, path.resolve().parent.parent.name)
+    if path.name == METRICS:
+        _, agent, name, _ = run_identity(path.parent)
+        label = (agent, name)
+        reading.notes.append(Note(UNEQUAL, str(path), "holds training episodes, which explore, not evaluations"))
     for seed in np.unique(rows[:, 2]):
         series, note = arranged(rows[rows[:, 2] == seed])
         if note:
             reading.notes.append(Note(LEFT_OUT if "counts" in note else UNEQUAL, f"{path}, seed {seed:g}", note))
-        yield _Found(path.stem, label, int(seed), series, path)
+        yield _Found(_table_task(path), label, int(seed), series, path)
+
+
+def _table_task(path: Path) -> str:
+    return run_identity(path.parent)[0] if path.name == METRICS else path.stem
 
 
 def _run(folder: Path, reading: Reading) -> Iterator[_Found]:
@@ -218,7 +231,7 @@ def _run(folder: Path, reading: Reading) -> Iterator[_Found]:
         reading.notes.append(Note(LEFT_OUT if "counts" in note else UNEQUAL, str(path), note))
     task, agent, name, seed = run_identity(folder, config)
     evaluations = _optional(path, ("env_frames", "agent_steps", "wall_s"), header, lines)
-    training = _optional(folder / "metrics.csv", ("agent_steps", "wall_s"))
+    training = _optional(folder / METRICS, ("agent_steps", "wall_s"))
     episodes = _optional(path, ("episodes",), header, lines)
     info = RunInfo(folder, config, evaluations, training, int(episodes[-1, 0]) if len(episodes) else 0)
     wanted = info.option("run.frames")
@@ -280,29 +293,39 @@ def _optional(
 def run_identity(folder: Path, config: dict[str, Any] | None = None) -> tuple[str, str, str, int]:
     """(task, agent, name, seed): of the folder's place, and where it has been moved, of its configuration (read if None)."""
     config = _config(folder, Reading()) if config is None else config
-    if re.fullmatch(r"seed\d+", folder.resolve().name) or not config:
-        return identity(folder)
-    task, agent, seed = (_value(config, key) for key in ("env.name", "agent.name", "top.seed"))
-    name = folder.resolve().name
-    return str(task or name).replace("/", "-"), str(agent or "run"), name, seed if isinstance(seed, int) else 0
+    task, agent, name, seed = (_value(config, key) for key in ("env.name", "agent.name", "top.name", "top.seed"))
+    place = identity(folder)
+    in_place = re.fullmatch(r"seed\d+", folder.resolve().name) and (not task or bare_task(place[0]) == bare_task(str(task)))
+    if in_place or not config:
+        return place
+    bare = str(task or folder.resolve().name).replace("/", "-")
+    return bare, str(agent or "run"), str(name if name not in (None, "auto") else "default"), seed if isinstance(seed, int) else 0
 
 
-def _task_names(raw: set[str]) -> dict[str, str]:
+def task_names(raw: set[str]) -> dict[str, str]:
     """Tasks without the simulator's prefix (`dmc-walker-walk` is `walker-walk`), unless two simulators have one of that name."""
-    bare = {name: bare_task(name) for name in raw}
     families: dict[str, set[str]] = {}
-    for name, task in bare.items():
-        if name.partition("-")[0] in FAMILIES:
-            families.setdefault(task, set()).add(name)
-    return {name: name if len(families.get(task, ())) > 1 else task for name, task in bare.items()}
+    for name in raw:
+        family, task = _family(name)
+        families.setdefault(task, set()).update([family] if family else [])
+    names = {}
+    for name in raw:
+        family, task = _family(name)
+        names[name] = f"{family}-{task}" if family and len(families[task]) > 1 else task
+    return names
 
 
 def bare_task(name: str) -> str:
     """`cup-catch`, of `dmc-ball_in_cup-catch`."""
-    hyphens = name.lower().replace("_", "-")
+    return _family(name)[1]
+
+
+def _family(name: str) -> tuple[str, str]:
+    """Simulator, empty where unknown, and task."""
+    hyphens = name.lower().replace("_", "-").replace("/", "-")
     family, _, task = hyphens.partition("-")
-    task = task if family in FAMILIES and task else hyphens
-    return ALIASES.get(task, task)
+    family, task = (family, task) if family in FAMILIES and task else ("", hyphens)
+    return family, ALIASES.get(task, task)
 
 
 def _labels(group: Sequence[_Found]) -> dict[tuple[bool, tuple[str, str]], str]:

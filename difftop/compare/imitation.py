@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from difftop.compare.curves import bare_task, run_identity
+from difftop.compare.curves import run_identity, task_names
 from difftop.compare.document import Block, Table, Text
 from difftop.compare.notes import LEFT_OUT, UNEQUAL, Note, listed, plural
 from difftop.curves import CurveError, read_lines
@@ -61,7 +61,7 @@ class Evaluation:
     metrics: Mapping[str, float]
 
 
-def read_evaluations(paths: Iterable[Path]) -> tuple[list[Evaluation], list[Note]]:
+def read_evaluations(paths: Iterable[Path], runs: Iterable[Path] = ()) -> tuple[list[Evaluation], list[Note]]:
     """Evaluations from `episodes.csv` files, and notes on what couldn't be used.
 
     A file belongs to the run folder it is in, else to the method and task that the two folders above it are named after. Of a
@@ -69,16 +69,26 @@ def read_evaluations(paths: Iterable[Path]) -> tuple[list[Evaluation], list[Note
     (`<run>/eval/<checkpoint>-seed<k>/`); evaluations with another head (`...-head-clip`) are a method of their own. Metrics of
     trajectories are those of summary.json beside the file, else put together from its columns. Files without any known success,
     such as those of dm_control, are passed over.
+
+    Args:
+        paths: of episodes.csv.
+        runs: folders of imitation runs; one without evaluated episodes is a note.
     """
     notes: list[Note] = []
+    read = [(_owner(path), path, episodes) for path in paths if (episodes := _read(path, notes))]
+    names = task_names({owner[0] for owner, _, _ in read})
     found: dict[tuple[str, str, str, int], dict[str, tuple[Path, list[Episode]]]] = {}
-    for path in paths:
-        episodes = _read(path, notes)
-        if episodes:
-            task, agent, name, seed = _owner(path)
-            head = re.search(r"-head-(\w+)$", path.parent.name)
-            agent = f"{agent}, head {head[1]}" if head else agent
-            found.setdefault((bare_task(task), agent, name, seed), {})[path.parent.name] = (path, episodes)
+    for (task, agent, name, seed), path, episodes in read:
+        head = re.search(r"-head-(\w+)$", path.parent.name)
+        key = (names[task], f"{agent}, head {head[1]}" if head else agent, name, seed)
+        other = found.setdefault(key, {}).setdefault(path.parent.name, (path, episodes))[0]
+        if other != path:
+            notes.append(Note(LEFT_OUT, str(path), f"the same method, task, seed and evaluation are in {other}"))
+    notes += [
+        Note(LEFT_OUT, str(run), "has no evaluated episodes yet")
+        for run in runs
+        if not any(run.resolve() in path.resolve().parents for _, path, _ in read)
+    ]
     evaluations = []
     for (task, agent, name, seed), versions in sorted(found.items()):
         several = len({other for _, same, other, _ in found if same == agent}) > 1
@@ -88,6 +98,8 @@ def read_evaluations(paths: Iterable[Path]) -> tuple[list[Evaluation], list[Note
         if len(versions) > 1:
             others = listed(sorted(set(versions) - {chosen}))
             notes.append(Note(LEFT_OUT, where, f"was evaluated more than once; {chosen} counts, and not {others}"))
+        if chosen.startswith("step_"):
+            notes.append(Note(UNEQUAL, where, f"reported nothing itself; the evaluation {chosen} of a checkpoint counts"))
         path, episodes = versions[chosen]
         protocol, metrics = _summary(path, notes)
         episodes = _distinct(episodes, where, notes)

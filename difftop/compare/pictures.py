@@ -89,7 +89,8 @@ def aggregate_intervals(cut: Cut, place: Mapping[Method, int]) -> Picture:
         for y, method in enumerate(methods):
             interval = getattr(cut.aggregates[method], key)
             colour = style_of(place[method], method.reference)["color"]
-            panel.barh(y, interval.high - interval.low, left=interval.low, height=0.5, color=colour, alpha=0.35)
+            if cut.seeds(method)[0] > 1:
+                panel.barh(y, interval.high - interval.low, left=interval.low, height=0.5, color=colour, alpha=0.35)
             panel.plot([interval.point] * 2, [y - 0.32, y + 0.32], color=colour, linewidth=2)
         panel.use_sticky_edges = False
         panel.margins(x=0.08)
@@ -106,7 +107,8 @@ def aggregate_intervals(cut: Cut, place: Mapping[Method, int]) -> Picture:
         f"aggregates-{cut.frames:.0f}",
         f"Aggregate scores at {cut.frames:,.0f} frames over {plural(len(cut.tasks), 'task')}: {told}.",
         f"Normalized scores at {cut.frames:,.0f} frames over {plural(len(cut.tasks), 'task')}: the line is the estimate, "
-        "the bar its 95 % stratified bootstrap interval. Of the optimality gap less is better, of the others more.",
+        "the bar its 95 % stratified bootstrap interval (none where a task has a single seed). Of the optimality gap less is "
+        "better, of the others more.",
         wide=True,
     )
 
@@ -118,9 +120,11 @@ def efficiency(
     end = max((float(s.steps[-1]) for c in curves if not c.reference for s in c.seeds.values()), default=None)
     figure, panel = _canvas(-(-len(cut.aggregates) // 2))
     told = []
+    options: dict[str, Any]
     for method in cut.aggregates:
         mine = [curve for curve in curves if method_of(curve) == method]
-        steps, point, low, high = aggregate_curve(mine, scale, cut.tasks, resamples=resamples, seed=seed)
+        options = {"resamples": resamples, "seed": seed, "end": np.inf if end is None else end, "keep": [cut.frames]}
+        steps, point, low, high = aggregate_curve(mine, scale, cut.tasks, **options)
         if len(steps) < 2:
             continue
         style = style_of(place[method], method.reference)

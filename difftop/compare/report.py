@@ -73,7 +73,7 @@ def methods_section(reading: Reading, scale: Mapping[str, Scale], config: Compar
         (
             "Intervals",
             f"95 %, percentiles of {config.resamples:,} bootstrap samples in which the seeds of each task are drawn anew "
-            f"(stratified; seed {config.seed}); a single seed has none",
+            f"(stratified; seed {config.seed}); a single seed has none, nor has what is computed over a task with a single seed",
         ),
         ("IQM", "mean of the middle half of all seeds of all tasks; mean and median are over the tasks' means"),
         ("Optimality gap", "mean over tasks of what is missing to 1; what is above 1 doesn't make up for it"),
@@ -113,10 +113,9 @@ def _aggregates(
             continue
         rows = []
         for method, found in cut.aggregates.items():
-            seeds = [len(cut.scores[method, task].values) for task in cut.tasks]
-            most = max(seeds)
-            cells = [interval(getattr(found, key), most, ".3f") for key in ("iqm", "mean", "median", "optimality_gap")]
-            rows.append((method.name, str(most) if most == min(seeds) else f"{min(seeds)} to {most}", *cells))
+            fewest, most = cut.seeds(method)
+            cells = [interval(getattr(found, key), fewest, ".3f") for key in ("iqm", "mean", "median", "optimality_gap")]
+            rows.append((method.name, str(most) if most == fewest else f"{fewest} to {most}", *cells))
         caption = (
             f"Normalized returns at {cut.frames:,.0f} frames over {plural(len(cut.tasks), 'task')} "
             f"({listed(cut.tasks, most=30)}), with 95 % stratified bootstrap intervals; of the optimality gap less is better"
@@ -142,8 +141,8 @@ def _improvement(cuts: Sequence[Cut]) -> list[Block]:
         for a in methods:
             cells = []
             for b in methods:
-                most = max(len(cut.scores[m, task].values) for m in (a, b) for task in cut.tasks)
-                cells.append(NONE if a == b else interval(cut.improvement[a, b], most, ".2f"))
+                fewest = min(cut.seeds(a)[0], cut.seeds(b)[0])
+                cells.append(NONE if a == b else interval(cut.improvement[a, b], fewest, ".2f"))
             rows.append((a.name, *cells))
         caption = f"Probability that a seed of the row's method beats one of the column's on a task, at {cut.frames:,.0f} frames"
         blocks.append(Table(caption, ("method", *(f"over {m.name}" for m in methods)), rows))
@@ -196,7 +195,9 @@ def _rows(
             later = np.flatnonzero(steps >= frames[curve.task])[:1]
             cells = [*(f"{NONE} ({number(float(values[:, i].mean()))} at {steps[i]:,.0f})" for i in later), NONE, NONE][:2]
         at = f"{frames[curve.task]:,.0f}"
-        rows.append((curve.task, method_of(curve).name, str(len(curve.seeds)), at, *cells, *last))
+        scored = len(curve.seeds) if score is None else len(score.values)
+        seeds = f"{scored} of {len(curve.seeds)}" if scored < len(curve.seeds) else str(scored)
+        rows.append((curve.task, method_of(curve).name, seeds, at, *cells, *last))
     return rows
 
 
@@ -214,16 +215,16 @@ def _reach(reading: Reading, scale: Mapping[str, Scale], config: CompareConfig) 
     goals = [f"return {share * min(units):g}" if len(units) == 1 else f"{share:g} of the scale" for share in config.returns]
     header = ("task", "method", *(f"frames to {g}" for g in goals), *(f"wall-clock to {g}" for g in goals if reading.runs))
     text = (
-        "The first evaluation at or above the return counts, so frames are as fine as the evaluations are. Medians over seeds, a "
-        "seed that never came there as never; in brackets how many came there. Wall-clock is that of the whole run until then, "
-        "evaluations and checkpoints too, on the machine it ran on; published tables tell none."
+        "The first evaluation at or above the return counts, so frames are as fine as the evaluations are. Upper medians over "
+        "seeds, a seed that never came there as never; in brackets how many came there. Wall-clock is that of the whole run until "
+        "then, evaluations and checkpoints too, on the machine it ran on; published tables tell none."
     )
     return [Text(text), Table("Frames and wall-clock to reach a return", header, rows, keys=2)] if rows else []
 
 
 def _frames(found: Reached) -> str:
     came = f"({found.reached} of {found.seeds})"
-    return f"{found.frames:,.0f} {came}" if found.frames is not None else f"not in {found.longest:,.0f} {came}"
+    return f"{found.frames:,.0f} {came}" if found.frames is not None else f"not in {found.tried:,.0f} {came}"
 
 
 def _costs(reading: Reading) -> list[Block]:

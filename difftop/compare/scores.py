@@ -26,10 +26,10 @@ from difftop.stats import (
 )
 
 DM_CONTROL_SCALE = 1000.0
-# First words of dm_control's task names; 1000 is the most that an episode of any of them can return.
+# First words of dm_control's task names; 1000 is the most that an episode of any of them can return. Gym's have a version.
 _DM_CONTROL = re.compile(
-    "(acrobot|ball|cartpole|cheetah|cup|dog|finger|fish|hopper|humanoid|manipulator|pendulum|point|quadruped|reacher|stacker"
-    "|swimmer|walker)-.+"
+    "(acrobot|ball|cartpole|cheetah|cup|dog|finger|fish|hopper|humanoid|manipulator|pendulum|point-mass|quadruped|reacher"
+    r"|stacker|swimmer|walker)-(?!v\d+$).+"
 )
 
 
@@ -90,6 +90,11 @@ class Cut:
     improvement: dict[tuple[Method, Method], Interval]
     notes: list[Note]
 
+    def seeds(self, method: Method) -> tuple[int, int]:
+        """Fewest and most seeds of a method on the tasks of the aggregates; a single seed somewhere leaves no interval."""
+        counts = [len(self.scores[method, task].values) for task in self.tasks]
+        return min(counts), max(counts)
+
 
 def method_of(curve: Curve) -> Method:
     """The method that a curve is of."""
@@ -108,10 +113,17 @@ def scales(curves: Sequence[Curve], given: float = 0.0) -> dict[str, Scale]:
             found[task] = Scale(DM_CONTROL_SCALE, "the most that an episode of dm_control can return")
         else:
             chosen = [curve for curve in mine if curve.reference] or mine
-            best = max(float(series.max()) for c in chosen if len(series := c.common()[1].mean(axis=0)))
+            means = [curve.common()[1].mean(axis=0) for curve in chosen]
+            # Seeds may have no frames in common, and so no mean.
+            what = "mean return" if any(map(len, means)) else "return of a seed"
+            best = max(float(x.max()) for x in (means if any(map(len, means)) else _returns(chosen)) if len(x))
             kind = "published" if chosen[0].reference else "of ours, as none is published"
-            found[task] = Scale(best, f"the best mean return {kind}") if best > 0 else Scale(None, f"{best:g} is the best return")
+            found[task] = Scale(best, f"the best {what} {kind}") if best > 0 else Scale(None, f"{best:g} is the best return")
     return found
+
+
+def _returns(curves: Sequence[Curve]) -> list[Array]:
+    return [series.returns for curve in curves for series in curve.seeds.values()]
 
 
 def common_frames(curves: Sequence[Curve]) -> float:
@@ -208,7 +220,9 @@ def aggregate_curve(
     *,
     resamples: int = 500,
     seed: int = 0,
-    points: int = 25,
+    points: int = 100,
+    end: float = np.inf,
+    keep: Sequence[float] = (),
 ) -> tuple[Array, Array, Array, Array]:
     """IQM over tasks and seeds of one method against frames: steps, point, low and high, `[P]` each.
 
@@ -216,16 +230,19 @@ def aggregate_curve(
         curves: of one method, one per task, among them all of `tasks`.
         scale, tasks: see `cut_at`.
         resamples, seed: of the stratified bootstrap.
-        points: at most so many steps, from those of all evaluations within the range that every seed on every task covers;
-            elsewhere between evaluations the returns are interpolated linearly.
+        points, end, keep: of the steps, see `Curve.common`: evaluations within the range that every seed on every task covers.
+    Returns:
+        low and high are point where a task has a single seed.
     """
     chosen = {curve.task: curve for curve in curves if curve.task in tasks}
     series = [s for task in tasks for s in chosen[task].seeds.values()]
     units = np.array([_value(scale[task]) for task in tasks for _ in chosen[task].seeds])
-    steps, values = Curve("all", "", dict(enumerate(series))).common(points)
+    steps, values = Curve("all", "", dict(enumerate(series))).common(points, end=end, keep=keep)
     if not len(steps):
         return steps, steps, steps, steps
     normalized = values / units[:, None]
+    if any(len(chosen[task].seeds) == 1 for task in tasks):
+        return steps, iqm(normalized.T), iqm(normalized.T), iqm(normalized.T)
     counts = resample_counts([len(chosen[task].seeds) for task in tasks], resamples=resamples, seed=seed)
     low, high = percentile_interval(resampled_iqm(normalized, counts))
     return steps, iqm(normalized.T), low, high

@@ -59,6 +59,11 @@ def _seeds(curves: Sequence[Curve]) -> Iterable[Note]:
             yield Note(UNEQUAL, f"{method_of(curve).name} on {curve.task}", text)
         if len(curve.seeds) == 1:
             yield Note(UNEQUAL, f"{method_of(curve).name} on {curve.task}", "a single seed, so no interval")
+    singles = {method_of(curve).name for curve in curves if len(curve.seeds) == 1}
+    partly = sorted(m.name for m, found in counts.items() if m.name in singles and max(found) > 1)
+    if partly:
+        text = f"{listed(partly)} has one seed on some tasks, so no interval over tasks either"
+        yield Note(UNEQUAL, "Aggregates", text)
     few = [curve for curve in curves if 1 < len(curve.seeds) < FEW_SEEDS]
     if few:
         share = f"{len(few)} of {len(curves)} curves have 2 to {FEW_SEEDS - 1} seeds"
@@ -106,7 +111,11 @@ def _repeats(reading: Reading) -> Iterable[Note]:
         if len(set().union(*labels.values())) > 1:
             text = "; ".join(f"{label} {_range(repeats)}" for label, repeats in sorted(labels.items()))
             yield Note(UNEQUAL, f"Action repeat on {task}", f"{text}; all frames are environment frames")
-    tables = {method_of(c).name for c in reading.curves if any((c.task, c.label, s) not in reading.runs for s in c.seeds)}
+    tables = {
+        method_of(c).name
+        for c in reading.curves
+        if c.reference or any((c.task, c.label, seed) not in reading.runs for seed in c.seeds)
+    }
     if tables:
         text = "tables don't tell action repeat, evaluation episodes or settings; steps are taken as environment frames"
         for name in sorted(tables):

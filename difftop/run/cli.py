@@ -198,16 +198,31 @@ def run_name(settings: Settings) -> str:
     if settings.top.name != "auto":
         return settings.top.name
     chosen = settings.choices
-    parts = [
-        chosen[group]
-        for group, usual in (("obs", ("state", "low_dim")), ("preset", ("standard",)), ("experiment", ("None",)))
-        if chosen[group] not in usual
-    ]
+    usual = {"obs": ("state", "low_dim"), "preset": ("standard",)}
+    parts = [chosen[group] for group in usual if chosen[group] not in usual[group]]
+    if chosen["experiment"] != "None":
+        parts.append(without_task(chosen["experiment"], str(settings.env.name)))
     if chosen.get("world_model", "auto") != "auto":
         parts.append(f"world_model-{chosen['world_model']}")
     if settings.top.planner != "auto":
         parts.append(f"planner-{settings.top.planner}")
     return "-".join(parts).replace("/", "-") or "default"
+
+
+def without_task(experiment: str, env: str) -> str:
+    """`leto_ph` of `leto_can_ph` on `robomimic/can`: the folder above names the task, and with it in the run's name too a method
+    would be another one on each task."""
+    family, _, task = env.partition("/")
+    words = experiment.split("_")
+    ends = [(i, j) for i in range(len(words)) for j in range(i + 1, len(words) + 1) if _plain(words[i:j]) == _plain([task])]
+    if not ends:
+        return experiment
+    i, j = ends[0]
+    return "_".join(word for word in words[:i] + words[j:] if word != family) or experiment
+
+
+def _plain(words: Sequence[str]) -> str:
+    return "".join(c for c in "".join(words).lower() if c.isalnum())
 
 
 def help_text(registry: Registry) -> str:

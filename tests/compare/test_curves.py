@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from difftop.compare import compare, compare_config
 from difftop.compare.curves import Reading, read
 from difftop.compare.notes import LEFT_OUT, UNEQUAL
 from tests.compare.folders import curve_table, make_run, table
@@ -42,6 +43,9 @@ def test_runs_tables_and_references_meet_on_one_task(tmp_path: Path) -> None:
 def test_an_alias_is_the_same_task_and_two_simulators_are_not(tmp_path: Path) -> None:
     make_run(tmp_path, task="dmc-cup-catch")
     curve_table(tmp_path / "published" / "sac" / "ball_in_cup-catch.csv", {1: [(0, 1)]})
+    assert {c.task for c in read([tmp_path / "dmc-cup-catch"], [tmp_path / "published"]).curves} == {"cup-catch"}
+    for name in ("dmc-ball_in_cup-catch", "cup-catch"):
+        curve_table(tmp_path / "published" / "other" / f"{name}.csv", {1: [(0, 1)]})
     assert {c.task for c in read([tmp_path / "dmc-cup-catch"], [tmp_path / "published"]).curves} == {"cup-catch"}
     for family in ("maniskill", "metaworld"):
         make_run(tmp_path / "two", task=f"{family}-reach")
@@ -152,6 +156,38 @@ def test_short_seeds_are_left_out_unless_they_are_long_enough(tmp_path: Path) ->
         assert sorted(read([tmp_path], [], **options).curves[0].seeds) == [1, 2]
 
 
+def test_an_earlier_report_is_not_read(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    options = {"runs": str(tmp_path), "out": str(tmp_path / "comparison"), "resamples": 100}
+    first = compare(compare_config(options))
+    written = first.markdown.read_bytes()
+    again = compare(compare_config(options))
+    assert (again.curves, again.tasks) == (1, 1) and again.markdown.read_bytes() == written
+
+
+def test_training_tables_without_evaluations_are_named_by_their_run(tmp_path: Path) -> None:
+    for task in ("dmc-walker-walk", "dmc-cup-catch"):
+        for seed in (1, 2):
+            (make_run(tmp_path, task=task, seed=seed) / "eval.csv").unlink()
+    for config in tmp_path.rglob("config.json"):
+        config.unlink()
+    reading = read([tmp_path], [])
+    assert {(c.task, c.label): sorted(c.seeds) for c in reading.curves} == {
+        ("walker-walk", "tdmpc"): [1, 2],
+        ("cup-catch", "tdmpc"): [1, 2],
+    }
+    assert set(texts(reading, UNEQUAL).values()) == {"holds training episodes, which explore, not evaluations"}
+
+
+def test_a_run_that_has_just_begun_does_not_move_the_comparison(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    make_run(tmp_path / "runs", agent="new", frames=(0,))
+    report = compare(compare_config({"runs": str(tmp_path / "runs"), "out": str(tmp_path / "out"), "resamples": 100}))
+    assert report.cuts[0].frames == 200
+    left = {note.subject: note.text for note in report.notes if note.kind == LEFT_OUT}
+    assert left == {"new on walker-walk": "has only its evaluation at 0 frames"}
+
+
 def test_one_run_in_two_folders_counts_once_and_overlapping_paths_are_read_once(tmp_path: Path) -> None:
     short = make_run(tmp_path / "a", frames=(0, 150), config={"frames": 150})
     long = make_run(tmp_path / "b")
@@ -164,6 +200,10 @@ def test_a_moved_run_is_named_by_its_configuration_and_imitation_is_no_curve(tmp
     folder = make_run(tmp_path, seed=7)
     moved = folder.rename(tmp_path / "moved")
     config = json.loads((moved / "config.json").read_text())
+    (curve,) = read([moved], []).curves
+    assert (curve.task, curve.label, list(curve.seeds)) == ("walker-walk", "tdmpc", [7])
+    (tmp_path / "saved").mkdir()
+    moved = moved.rename(tmp_path / "saved" / "seed7")  # a seed's name, and no task's folder above it
     (curve,) = read([moved], []).curves
     assert (curve.task, curve.label, list(curve.seeds)) == ("walker-walk", "tdmpc", [7])
     (moved / "config.json").write_text(json.dumps(config | {"run": {"grad_steps": 100}}))

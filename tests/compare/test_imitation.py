@@ -90,9 +90,32 @@ def test_the_reported_evaluation_counts_and_another_head_is_another_method(tmp_p
     ]
     evaluations, notes = read_evaluations(paths)
     assert {e.label: sum(x.success for x in e.episodes) for e in evaluations} == {"leto": 2, "leto, head clip": 1, "bc": 2}
-    said = {note.subject: note.text for note in notes}
-    assert said["leto on can, seed 1"] == "was evaluated more than once; evaluation counts, and not step_000000100-seed1"
-    assert said["bc on can, seed 1"] == "was evaluated more than once; step_000000200-seed1 counts, and not step_000000100-seed1"
+    said = {(note.subject, note.text) for note in notes}
+    twice = "was evaluated more than once; {} counts, and not step_000000100-seed1"
+    assert ("leto on can, seed 1", twice.format("evaluation")) in said
+    assert ("bc on can, seed 1", twice.format("step_000000200-seed1")) in said
+    text = "reported nothing itself; the evaluation step_000000200-seed1 of a checkpoint counts"
+    assert ("bc on can, seed 1", text) in said and ("leto on can, seed 1", text) not in said
+
+
+def test_one_run_in_two_roots_counts_once_and_a_run_without_episodes_is_said(tmp_path: Path) -> None:
+    first, second = make_evaluation(tmp_path / "a", [1, 1]), make_evaluation(tmp_path / "b", [0, 0])
+    training = tmp_path / "a" / "robomimic-can" / "leto" / "default" / "seed2"
+    evaluations, notes = read_evaluations([first, second], [first.parent.parent, training])
+    assert [sum(x.success for x in e.episodes) for e in evaluations] == [2]
+    assert {note.subject: note.text for note in notes} == {
+        str(second): f"the same method, task, seed and evaluation are in {first}",
+        str(training): "has no evaluated episodes yet",
+    }
+
+
+def test_tasks_of_two_simulators_are_not_pooled(tmp_path: Path) -> None:
+    other = make_evaluation(tmp_path / "x", [0, 0])
+    moved = tmp_path / "robosuite-Can" / "leto" / "default" / "seed1" / "evaluation"
+    moved.parent.mkdir(parents=True)
+    other.parent.rename(moved)
+    evaluations, _ = read_evaluations([make_evaluation(tmp_path, [1, 1]), moved / "episodes.csv"])
+    assert {e.task: sum(x.success for x in e.episodes) for e in evaluations} == {"robomimic-can": 2, "robosuite-can": 0}
 
 
 def test_protocols_and_numbers_of_episodes_that_differ_are_said(tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def test_scales() -> None:
     assert {task: scale.value for task, scale in found.items()} == {"walker-walk": 1000, "hammer": 40, "door": 7, "cost": None}
     assert "published" in found["hammer"].source and "none is published" in found["door"].source
     assert {scale.value for scale in scales(curves, 500).values()} == {500}
+    apart = [curve("hammer", "a", {0: 1, 100: 9}, {110: 2, 180: 5})]
+    assert scales(apart)["hammer"].value == 9 and "best return of a seed of ours" in scales(apart)["hammer"].source
+
+
+@pytest.mark.parametrize("task", ["hopper-v4", "humanoid-v4", "point-mass", "reach", "door-open"])
+def test_only_dm_control_has_its_scale(task: str) -> None:
+    assert scales([curve(task, "a", {0: 3350})])[task].value == 3350
+    assert scales([curve("hopper-hop", "a", {0: 3})])["hopper-hop"].value == 1000
 
 
 def test_all_numbers_of_a_cut_are_of_the_same_tasks() -> None:
@@ -95,6 +103,24 @@ def test_the_aggregate_curve_is_the_iqm_of_all_seeds_on_their_common_range() -> 
     assert (low <= point).all() and (point <= high).all()
 
 
+def test_the_aggregate_curve_meets_the_table_where_scores_are_compared() -> None:
+    jagged = {float(f): 100 + 800 * (k % 2) for k, f in enumerate(range(0, 4_000_000, 10_000))}
+    curves = [curve("walker-walk", "a", jagged, jagged), curve("walker-run", "a", jagged, jagged)]
+    cut = cut_at(curves, scales(curves), 110_000, resamples=100)
+    steps, point, _, _ = aggregate_curve(curves, scales(curves), cut.tasks, end=200_000, keep=[110_000], resamples=100)
+    assert point[steps.tolist().index(110_000)] == cut.aggregates[Method(False, "a")].iqm.point == pytest.approx(0.9)
+    assert steps[-1] == 200_000 and len(steps) == 21  # every evaluation in the range
+    thinned = aggregate_curve(curves, scales(curves), cut.tasks, keep=[110_000], resamples=100, points=10)[0]
+    assert len(thinned) == 11 and 110_000 in thinned
+
+
+def test_a_task_with_one_seed_leaves_no_interval() -> None:
+    curves = [curve("walker-walk", "a", {0: 0, 100: 100}, {0: 0, 100: 500}), curve("walker-run", "a", {0: 0, 100: 800})]
+    _, point, low, high = aggregate_curve(curves, scales(curves), ["walker-walk", "walker-run"], resamples=200)
+    assert (low == point).all() and (high == point).all()
+    assert cut_at(curves, scales(curves), 100, resamples=100).seeds(Method(False, "a")) == (1, 2)
+
+
 def test_frames_and_wall_clock_to_a_return(tmp_path: Path) -> None:
     for seed, scale in ((1, 1.0), (2, 2.0), (3, 0.1)):
         make_run(tmp_path, seed=seed, scale=scale)
@@ -104,7 +130,9 @@ def test_frames_and_wall_clock_to_a_return(tmp_path: Path) -> None:
     half = reached(found, runs, 150)
     assert (half.reached, half.seeds, half.frames, half.wall_s) == (2, 3, 200, 20)  # 200, 100 and never
     early = reached(found, runs, 100)
-    assert (early.reached, early.frames, early.wall_s, early.longest) == (2, 100, 10, 200)
+    assert (early.reached, early.frames, early.wall_s, early.tried) == (2, 100, 10, 200)
+    uneven = curve("walker-walk", "a", {0: 0, 1000: 500}, {0: 0, 400: 450}, {0: 0, 600: 450})
+    assert reached(uneven, {}, 500).tried == 400  # nobody knows what the second seed would have done after 400
     never = reached(found, runs, 300)
     assert (never.reached, never.frames, never.wall_s) == (1, None, None)
     assert reached(found, {}, 100).wall_s is None and reached(found, {}, 100).frames == 100

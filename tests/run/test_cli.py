@@ -55,7 +55,14 @@ def test_other_spellings_of_an_environment(registry: Registry, name: str) -> Non
         (["preset=cpu", "planner=none"], "cpu-planner-none"),
         (["obs=pixels"], "pixels"),
         (["name=mine", "preset=cpu"], "mine"),
-        (["experiment=difftori_walker-run"], "difftori_walker-run"),
+        (["experiment=difftori_walker-run"], "difftori"),
+        (["experiment=difftori_walker-run", "env=dmc/walker-walk"], "difftori_walker-run"),
+        (["experiment=leto_can_ph"], "image-leto_ph"),
+        (["experiment=leto_square_ph_acc_0.1"], "image-leto_ph_acc_0.1"),
+        (["experiment=leto_lift_plate"], "leto"),
+        (["experiment=difftop_il_metaworld_push-back"], "difftop_il"),
+        (["experiment=difftop_il_tool_hang_diffusion"], "image-difftop_il_diffusion"),
+        (["experiment=ablation_no_reward_loss", "env=dmc/cup-catch"], "ablation_no_reward_loss"),
     ],
 )
 def test_run_name_tells_the_groups(registry: Registry, overrides: list[str], name: str) -> None:
