@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +90,14 @@ def lm_start(
     return plan if config.prior_start else torch.zeros_like(plan)
 
 
+class Visited(NamedTuple):
+    """What a plan was made from: `obs [N, *obs_shape]`, `start [N, H, A]` and the shifted previous plan `[N, H, A]`."""
+
+    obs: Tensor
+    start: Tensor
+    previous: Tensor
+
+
 class PlanningActor:
     """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start."""
 
@@ -98,7 +106,7 @@ class PlanningActor:
     ) -> None:
         self.agent, self.config, self.generator, self.explore = agent, config, generator, explore
         self.previous = torch.zeros(num_envs, config.horizon, agent.spec.action_dim, device=agent.device)
-        self.visited: list[tuple[Tensor, Tensor]] = []  # observation and start of each plan, while `keep_visited`
+        self.visited: list[Visited] = []  # of each plan, while `keep_visited`
         self.keep_visited = False
         self._counters = torch.zeros(4, dtype=torch.float64)  # plans, failures, iterations, step lengths
 
@@ -129,23 +137,24 @@ class PlanningActor:
             generator=self.generator,
             eval_mode=not self.explore,
         )
-        self._remember(result, result.mean, result.mean)
+        self._remember(result, result.mean, full_precision(prior).view(len(z), count, horizon, -1).mean(1))
         return result.actions[:, 0]
 
     def _act_lm(self, obs: Tensor, z: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
         horizon = self.config.plan_length(agent_steps)
         std = self.config.start_std if self.explore else 0.0
         prior = lm_start(self.config, self.agent.model, z, horizon, std, self.generator)
+        previous = self._shifted(t0, horizon)
         result = self.agent.lm.plan(
             self.agent.latent_model,
             z,
             prior,
-            previous=self._shifted(t0, horizon),
+            previous=previous,
             scale=self.agent.step_scale(),
             generator=self.generator,
         )
         if self.keep_visited:
-            self.visited.append((obs.cpu(), prior.cpu()))
+            self.visited.append(Visited(obs.cpu(), prior.cpu(), previous.cpu()))
         self._remember(result, result.actions, prior)
         return result.actions[:, 0]
 
@@ -185,7 +194,7 @@ class PlanningActor:
         return {
             "previous": self.previous.clone(),
             "generator": self.generator.get_state(),
-            "visited": [list(pair) for pair in self.visited],
+            "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
         }
 
@@ -193,5 +202,5 @@ class PlanningActor:
         """Restores `state_dict`."""
         self.previous.copy_(state["previous"])
         self.generator.set_state(state["generator"].cpu())
-        self.visited = [(obs, start) for obs, start in state["visited"]]
+        self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])

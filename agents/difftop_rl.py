@@ -7,7 +7,8 @@ Learning", arXiv:2402.05421.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.acting import PlanningActor, TDMPCActingConfig, lm_start
+from agents.acting import PlanningActor, TDMPCActingConfig, Visited, lm_start
 from agents.base import Actor
 from agents.latent_agent import LatentAgent, Unrolled
 from agents.tdmpc import TDMPC, TDMPCConfig
@@ -175,7 +176,13 @@ class PlannerGradient(LatentAgent):
         return decayed_sum(td.square().sum(dim=0), self.config.loss.rho)
 
     def policy_gradient_loss(
-        self, obs: Tensor, agent_steps: int, *, z: Tensor | None = None, start: Tensor | None = None
+        self,
+        obs: Tensor,
+        agent_steps: int,
+        *,
+        z: Tensor | None = None,
+        start: Tensor | None = None,
+        previous: Tensor | None = None,
     ) -> tuple[Tensor, PlanResult]:
         """L_PG over the states `obs [B, *obs_shape]` (a mean), and the plans it went through.
 
@@ -184,6 +191,7 @@ class PlannerGradient(LatentAgent):
             agent_steps: sets the plan's length.
             z: their latents, with gradient; encoded here where missing.
             start: starts of the plans `[B, H, A]`; the policy prior's rollout where missing.
+            previous: shifted previous plans `[B, H, A]`, for `acting.lm.start_previous`.
         """
         z = self.model.encode(obs) if z is None else z
         acting = self.config.acting
@@ -197,6 +205,7 @@ class PlannerGradient(LatentAgent):
                 self.latent_model,
                 full_precision(z),
                 full_precision(start),
+                previous=previous,
                 scale=scale,
                 generator=self.generator,
                 differentiable=True,
@@ -216,23 +225,27 @@ class PlannerGradient(LatentAgent):
         """With `mode=on_policy`: L_PG summed over the states just visited, from the starts they were planned from, one step.
 
         Source: the official code, `update2`.  Differs: all states of the episode are differentiated in batches at its end,
-        where the official code does it one by one while acting; the weights are the same at both times.
+        where the official code does it one by one while acting; the weights are the same at both times. Random starts
+        (`acting.lm.start_random`) are drawn anew.
         """
         assert isinstance(actor, PlanningActor)
         if self.on_policy_optimizer is None or not actor.visited:
             return {}
-        obs = torch.cat([obs for obs, _ in actor.visited])
-        start = torch.cat([start for _, start in actor.visited])
-        actor.visited.clear()
+        visited, actor.visited = actor.visited, []
         total = torch.zeros((), device=self.device)
-        for chunk in torch.split(torch.arange(len(obs)), self.config.policy_gradient.states):
-            loss, _ = self.policy_gradient_loss(obs[chunk].to(self.device), agent_steps, start=start[chunk].to(self.device))
+        for plans in _chunks(visited, self.config.policy_gradient.states):
+            obs, start, previous = (x.to(self.device) for x in plans)
+            loss, _ = self.policy_gradient_loss(obs, agent_steps, start=start, previous=previous)
             check_finite(loss, "the on-policy policy-gradient loss")
-            (loss * len(chunk)).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() * len(chunk)
+            if loss.requires_grad:  # not where every plan failed
+                (loss * len(obs)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * len(obs)
+        metrics = {"train/policy_gradient_loss": total / sum(len(plans.obs) for plans in visited)}
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = clipped_step(self.on_policy_optimizer, parameters, self.config.policy_gradient.grad_clip)
-        return {"train/policy_gradient_loss": total / len(obs), "train/policy_gradient_norm": norm}
+        if parameters:
+            norm = clipped_step(self.on_policy_optimizer, parameters, self.config.policy_gradient.grad_clip)
+            metrics["train/policy_gradient_norm"] = norm
+        return metrics
 
     def train_state(self) -> dict[str, Any]:
         """Also the on-policy optimizer."""
@@ -256,6 +269,13 @@ class DiffTOPOnTDMPC2(PlannerGradient, TDMPC2):
     """`agent=difftop_rl world_model=tdmpc2`: the same planner and loss on TD-MPC2's model."""
 
     config: DiffTOPOnTDMPC2Config
+
+
+def _chunks(visited: Sequence[Visited], states: int) -> Iterator[Visited]:
+    """All plans, at most `states` at a time; plans of different lengths, as the horizon's schedule has them, stay apart."""
+    for _, plans in itertools.groupby(visited, key=lambda plan: plan.start.shape[1]):
+        whole = [torch.cat(column) for column in zip(*plans, strict=True)]
+        yield from (Visited(*chunk) for chunk in zip(*(torch.split(x, states) for x in whole), strict=True))
 
 
 @contextmanager

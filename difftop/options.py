@@ -76,7 +76,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         key = _dotted(where, error.full_key or error.key or "")
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: {reason}") from error
-    _check_ranges(made, where)
+    check_ranges(made, where)
     return made
 
 
@@ -143,11 +143,12 @@ def _allowed(metadata: Mapping[str, Any], form: str) -> str:
     return form.format(", ".join(parts)) if parts else ""
 
 
-def _check_ranges(made: Any, where: str) -> None:
+def check_ranges(made: Any, where: str) -> None:
+    """Raises a ConfigError where an option of a dataclass, or of a group in it, is outside its range; `where` names the group."""
     for f in fields(made):
         value, key = getattr(made, f.name), _dotted(where, f.name)
         if is_dataclass(value):
-            _check_ranges(value, key)
+            check_ranges(value, key)
             continue
         m = f.metadata
         bad = m.get("choices") is not None and value not in m["choices"]

@@ -216,8 +216,8 @@ def _reach(reading: Reading, scale: Mapping[str, Scale], config: CompareConfig) 
     header = ("task", "method", *(f"frames to {g}" for g in goals), *(f"wall-clock to {g}" for g in goals if reading.runs))
     text = (
         "The first evaluation at or above the return counts, so frames are as fine as the evaluations are. Upper medians over "
-        "seeds, a seed that never came there as never; in brackets how many came there. Wall-clock is that of the whole run until "
-        "then, evaluations and checkpoints too, on the machine it ran on; published tables tell none."
+        "seeds, a seed that never came there as never; in brackets how many came there. Wall-clock is that of the whole run "
+        "until then, evaluations and checkpoints too, on the machine it ran on; published tables tell none."
     )
     return [Text(text), Table("Frames and wall-clock to reach a return", header, rows, keys=2)] if rows else []
 

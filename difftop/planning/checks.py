@@ -17,6 +17,8 @@ def check_problem(z0: Tensor, prior: Tensor, previous: Tensor | None, action_dim
     """
     if z0.dim() != 2 or 0 in z0.shape:
         raise ValueError(f"z0: shape {list(z0.shape)}; must be [B, Z] with B, Z >= 1.")
+    if z0.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"z0: {z0.dtype}; must be torch.float32 or torch.float64.")
     _check_plan("prior", prior, z0, action_dim)
     if previous is not None:
         _check_plan("previous", previous, z0, action_dim)

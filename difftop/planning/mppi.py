@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difftop.planning.checks import check_problem
+from difftop.options import check_ranges
+from difftop.planning.checks import check_problem, check_scale
 from difftop.planning.config import MPPIConfig
 from difftop.planning.model import LatentModel
 from difftop.planning.rollout import rollout_return
@@ -16,7 +17,7 @@ from difftop.types import PlanResult, SolveStatus
 
 @dataclass(frozen=True)
 class SampledPlan(PlanResult):
-    """A plan with the distribution that it was drawn from.
+    """A plan with the distribution that it was drawn from; `value` is that of the elite, before exploration noise.
 
     Attributes:
         mean: `[B, H, A]`, for the warm start of the next step (`shift_plan(mean)`).
@@ -31,7 +32,7 @@ class MPPIPlanner:
     """Plans by sampling.
 
     In each round, plans a ~ N(mean, std) clamped to the box and the policy's own plans are ranked by model return G; the best
-    become elites with weights w = exp(temperature (G - max G)), and
+    become elites with weights w = exp(temperature (G - max G) / scale), and
 
         mean <- momentum mean + (1 - momentum) sum w a / sum w,    std <- clamp(sqrt(sum w (a - mean)^2 / sum w), min, max)
 
@@ -42,6 +43,7 @@ class MPPIPlanner:
     """
 
     def __init__(self, config: MPPIConfig, action_dim: int) -> None:
+        check_ranges(config, "MPPIConfig")
         if config.elites > config.samples:
             raise ValueError(f"MPPIConfig.elites={config.elites}: must be at most samples={config.samples}.")
         if action_dim < 1:
@@ -58,6 +60,7 @@ class MPPIPlanner:
         *,
         previous: Tensor | None = None,
         std: float | None = None,
+        scale: Tensor | float | None = None,
         generator: torch.Generator | None = None,
         eval_mode: bool = False,
     ) -> SampledPlan:
@@ -69,12 +72,16 @@ class MPPIPlanner:
             prior: policy plans `[B, P, H, A]` (TD-MPC: P = config.prior_samples) or `[B, H, A]`.
             previous: shifted mean of the last step `[B, H, A]`; zeros in rows where an episode begins, None: zeros.
             std: smallest spread now (a schedule); None: `config.min_std`.
+            scale: size of one step's reward, positive, a number or `[B]`, which makes plans independent of the unit of reward;
+                None: 1, as published, where the temperature is in units of the reward.
             generator: source of all noise.
             eval_mode: no exploration noise.
         Returns:
             actions `[B, H, A]` in [-1, 1]; FAILED where no plan had a finite return (then the prior is returned).
         """
         plans = self._check(z0, prior, previous, std)
+        check_scale(scale, len(z0))
+        unit = torch.as_tensor(1.0 if scale is None else scale, dtype=z0.dtype, device=z0.device).view(-1, 1)
         c, low = self.config, self.config.min_std if std is None else std
         mean = torch.zeros_like(plans[:, 0]) if previous is None else previous
         spread = torch.full_like(mean, c.max_std)
@@ -84,7 +91,7 @@ class MPPIPlanner:
             drawn = (mean.unsqueeze(1) + spread.unsqueeze(1) * noise).clamp_(-1, 1)
             values, index = torch.cat([self._values(model, z0, drawn), prior_values], 1).topk(c.elites, dim=1)
             elites = torch.cat([drawn, plans], 1).gather(1, index[..., None, None].expand(-1, -1, *mean.shape[1:]))
-            weights = torch.exp(c.temperature * (values - values[:, :1])).nan_to_num(0.0)
+            weights = torch.exp(c.temperature * (values - values[:, :1]) / unit).nan_to_num(0.0)
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
             w = weights[..., None, None]
             centre = (w * elites).sum(1)

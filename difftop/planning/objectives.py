@@ -63,6 +63,7 @@ class Objective:
     def _stagewise(self, trajectory: Trajectory, target: Tensor) -> Residual:
         tau, g = self.config.softness, self.weights
         u = (target - trajectory.outputs / self.scale) / tau
+        u = torch.where(trajectory.outputs == torch.inf, torch.nan, u)  # no reward is infinitely good: the sample has failed
         # The floor keeps r away from 0, where sqrt has no derivative: it binds for rewards 27 tau above the target.
         rows = (F.softplus(u, threshold=40).clamp_min(1e-12) * (2 * tau * g)).sqrt()
         return rows.t(), lambda: trajectory.reward_jacobian(torch.sigmoid(u) * -g / (rows * self.scale))
@@ -106,7 +107,9 @@ def prepare(
         if config.objective == "stagewise":
             target = torch.full_like(outputs, config.reward_target)
             target[-1] = config.value_target
-            target = (target + outputs / s if config.target == "prior" else target).repeat(1, starts)
+            # A prior that can't be valued must not take the other starts with it.
+            known = torch.where(torch.isfinite(outputs), outputs, 0.0)
+            target = (target + known / s if config.target == "prior" else target).repeat(1, starts)
         return Objective(config, weights, s.repeat(starts), target)
 
 

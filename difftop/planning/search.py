@@ -14,6 +14,7 @@ from difftop.planning.model import LatentModel
 from difftop.planning.objectives import Objective, Residual
 from difftop.planning.trajectory import Trajectory
 
+_ROUNDING = 64  # changes of the objective by so many units in the last place tell nothing
 _ACCEPTED_GAIN = 1e-3  # smallest ratio of actual to predicted decrease for which an adaptive step is kept
 _DAMPING_UP, _DAMPING_DOWN, _MAX_DAMPING = 4.0, 3.0, 1e7
 
@@ -236,12 +237,18 @@ class Search:
         return actions[best, torch.arange(best.shape[0], device=best.device)], error
 
     def best_start(self, count: int) -> Tensor:
-        """Rows `[B]` of the starts with the smallest objective, of `count` starts in start-major order; ties go to the first."""
+        """Rows `[B]` of the starts with the smallest objective, of `count` starts in start-major order; ties go to the first.
+
+        Where all starts of a sample have failed, it is the one that saw the best finite iterate.
+        """
         if self.error is None:
             raise RuntimeError("Search.best_start comes after Search.begin.")
         error = torch.where(self.failed, torch.inf, self.error).view(count, -1)
+        best = error.argmin(0)
+        if bool(self.failed.any()):
+            best = torch.where(error.isinf().all(0), self._best_visited()[1].view(count, -1).argmin(0), best)
         samples = error.shape[1]
-        return error.argmin(0) * samples + torch.arange(samples, device=error.device)
+        return best * samples + torch.arange(samples, device=error.device)
 
     def resume(self, z0: Tensor) -> Search:
         """The same searches on latents `z0` (the same numbers, possibly with a graph); this one stays as it is."""
@@ -283,8 +290,13 @@ class Search:
         if rho > 0:
             gap = self.problem.anchor - self.actions
             predicted = predicted + rho * ((gap - moved / 2) * moved).sum(1)
-        rejected = ~(decrease > _ACCEPTED_GAIN * predicted) | ~(predicted > 0)
+        assert self.error is not None
+        # Where nothing is left to gain, gain is rounding: to undo such a step would leave the plan no gradient.
+        noise = _ROUNDING * torch.finfo(candidate.dtype).eps * self.error.abs()
+        still = (predicted.abs() <= noise) & (decrease.abs() <= noise)
+        rejected = (~(decrease > _ACCEPTED_GAIN * predicted) | ~(predicted > 0)) & ~still
         damping = torch.where(rejected, self.damping * _DAMPING_UP, self.damping / _DAMPING_DOWN)
+        damping = torch.where(still | undone, self.damping, damping)
         self.damping = damping.clamp(self.problem.config.min_damping, _MAX_DAMPING)
         return undone | rejected
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from difftop.options import check_ranges
 from difftop.planning.checks import check_problem, check_scale
 from difftop.planning.config import LMConfig
 from difftop.planning.model import LatentModel
@@ -40,6 +41,7 @@ class TheseusPlanner:
     """
 
     def __init__(self, config: LMConfig, action_dim: int) -> None:
+        check_ranges(config, "LMConfig")
         if action_dim < 1:
             raise ValueError(f"action_dim={action_dim}: must be at least 1.")
         self.config = config
@@ -74,10 +76,21 @@ class TheseusPlanner:
         """
         check_problem(z0, prior, previous, self.action_dim)
         check_scale(scale, z0.shape[0])
+        if torch.is_inference_mode_enabled():  # there autograd records nothing, not even for a Jacobian
+            with torch.inference_mode(False), torch.no_grad():
+                return self.plan(
+                    model,
+                    z0.clone(),
+                    prior.clone(),
+                    previous=None if previous is None else previous.clone(),
+                    scale=scale.clone() if isinstance(scale, Tensor) else scale,
+                    generator=generator,
+                    differentiable=differentiable,
+                )
         prior = prior.detach().clamp(-1, 1)
         starts = self._starts(prior, previous, generator)
         count, batch = len(starts), z0.shape[0]
-        tail = self._grad_iterations() if differentiable else 0
+        tail = self._grad_iterations() if differentiable or self.config.tolerance > 0 else 0
         head = self.config.iterations - tail
         # With one start, the last rollout before the differentiated iterations is their first one, so it is recorded.
         record = differentiable and count == 1 and tail > 0
@@ -88,14 +101,20 @@ class TheseusPlanner:
         search = Search(problem, actions, actions.new_full((actions.shape[0],), self.config.damping))
         with torch.no_grad():
             self._run(search, head, record)
-            if count > 1:
-                paused = search.resume(search.problem.z0)
+            if count > 1 or not differentiable:
+                # The differentiated iterations, without gradient. Samples that have stopped go on there, so they do here.
+                paused, search = search, search.resume(search.problem.z0) if tail else search
                 self._run(search, tail)
+            if count > 1:
                 rows = search.best_start(count)
                 search = (paused if differentiable else search).select(rows, z0)
         if differentiable:
             search = self._differentiate(search, z0, tail)
         return _result(search, prior)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles build layers of their own."""
+        return self.__dict__ | {"_layers": {}}
 
     def _starts(self, prior: Tensor, previous: Tensor | None, generator: torch.Generator | None) -> list[Tensor]:
         starts = [prior]
@@ -323,7 +342,9 @@ class _BoxedLM(th.LevenbergMarquardt):  # type: ignore[misc]
     ) -> tuple[Tensor, bool]:
         search = self.slot.get()
         if delta_forced_to_gn:  # the implicit step: the plan stays, its derivative is the step's
-            search.actions = search.actions + (delta - delta.detach())
+            bad = ~torch.isfinite(delta.detach().sum(1))
+            search.failed = search.failed | bad
+            search.actions = search.actions + torch.where(bad.unsqueeze(1), 0.0, delta - delta.detach())
             return previous_err, False
         candidate = self.ordering[0].retract(delta).tensor
         self.objective.update({"actions": candidate})

@@ -158,8 +158,8 @@ def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None
     obs = some_obs(STATE, 7)
     for i in range(7):
         actor.act(obs[i : i + 1], torch.tensor([i == 0]), 0)
-    starts = torch.cat([start for _, start in actor.visited])
-    loss, _ = agent.policy_gradient_loss(obs, 0, start=starts)
+    start, previous = (torch.cat([getattr(plan, name) for plan in actor.visited]) for name in ("start", "previous"))
+    loss, _ = agent.policy_gradient_loss(obs, 0, start=start, previous=previous)
     trained = [p for n, p in agent.model.named_parameters() if not n.startswith("pi.")]
     expected = torch.autograd.grad(7 * loss, trained)
     agent.on_policy_optimizer = torch.optim.SGD(agent.model.parameters(), lr=1.0)
@@ -169,6 +169,39 @@ def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None
     for p, old, gradient in zip(trained, before, expected, strict=True):
         torch.testing.assert_close(old - p, gradient, rtol=1e-4, atol=1e-6)
     assert actor.visited == []
+
+
+def test_on_policy_loss_takes_an_episode_in_which_plans_grow() -> None:
+    agent = small(
+        "difftop_rl", STATE, policy_gradient={"mode": "on_policy", "states": 3}, acting={"horizon_start": 1, "horizon": 2}
+    )
+    agent.update(random_batch(STATE), 0)
+    agent.update(random_batch(STATE), 0)
+    actor = agent.actor(1, seed=0, explore=True)
+    obs, middle = some_obs(STATE, 7), agent.config.acting.horizon_steps
+    for i in range(7):
+        actor.act(obs[i : i + 1], torch.tensor([i == 0]), 0 if i < 4 else middle)
+    plans = list(actor.visited)
+    assert [plan.start.shape[1] for plan in plans] == [1] * 4 + [2] * 3
+    losses = [agent.policy_gradient_loss(plan.obs, middle, start=plan.start, previous=plan.previous)[0] for plan in plans]
+    before = [p.detach().clone() for p in agent.model.parameters()]
+    metrics = agent.finish_episode(actor, middle)
+    torch.testing.assert_close(metrics["train/policy_gradient_loss"], torch.stack(losses).mean().detach(), rtol=1e-4, atol=1e-6)
+    assert metrics["train/policy_gradient_norm"] > 0
+    assert any(not torch.equal(p, old) for p, old in zip(agent.model.parameters(), before, strict=True))
+
+
+def test_on_policy_episode_of_failed_plans_changes_nothing() -> None:
+    agent = small("difftop_rl", STATE, policy_gradient={"mode": "on_policy", "states": 3})
+    actor = agent.actor(1, seed=0, explore=True)
+    with torch.no_grad():
+        list(agent.model.reward.parameters())[-1].fill_(torch.inf)
+    for i in range(4):
+        actor.act(some_obs(STATE, 1), torch.tensor([i == 0]), 0)
+    before = [p.detach().clone() for p in agent.model.parameters()]
+    metrics = agent.finish_episode(actor, 0)
+    assert list(metrics) == ["train/policy_gradient_loss"] and torch.isfinite(metrics["train/policy_gradient_loss"])
+    assert all(torch.equal(p, old) for p, old in zip(agent.model.parameters(), before, strict=True))
 
 
 def test_unknown_agent_and_option() -> None:

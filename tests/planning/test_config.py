@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from difftop.options import ConfigError, build, describe
-from difftop.planning import LMConfig, MPPIConfig
+from difftop.planning import LMConfig, MPPIConfig, MPPIPlanner, TheseusPlanner
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,20 @@ from difftop.planning import LMConfig, MPPIConfig
 def test_lm_options(values: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         build(LMConfig, values)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LMConfig(objective="stage"), "LMConfig.objective=stage: must be stagewise | return | cost"),
+        (LMConfig(damping=-1.0), "LMConfig.damping=-1.0: must be > 0"),
+        (MPPIConfig(iterations=0), "MPPIConfig.iterations=0: must be >= 1"),
+    ],
+)
+def test_a_planner_checks_options_that_were_given_to_it_directly(config: LMConfig | MPPIConfig, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        (TheseusPlanner if isinstance(config, LMConfig) else MPPIPlanner)(config, 2)
     assert message in str(error.value)
 
 

@@ -6,20 +6,44 @@ import pytest
 import torch
 
 from difftop.planning import LMConfig, TheseusPlanner
+from difftop.planning.objectives import prepare
 from tests.oracles import AutoDiffTheseus, stagewise_rows
 from tests.planning.problems import DTYPE, FIXED, A, B, H, Z, fixed_rows, linear_cost, plan, problem
 
 
 @pytest.mark.parametrize("backward", ["unroll", "truncated", "implicit"])
-def test_gradient_at_a_linear_quadratic_optimum_is_exact(backward: str) -> None:
+@pytest.mark.parametrize(("adaptive", "iterations"), [(False, 4), (True, 10), (True, 40)])
+def test_gradient_at_a_linear_quadratic_optimum_is_exact(backward: str, adaptive: bool, iterations: int) -> None:
     model, z, optimum = linear_cost()
     z.requires_grad_()
-    config = LMConfig(objective="cost", damping=1e-6, iterations=4, backward=backward, scale=1.0)
+    config = LMConfig(
+        objective="cost", damping=1e-6, min_damping=1e-6, adaptive=adaptive, iterations=iterations, backward=backward, scale=1.0
+    )
     weights = torch.randn(B, H, A, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
     result = plan(config, model, z, torch.zeros(B, H, A, dtype=DTYPE), differentiable=True)
     (ours,) = torch.autograd.grad((result.actions * weights).sum(), z)
     (exact,) = torch.autograd.grad(sum((optimum(z[i]) * weights[i]).sum() for i in range(B)), z)
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_the_default_holds_its_targets_and_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite differences with the targets and the scale of the unperturbed prior, which are constants to the gradient."""
+    n, z, prior = problem(seed=2)
+    config, made = LMConfig(backward="unroll", damping=1.0), []
+    planner = TheseusPlanner(config, A)
+    z.requires_grad_()
+
+    def held(*arguments: object, **options: object) -> object:
+        made.append(prepare(*arguments, **options) if not made else made[0])
+        return made[0]
+
+    monkeypatch.setattr("difftop.planning.theseus_lm.prepare", held)
+    weights = torch.randn(B, H, A, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((planner.plan(n.fast, z, prior, differentiable=True).actions * weights).sum(), z)
+    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
+    with torch.no_grad():
+        up, down = ((planner.plan(n.fast, z + s * direction, prior).actions * weights).sum() for s in (1e-6, -1e-6))
+    assert (gradient * direction).sum().item() == pytest.approx(((up - down) / 2e-6).item(), rel=1e-6)
 
 
 CASES = {
@@ -126,15 +150,25 @@ def test_implicit_leaves_the_plan_and_differentiates_one_step_with_constant_curv
 @pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize("backward", ["unroll", "truncated", "implicit"])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_the_plan_is_the_same_with_gradient(starts: bool, backward: str, adaptive: bool) -> None:
+@pytest.mark.parametrize("tolerance", [0.0, 0.2])
+def test_the_plan_is_the_same_with_gradient(starts: bool, backward: str, adaptive: bool, tolerance: float) -> None:
     n, z, prior = problem()
-    config = LMConfig(backward=backward, damping=0.05, adaptive=adaptive, start_zeros=starts, start_random=2 * starts)
+    config = LMConfig(
+        backward=backward,
+        damping=0.05,
+        adaptive=adaptive,
+        start_zeros=starts,
+        start_random=2 * starts,
+        tolerance=tolerance,
+        iterations=10 if tolerance else 5,
+    )
     planner = TheseusPlanner(config, A)
     results = [
         planner.plan(n.fast, z, prior, generator=torch.Generator().manual_seed(0), differentiable=d) for d in (False, True)
     ]
     torch.testing.assert_close(results[0].actions, results[1].actions.detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(results[0].value, results[1].value)
-    assert results[0].iterations.tolist() == results[1].iterations.tolist() == [5] * B
+    assert results[0].iterations.tolist() == results[1].iterations.tolist()
+    assert (results[0].iterations < 10).any() if tolerance else results[0].iterations.tolist() == [5] * B
     assert results[1].actions.requires_grad and not results[0].actions.requires_grad
     assert not results[1].value.requires_grad

@@ -1,6 +1,9 @@
 """Samples, calls and failures do not touch each other; mistakes are named."""
 
+import copy
+import pickle
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from difftop.planning import LatentModel, LMConfig, TheseusPlanner, rollout_return
 from difftop.types import SolveStatus
 from tests.oracles import point_mass
-from tests.planning.problems import DTYPE, FIXED, A, Z, plan, problem
+from tests.planning.problems import DTYPE, FIXED, A, H, Z, plan, problem
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -175,3 +178,69 @@ def test_bad_input_is_named() -> None:
         plan(LMConfig(objective="cost"), n.fast, z, prior)
     with pytest.raises(ValueError, match=r"model\.reward is None"):
         plan(LMConfig(), LatentModel(n.fast.dynamics), z, prior)
+
+
+def test_another_start_rescues_a_sample_whose_prior_has_no_value() -> None:
+    model = LatentModel(lambda z, a: z + a, lambda z, a: torch.where(a[:, 0] > 0.85, torch.nan, -a.square().sum(1)))
+    z, prior = torch.zeros(2, 2, dtype=DTYPE), torch.full((2, H, 2), 0.9, dtype=DTYPE)
+    prior[1] = 0.1
+    result = plan(LMConfig(start_zeros=True), model, z, prior)
+    assert result.status.tolist() == [0, 0] and torch.isfinite(result.value).all()
+    assert plan(LMConfig(), model, z, prior).status.tolist() == [SolveStatus.FAILED, 0]
+
+
+def test_where_all_starts_fail_the_best_finite_iterate_is_the_plan() -> None:
+    def reward(z, a):
+        value = (3 * a).sum(1)
+        return torch.where((a[:, 0] > 0.85) | (a[:, 0] != 0) & (a[:, 0] != 0.9), torch.nan, value)
+
+    model = LatentModel(lambda z, a: z, reward)
+    z, prior = torch.zeros(1, 2, dtype=DTYPE), torch.full((1, H, 2), 0.9, dtype=DTYPE)
+    result = plan(replace(FIXED, start_zeros=True), model, z, prior)
+    assert result.status.tolist() == [SolveStatus.FAILED]
+    assert torch.equal(result.actions, torch.zeros_like(prior)) and result.value.tolist() == [0.0]
+
+
+def test_a_bad_implicit_step_is_a_failure_and_not_a_plan() -> None:
+    weight = torch.ones(1, dtype=DTYPE, requires_grad=True)
+    # At a = 1, where the first step of the first sample ends, the slope is infinite.
+    model = LatentModel(lambda z, a: z, lambda z, a: z[:, 0] * a[:, 0] * weight + 0.1 * (1 - a[:, 0].square()).sqrt())
+    z, prior = torch.tensor([[50.0], [0.1]], dtype=DTYPE), torch.zeros(2, 1, 1, dtype=DTYPE)
+    config = LMConfig(iterations=1, backward="implicit", scale=1.0, damping=1.0, reward_target=60.0)
+    result = TheseusPlanner(config, 1).plan(model, z, prior, differentiable=True)
+    plain = TheseusPlanner(config, 1).plan(model, z, prior)
+    assert result.status.tolist() == [SolveStatus.FAILED, 0] and plain.actions[0].item() == 1.0
+    assert torch.isfinite(result.actions).all() and torch.equal(result.actions[1], plain.actions[1])
+    (gradient,) = torch.autograd.grad(result.actions.sum(), weight)
+    assert torch.isfinite(gradient).all() and gradient.item() != 0
+
+
+def test_inference_mode_gives_the_same_plan() -> None:
+    n, z, prior = problem()
+    expected = plan(FIXED, n.plain, z, prior).actions
+    with torch.inference_mode():
+        inside = plan(FIXED, n.plain, z.clone(), prior.clone(), scale=torch.ones(len(z), dtype=DTYPE)).actions
+    assert torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda planner: pickle.loads(pickle.dumps(planner))])
+def test_a_planner_that_has_planned_can_be_copied(copied: Callable[[TheseusPlanner], TheseusPlanner]) -> None:
+    n, z, prior = problem()
+    planner = TheseusPlanner(FIXED, A)
+    expected = planner.plan(n.fast, z, prior).actions
+    assert torch.equal(copied(planner).plan(n.fast, z, prior).actions, expected)
+
+
+def test_a_dtype_that_theseus_lacks_is_named() -> None:
+    n, z, prior = problem()
+    for dtype in (torch.bfloat16, torch.int64):
+        with pytest.raises(ValueError, match=f"z0: {dtype}; must be torch.float32 or torch.float64"):
+            plan(FIXED, n.plain, z.to(dtype), prior.to(dtype))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("target", ["prior", "fixed"])
+def test_no_infinite_reward_is_a_plan(bad: float, target: str) -> None:
+    model = LatentModel(lambda z, a: z, lambda z, a: a.sum(1) + bad)
+    z, prior = torch.zeros(1, 2, dtype=DTYPE), torch.zeros(1, H, 2, dtype=DTYPE)
+    assert plan(LMConfig(target=target, start_zeros=True), model, z, prior).status.tolist() == [SolveStatus.FAILED]

@@ -53,6 +53,21 @@ def test_one_problem_is_the_plain_loop(eval_mode: bool, count: int) -> None:
     assert ours.status.tolist() == [SolveStatus.SOLVED] and ours.iterations.tolist() == [3]
 
 
+def test_with_a_scale_plans_do_not_depend_on_the_unit_of_reward() -> None:
+    n = networks(Z, A, 8)
+    z = torch.randn(3, Z, generator=generator(3), dtype=torch.float64)
+    prior = torch.zeros(3, H, A, dtype=torch.float64)
+
+    def mean(factor: float, scale: float | None) -> torch.Tensor:
+        model = LatentModel(
+            n.plain.dynamics, lambda z, a: factor * n.plain.reward(z, a), lambda z: factor * n.plain.terminal(z), n.plain.discount
+        )
+        return MPPIPlanner(SMALL, A).plan(model, z, prior, scale=scale, generator=generator()).mean
+
+    torch.testing.assert_close(mean(100.0, 100.0), mean(1.0, None), rtol=1e-9, atol=1e-9)
+    assert (mean(100.0, None) - mean(1.0, None)).abs().max() > 0.01  # as published: the temperature has the reward's unit
+
+
 def test_it_improves_on_the_prior_and_stays_in_the_box() -> None:
     model = point_mass()
     z = torch.randn(4, 4, generator=generator(), dtype=torch.float64)
