@@ -206,7 +206,10 @@ def main() -> None:
     reference = table["MPPI 6x512"][2]
     for name, (gap, step, ms, batch_ms) in table.items():
         print(f"{name:<36}{gap:>8.2f}{step:>8.2f}{ms:>9.1f}{ms / reference:>8.3f}{batch_ms:>9.0f}")
-    print("\nwarm start, gain over the policy's plan in the model's return, mean of 10 steps, damping 0.1:", warm_start(trained, scale, count // 2))
+    print(
+        "\nwarm start, gain over the policy's plan in the model's return, mean of 10 steps, damping 0.1:",
+        warm_start(trained, scale, count // 2),
+    )
     if args.json:
         args.json.write_text(json.dumps(table, indent=1) + "\n")
 

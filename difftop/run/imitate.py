@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from difftop.run.cli import Settings, run_name
 from difftop.run.imitation_report import write_report
 from difftop.run.logger import RunLogger
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
+from difftop.run.ownership import sole_owner
 from difftop.run.progress import Progress
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts, TaskEnvironments, roll_out
@@ -94,10 +96,24 @@ def _train(
     simulated: TaskSpec | None,
 ) -> int:
     """The run on the demonstrations at `path`; `simulated` is the task as its simulator has it, None without one."""
-    run: OfflineConfig = settings.run
     demonstrations = _opened(path, settings, simulated)
     spec = simulated or _recorded_spec(settings, demonstrations)
     folder = imitation_folder(settings, spec)
+    with sole_owner(folder) if workers.leads else nullcontext():
+        return _train_in(folder, settings, factories, workers, path, demonstrations, envs, spec)
+
+
+def _train_in(
+    folder: Path,
+    settings: Settings,
+    factories: TaskFactories,
+    workers: Workers,
+    path: Path,
+    demonstrations: Demonstrations,
+    envs: TaskEnvironments | None,
+    spec: TaskSpec,
+) -> int:
+    run: OfflineConfig = settings.run
     longer = settings.agent["training"]["schedule"] == "constant"  # any other schedule depends on the length of the run
     checkpoint = last_checkpoint(folder, settings, frozenset({"run.grad_steps"} if longer else ()))
     workers.wait()  # until all have read it

@@ -19,6 +19,7 @@ from difftop.run.cli import Registry, Settings, checked, run_name
 from difftop.run.evaluate import Array, EvalResult, VectorEnvironment, evaluate
 from difftop.run.logger import RunLogger
 from difftop.run.online import Hooks, OnlineRun
+from difftop.run.ownership import sole_owner
 from difftop.run.progress import Progress
 from difftop.run.seeding import stream
 from difftop.run.signals import StopOnSignal
@@ -73,6 +74,11 @@ def train(settings: Settings, factories: Factories) -> int:
     device = prepare_torch(settings)
     spec = factories.spec(settings.env)
     folder = run_folder(settings, spec)
+    with sole_owner(folder):
+        return _train_in(folder, settings, factories, spec, device)
+
+
+def _train_in(folder: Path, settings: Settings, factories: Factories, spec: EnvSpec, device: str) -> int:
     checkpoint = last_checkpoint(folder, settings)
     seed, precision = stream(settings.top.seed, "agent"), settings.top.precision
     agent = factories.agent(settings.agent, spec, seed=seed, device=device, precision=precision)

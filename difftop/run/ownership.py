@@ -1,0 +1,44 @@
+"""One process per run folder: two would write their rows and checkpoints over each other's."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from difftop.options import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Makes `folder`, and holds it while inside. The system lets go of it when the process ends, however it ends.
+
+    A folder in which nothing was written is taken away again. Processes on other machines are seen where the disk they share
+    passes locks on, as NFS does since Linux 2.6.12.
+
+    Raises:
+        ConfigError: another living process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder}: another process is training this very run; wait for it, stop it, or choose another name=NAME."
+            ) from error
+        except OSError as error:
+            log.warning("%s can't be locked (%s): don't start this run twice.", folder, error.strerror)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it isn't empty
+                os.removedirs(folder)
+    finally:
+        os.close(handle)
