@@ -52,9 +52,10 @@ def main(arguments: Sequence[str]) -> int:
     from difftop.options import ConfigError
     from difftop.plot import CurveError
     from difftop.run.checkpoint import CheckpointError
-    from difftop.run.cli import for_imitation, help_text, register
+    from difftop.run.cli import composed, help_text, register
     from difftop.run.logger import CsvError
     from difftop.run.online import RunError
+    from difftop.run.overrides import prepared_sweep
     from envs import EnvError
 
     logging.basicConfig(format="%(message)s")
@@ -66,8 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         if any(argument.startswith("-") for argument in arguments):
+            sys.argv[1:], first = prepared_sweep(registry, arguments)
+            composed(registry, first)  # a mistake is said before any job begins
             register(registry)
-            sys.argv[1:] = for_imitation(registry, arguments)
             return multirun()
         return run(registry, arguments)
     except (ConfigError, CheckpointError, RunError, EnvError, CompareError, CurveError, CsvError, DemonstrationError) as error:

@@ -155,6 +155,7 @@ class PlannerGradient(LatentAgent):
         metrics["train/critic_loss"] = critic_loss.detach().mean()
         loss = loss + config.critic_coef * (weight * critic_loss).mean() / len(u.action)
         if config.mode == "replay" and config.coef > 0 and self.grad_steps % config.every == 0:
+            check_finite(loss.detach(), "the model loss")  # the planner takes no other latents
             chosen = slice(0, config.states)  # replay has drawn the batch at random already
             gradient_loss, plan = self.policy_gradient_loss(u.obs[chosen], agent_steps, z=u.z[0, chosen])
             loss = loss + config.coef * gradient_loss
@@ -243,7 +244,8 @@ class PlannerGradient(LatentAgent):
         metrics = {"train/policy_gradient_loss": total / sum(len(plans.obs) for plans in visited)}
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if parameters:
-            norm = clipped_step(self.on_policy_optimizer, parameters, self.config.policy_gradient.grad_clip)
+            clip, name = self.config.policy_gradient.grad_clip, "the on-policy policy gradient"
+            norm = clipped_step(self.on_policy_optimizer, parameters, clip, name)
             metrics["train/policy_gradient_norm"] = norm
         return metrics
 

@@ -23,7 +23,7 @@ class TDMPCConfig(LatentAgentConfig):
     """Options of `agent=tdmpc`."""
 
     name: str = option("tdmpc", "registry name of the agent")
-    discount: float = option(0.99, "discount gamma per agent step", low=0, high=1)
+    discount: float = option(0.99, "discount gamma per agent step", above=0, high=1)
     model: WorldModelConfig = option(WorldModelConfig, "network sizes")
     loss: LossConfig = option(LossConfig, "loss coefficients")
     acting: TDMPCActingConfig = option(TDMPCActingConfig, "planner, exploration and horizon schedules")
@@ -97,5 +97,5 @@ class TDMPC(LatentAgent):
         parameters = list(self.model.pi.parameters())
         for p, gradient in zip(parameters, input_gradient(loss, parameters), strict=True):
             p.grad = gradient
-        norm = clipped_step(self.policy_optimizer, parameters, self.config.loss.grad_clip)
+        norm = clipped_step(self.policy_optimizer, parameters, self.config.loss.grad_clip, "the policy loss's gradient")
         return {"train/policy_loss": loss.detach(), "train/policy_grad_norm": norm}

@@ -193,7 +193,7 @@ class TDMPC2(LatentAgent):
         parameters = list(self.model.pi.parameters())
         for p, gradient in zip(parameters, input_gradient(loss, parameters), strict=True):
             p.grad = gradient
-        norm = clipped_step(self.policy_optimizer, parameters, config.grad_clip)
+        norm = clipped_step(self.policy_optimizer, parameters, config.grad_clip, "the policy loss's gradient")
         return {
             "train/policy_loss": loss.detach(),
             "train/policy_grad_norm": norm,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss is NaN or infinite; raised before any weight changes."""
+    """A loss or its gradient is NaN or infinite; raised before the step that would spread it."""
 
 
 def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
@@ -48,13 +48,18 @@ def check_finite(loss: Tensor, name: str) -> None:
         raise NonFiniteLossError(f"{name} is {loss.item()}")
 
 
-def clipped_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+def clipped_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float, name: str) -> Tensor:
     """Clips the joint gradient norm, steps, forgets the gradients.
 
     Returns:
         The norm before clipping, a 0-d tensor.
+    Raises:
+        NonFiniteLossError: the norm of `name` isn't finite (a finite loss can have such a gradient); no weight has moved.
     """
     norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+    if not torch.isfinite(norm):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteLossError(f"the norm of {name} is {norm.item()}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm.detach()
@@ -95,13 +100,15 @@ class RunningScale(nn.Module):
 
     @torch.no_grad()
     def update(self, numbers: Tensor) -> None:
-        """Takes in a batch, any shape."""
+        """Takes in a batch, any shape; one with a non-finite number, which the loss will tell, is passed over."""
         values = numbers.to(self.spread.dtype).flatten()
         ends = torch.quantile(values, torch.tensor([0.05, 0.95], device=values.device, dtype=values.dtype))
-        spread = (ends[1] - ends[0]).clamp(min=self.floor)
-        self.spread.copy_(torch.where(self.filled, torch.lerp(self.spread, spread, self.tau), spread))
-        self.largest.copy_(torch.maximum(self.largest, values.abs().amax()))
-        self.filled.fill_(True)
+        spread, largest = (ends[1] - ends[0]).clamp(min=self.floor), values.abs().amax()
+        sound = torch.isfinite(largest)
+        spread = torch.where(self.filled, torch.lerp(self.spread, spread, self.tau), spread)
+        self.spread.copy_(torch.where(sound, spread, self.spread))
+        self.largest.copy_(torch.where(sound, torch.maximum(self.largest, largest), self.largest))
+        self.filled.logical_or_(sound)
 
 
 def input_gradient(output: Tensor, inputs: Sequence[nn.Parameter]) -> list[Tensor]:

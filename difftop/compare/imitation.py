@@ -66,9 +66,9 @@ def read_evaluations(paths: Iterable[Path], runs: Iterable[Path] = ()) -> tuple[
 
     A file belongs to the run folder it is in, else to the method and task that the two folders above it are named after. Of a
     run's evaluations the reported one (`<run>/evaluation/`) counts, else that of the last checkpoint
-    (`<run>/eval/<checkpoint>-seed<k>/`); evaluations with another head (`...-head-clip`) are a method of their own. Metrics of
-    trajectories are those of summary.json beside the file, else put together from its columns. Files without any known success,
-    such as those of dm_control, are passed over.
+    (`<run>/eval/<checkpoint>-seed<k>/`); evaluations that act otherwise (`...-seed1-head-clip`) are a method of their own.
+    Metrics of trajectories are those of summary.json beside the file, else put together from its columns. Files without any
+    known success, such as those of dm_control, are passed over.
 
     Args:
         paths: of episodes.csv.
@@ -79,8 +79,8 @@ def read_evaluations(paths: Iterable[Path], runs: Iterable[Path] = ()) -> tuple[
     names = task_names({owner[0] for owner, _, _ in read})
     found: dict[tuple[str, str, str, int], dict[str, tuple[Path, list[Episode]]]] = {}
     for (task, agent, name, seed), path, episodes in read:
-        head = re.search(r"-head-(\w+)$", path.parent.name)
-        key = (names[task], f"{agent}, head {head[1]}" if head else agent, name, seed)
+        otherwise = re.search(r"-seed\d+-(.+)$", path.parent.name)
+        key = (names[task], f"{agent}, {otherwise[1].replace('-', ' ')}" if otherwise else agent, name, seed)
         other = found.setdefault(key, {}).setdefault(path.parent.name, (path, episodes))[0]
         if other != path:
             notes.append(Note(LEFT_OUT, str(path), f"the same method, task, seed and evaluation are in {other}"))

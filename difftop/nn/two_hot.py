@@ -52,7 +52,7 @@ class TwoHot(nn.Module):
         """
         logits = _full(logits)
         place = (symlog(x).clamp(self.low, self.high) - self.low) * ((self.count - 1) / (self.high - self.low))
-        index = place.floor().clamp(max=self.count - 2)
+        index = place.nan_to_num(0.0).floor().clamp(max=self.count - 2)  # of NaN, f and so the loss are NaN
         f = place - index
         left = index.long().unsqueeze(-1).expand(*logits.shape[:-1], 1)
         chosen = logits.gather(-1, torch.cat([left, left + 1], dim=-1))

@@ -117,8 +117,8 @@ class MPPIPlanner:
         if not bool(torch.isfinite(plans).all()):
             bad = int((~torch.isfinite(plans.flatten(1)).all(1)).sum())
             raise ValueError(f"prior: {bad} of {len(plans)} rows are not finite; check the policy.")
-        if std is not None and not 0 < std < torch.inf:
-            raise ValueError(f"std={std}: must be positive and finite.")
+        if std is not None and not 0 <= std < torch.inf:
+            raise ValueError(f"std={std}: must be at least 0 and finite.")
         return plans.clamp(-1, 1)
 
     def _values(self, model: LatentModel, z0: Tensor, plans: Tensor) -> Tensor:

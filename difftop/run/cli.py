@@ -19,6 +19,7 @@ from difftop.compare.config import CompareConfig, StatusConfig
 from difftop.options import ConfigError, build, defaults, describe, option, suggest
 from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
+from difftop.run.overrides import prepared
 
 
 @dataclass(frozen=True)
@@ -126,47 +127,31 @@ def composed(registry: Registry, overrides: Sequence[str]) -> Settings:
     Raises:
         ConfigError: one sentence that names the override, and what is allowed.
     """
-    overrides = for_imitation(registry, overrides)
+    overrides = prepared(registry, overrides)
     register(registry)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(registry.config_dir), version_base="1.3"):
         try:
-            config = compose("config", _known_choices(registry, overrides), return_hydra_config=True)
+            config = compose("config", list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise _explained(registry, error) from error
     choices = {group: str(config.hydra.runtime.choices.get(group)) for group in GROUPS}
     with_hydra = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
-    return checked(registry, {key: value for key, value in with_hydra.items() if key != "hydra"}, choices)
-
-
-def for_imitation(registry: Registry, overrides: Sequence[str]) -> list[str]:
-    """The overrides, with the loop of imitation, low-dimensional observations and a task in front where all agents imitate.
-
-    Raises:
-        ConfigError: agents of both kinds in one sweep, or a preset, whose sizes are those of the other agents.
-    """
-    given = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
-    chosen = given.get("agent", "").split(",")
-    imitating = [name in registry.imitators for name in chosen]
-    preset, demos = given.get("preset", "standard"), given.get("mode") == "demos"
-    if preset != "standard" and (demos or all(imitating)):
-        who = "mode=demos" if demos else f"agent={given['agent']}"
-        raise ConfigError(f"preset={preset}: has sizes of agents that learn from rewards; {who} takes none.")
-    if not any(imitating):
-        usual = {"run": "offline", "obs": "low_dim"} if demos else {}  # no agent is needed
-        return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
-    if not all(imitating):
-        raise ConfigError(
-            f"agent={given['agent']}: some of these imitate and some learn from rewards; sweep over one kind at a time."
-        )
-    usual = {"run": "offline", "obs": "low_dim", "env": "metaworld/button-press-topdown"}
-    return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
+    try:
+        return checked(registry, {key: value for key, value in with_hydra.items() if key != "hydra"}, choices)
+    except ConfigError as error:
+        named = [text for text in overrides if text.startswith("agent=")]
+        if choices["experiment"] != "None" and named and "unknown option" in str(error):
+            what = f"experiment={choices['experiment']}: sets options that {named[0]} hasn't; leave out {named[0]}."
+            raise ConfigError(what) from error
+        raise
 
 
 def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, str]) -> Settings:
     """Settings from plain containers (`top`-level keys beside `run`, `agent`, `env`); raises `ConfigError`."""
     top = build(TopConfig, {key: value for key, value in plain.items() if key not in ("run", "agent", "env")})
     agent = dict(plain["agent"])
+    _check_mode(top, imitates=agent["name"] in registry.imitators)
     if top.planner != "auto":
         agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
     world, known = choices.get("world_model", "auto"), registry.worlds.get(agent["name"], {})
@@ -179,6 +164,20 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
         _check_pair(registry, agent["name"], env)
     loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
     return Settings(top, build(loop, plain["run"], "run"), agent, build(registry.envs[env], plain["env"], "env"), dict(choices))
+
+
+def _check_mode(top: TopConfig, *, imitates: bool) -> None:
+    """Raises where an option is of another mode, or of the other kind of agents, and would be without effect."""
+    if top.mode == "train" and top.checkpoint:
+        raise ConfigError(
+            f"checkpoint={top.checkpoint}: is for mode=eval; training goes on by the same command line, from its own folder."
+        )
+    if top.mode == "train" and top.head:
+        raise ConfigError(f"head={top.head}: is for mode=eval; in training it is agent.head.")
+    if top.mode == "train" and top.dataset and not imitates:
+        raise ConfigError(f"dataset={top.dataset}: is for agents that imitate, such as agent=leto.")
+    if top.mode == "train" and top.episodes:
+        raise ConfigError(f"episodes={top.episodes}: is for mode=demos; training takes run.demos.")
 
 
 def _check_pair(registry: Registry, agent: str, env: str) -> None:
@@ -289,22 +288,6 @@ def _comment(path: Path) -> str:
         if line.startswith("# ") and "@package" not in line:
             return line[2:]
     return ""
-
-
-def _known_choices(registry: Registry, overrides: Sequence[str]) -> list[str]:
-    """The overrides, with canonical names of environments; hydra's own message for an unknown one lists a folder of files."""
-    known = []
-    for text in overrides:
-        name, _, value = text.partition("=")
-        if name == "env":
-            known.append(f"env={registry.canonical_env(value)}")
-            continue
-        if name == "agent" and value not in registry.agents:
-            raise ConfigError(
-                f"agent={value}: unknown.{suggest(value, list(registry.agents))} Known: {', '.join(registry.agents)}."
-            )
-        known.append(text)
-    return known
 
 
 def _explained(registry: Registry, error: Exception) -> ConfigError:

@@ -26,7 +26,7 @@ from difftop.run.progress import Progress
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts, TaskEnvironments, roll_out
 from difftop.run.seeding import stream
-from difftop.run.session import last_checkpoint, prepare_torch, with_overrides
+from difftop.run.session import evaluation_folder, last_checkpoint, prepare_torch, with_overrides
 from difftop.run.signals import StopOnSignal
 from difftop.run.workers import Workers, joined
 from difftop.types import TaskSpec
@@ -171,8 +171,8 @@ def evaluate_imitation(saved: Checkpoint, settings: Settings, factories: TaskFac
     try:
         agent = _agent(settings, factories, envs.difftop_spec, device)
         agent.load_state_dict(saved.model)
-        name = f"{saved.path.name}-seed{settings.top.seed}" + (f"-head-{head}" if head else "")
-        report(agent, envs, factories, settings, saved.step, saved.path.parent.parent / "eval" / name, head or None)
+        folder = evaluation_folder(saved, settings, ("top.head", "agent.execute", "agent.samples", "run.protocol"))
+        report(agent, envs, factories, settings, saved.step, folder, head or None)
     finally:
         envs.close()
     return 0

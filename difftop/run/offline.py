@@ -191,7 +191,7 @@ class OfflineRun:
         except NonFiniteLossError as error:
             path = self.hooks.save_batch(batch)
             raise RunError(
-                f"{error} at gradient step {self.count.grad_steps}; the weights are as before it, and the batch is in {path}: "
+                f"{error} at gradient step {self.count.grad_steps}; the last checkpoint is whole, and the batch is in {path}: "
                 "look at its largest actions and observations, or lower agent.training.learning_rate."
             ) from error
         self.count.grad_steps += 1

@@ -220,7 +220,7 @@ class OnlineRun:
         except NonFiniteLossError as error:
             path = self.hooks.save_batch(batch)
             raise RunError(
-                f"{error} at gradient step {self.count.grad_steps}; the weights are as before it, and the batch is in {path}: "
+                f"{error} at gradient step {self.count.grad_steps}; the last checkpoint is whole, and the batch is in {path}: "
                 "look at its largest rewards and observations, or lower agent.loss.learning_rate."
             ) from error
         if result.priorities is not None and self.config.prioritized:

@@ -22,9 +22,12 @@ def sole_owner(folder: Path) -> Iterator[None]:
     passes locks on, as NFS does since Linux 2.6.12.
 
     Raises:
-        ConfigError: another living process holds it.
+        ConfigError: another living process holds it, or it can't be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: can't be made ({error.strerror}); choose a folder to write to by root=FOLDER.") from error
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -146,7 +146,7 @@ def evaluate_checkpoint(saved: Checkpoint, settings: Settings, factories: Factor
         )
     finally:
         envs.close()
-    folder = saved.path.parent.parent / "eval" / f"{saved.path.name}-seed{settings.top.seed}"
+    folder = evaluation_folder(saved, settings, ("top.planner",))
     folder.mkdir(parents=True, exist_ok=True)
     rows = "".join(
         f"{i},{seeds[i]},{result.returns[i]:.8g},{result.successes[i]:.8g},{result.lengths[i]}\n" for i in range(episodes)
@@ -158,6 +158,13 @@ def evaluate_checkpoint(saved: Checkpoint, settings: Settings, factories: Factor
     return 0
 
 
+def evaluation_folder(saved: Checkpoint, settings: Settings, keys: Sequence[str]) -> Path:
+    """`<run>/eval/<checkpoint>-seed<k>`, and what of `keys` isn't as it was trained, so that ways to act stay apart."""
+    was, now = _flat(saved.config), _flat(settings.plain())
+    changed = [f"-{key.rpartition('.')[2]}-{now[key]}" for key in keys if now.get(key) != was.get(key)]
+    return saved.path.parent.parent / "eval" / "".join([f"{saved.path.name}-seed{settings.top.seed}", *changed])
+
+
 def _can_render(envs: VectorEnvironment, settings: Settings, factories: Factories) -> bool:
     """Whether videos can be drawn; a machine without OpenGL trains all the same, and is told once what is missing."""
     if not settings.run.video:
@@ -166,6 +173,8 @@ def _can_render(envs: VectorEnvironment, settings: Settings, factories: Factorie
         envs.reset_at(0, 0)
         envs.render_at(0)
     except factories.render_error as error:
+        if settings.env.obs == "pixels":
+            raise
         log.warning("no videos: %s", error)
         return False
     return True
@@ -314,6 +323,12 @@ def with_overrides(
     if own:
         settable = ", ".join(sorted(keys | {"seed", "planner"}))
         raise ConfigError(f"{own[0]}: mode=eval takes it from the checkpoint; a command line may set {settable}.")
+    for key, mine in (("agent", saved.agent_name), ("env", str(config["env"]["name"]))):
+        asked = settings.agent["name"] if key == "agent" else settings.env.name
+        if key in given and asked != mine:
+            raise ConfigError(f"{key}={asked}: the checkpoint is of {key}={mine}, which mode=eval plays; leave it out.")
+    if settings.top.head and saved.agent_name not in registry.imitators:
+        raise ConfigError(f"head={settings.top.head}: is for agents that imitate.")
     new = _flat(settings.plain())
     for key in given & keys:
         group, _, name = key.partition(".")

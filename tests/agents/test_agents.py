@@ -129,13 +129,54 @@ def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
             torch.testing.assert_close(value, torch.lerp(before[key], agent.state_dict()[online], 0.01))
 
 
-def test_a_non_finite_reward_raises_before_any_weight_changes() -> None:
-    agent, batch = small("tdmpc", STATE), random_batch(STATE)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_non_finite_reward_raises_before_any_weight_changes(name: str) -> None:
+    agent, batch = small(name, STATE), random_batch(STATE)
     before = {key: value.clone() for key, value in agent.model.state_dict().items()}
     batch.reward[0, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="model loss is nan"):
         agent.update(batch, 0)
     assert all(torch.equal(agent.model.state_dict()[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_nan_weight_is_a_non_finite_loss(name: str) -> None:
+    agent = small(name, STATE)
+    agent.update(random_batch(STATE), 0)
+    with torch.no_grad():
+        next(agent.model.encoder.parameters())[0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match="model loss is nan"):
+        agent.update(random_batch(STATE), 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_finite_loss_with_a_bad_gradient_changes_no_weight(name: str) -> None:
+    agent, batch = small(name, STATE), random_batch(STATE)
+    before = {key: value.clone() for key, value in agent.model.state_dict().items()}
+    next(agent.model.encoder.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteLossError, match="the norm of the model loss's gradient is nan"):
+        agent.update(batch, 0)
+    assert all(torch.equal(agent.model.state_dict()[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("acting", "message"),
+    [
+        ({"mppi": {"samples": 32}}, "agent.acting.mppi.elites=64: must be at most agent.acting.mppi.samples=32"),
+        ({"lm": {"objective": "cost"}}, "agent.acting.lm.objective=cost: is for a learned cost"),
+    ],
+)
+def test_options_of_planners_that_do_not_fit_are_named(acting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_agent({"name": "tdmpc2", "acting": acting}, STATE, seed=0)
+    assert message in str(caught.value)
+
+
+def test_acting_without_any_noise_is_possible() -> None:
+    acting = SMALL["acting"] | {"mppi": {"samples": 32, "elites": 8}, "min_std": 0.0, "std_end": 0.0, "std_steps": 0}
+    agent = make_agent({"name": "tdmpc", **SMALL, "acting": acting}, STATE, seed=0)
+    action = agent.actor(2, seed=0, explore=True).act(some_obs(STATE, 2), torch.tensor([True, True]), 10)
+    assert torch.isfinite(action).all()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -72,6 +72,8 @@ def test_decayed_sum_and_its_bound() -> None:
 
 def test_running_scale() -> None:
     scale = RunningScale(tau=0.5, peak=0.0)
+    scale.update(torch.tensor([1.0, torch.nan]))
+    assert not scale.filled and scale.value == 1  # a bad batch leaves no trace
     scale.update(torch.linspace(0, 100, 101))
     assert scale.value.item() == pytest.approx(90.0)
     scale.update(torch.linspace(0, 10, 101))

@@ -85,11 +85,17 @@ def test_the_reported_evaluation_counts_and_another_head_is_another_method(tmp_p
         make_evaluation(tmp_path, [1, 1]),
         make_evaluation(tmp_path, [0, 0], where="eval/step_000000100-seed1"),
         make_evaluation(tmp_path, [0, 1], where="eval/step_000000100-seed1-head-clip"),
+        make_evaluation(tmp_path, [0, 0, 1], where="eval/step_000000900-seed1-execute-4"),
         make_evaluation(tmp_path, [1, 0], agent="bc", where="eval/step_000000100-seed1"),
         make_evaluation(tmp_path, [1, 1], agent="bc", where="eval/step_000000200-seed1"),
     ]
     evaluations, notes = read_evaluations(paths)
-    assert {e.label: sum(x.success for x in e.episodes) for e in evaluations} == {"leto": 2, "leto, head clip": 1, "bc": 2}
+    assert {e.label: sum(x.success for x in e.episodes) for e in evaluations} == {
+        "leto": 2,
+        "leto, head clip": 1,
+        "leto, execute 4": 1,
+        "bc": 2,
+    }
     said = {(note.subject, note.text) for note in notes}
     twice = "was evaluated more than once; {} counts, and not step_000000100-seed1"
     assert ("leto on can, seed 1", twice.format("evaluation")) in said

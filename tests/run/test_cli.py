@@ -10,6 +10,7 @@ from difftop.options import ConfigError, describe
 from difftop.run.cli import Registry, TopConfig, composed, help_text, run_name
 from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
+from difftop.run.overrides import prepared_sweep
 from difftop.types import TaskSpec
 from envs import EnvConfig, env_spec, list_envs
 
@@ -88,7 +89,13 @@ def test_planner_reaches_the_agent(registry: Registry) -> None:
         ("mode=trian", "mode=trian: must be train | eval | demos | compare | status."),
         ("seed=x", "seed: Value 'x'"),
         ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none."),
-        ("walker", "Error parsing override 'walker'"),
+        ("walker", "walker: can't be read; write KEY=VALUE or GROUP=OPTION."),
+        ("dataset=my file(1).hdf5", "can't be read; write KEY=VALUE or GROUP=OPTION. Blanks and brackets need quotes"),
+        ("~run", "~run: nothing can be taken out of the configuration"),
+        ("seed=1,2", "seed=1,2: several values are a sweep; add -m."),
+        ("agent=tdmpc,tdmpc2", "agent=tdmpc,tdmpc2: several values are a sweep; add -m."),
+        ("env=dmc/walker-walk,dmc/cup-catch", "several values are a sweep; add -m."),
+        ("mode=demos", "mode=demos: of which task? Add env=TASK"),
     ],
 )
 def test_mistakes_get_one_sentence(registry: Registry, override: str, message: str) -> None:
@@ -96,6 +103,32 @@ def test_mistakes_get_one_sentence(registry: Registry, override: str, message: s
         composed(registry, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mode=demos", "env=dmc/walker-walk"], "env=dmc/walker-walk: has no scripted expert"),
+        (
+            ["experiment=difftori_walker-walk", "agent=tdmpc2"],
+            "experiment=difftori_walker-walk: sets options that agent=tdmpc2 hasn't",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_named(registry: Registry, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(registry, overrides)
+    assert message in str(caught.value)
+
+
+def test_whole_numbers_may_be_written_short_and_names_have_aliases(registry: Registry) -> None:
+    assert composed(registry, ["run.frames=1e5"]).run.frames == 100_000
+    assert composed(registry, ["agent.loss.learning_rate=1e-4"]).agent["loss"]["learning_rate"] == 1e-4
+    arguments, first = prepared_sweep(
+        registry, ["-m", "env=dmc/ball_in_cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1e3,2e3"]
+    )
+    assert arguments == ["-m", "env=dmc/cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1000,2000"]
+    assert first == ["env=dmc/cup-catch", "run.frames=1000"]
 
 
 def test_help_names_every_option_and_choice(registry: Registry) -> None:

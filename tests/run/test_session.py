@@ -127,7 +127,23 @@ def test_evaluation_of_a_checkpoint_is_repeatable_and_takes_another_planner(fini
         played = rows(folder / "episodes.csv")
         assert len(played) == 3 and (folder / "episode0.mp4").exists()
     assert train.main([*arguments, "planner=none"]) == 0
-    assert [r["return"] for r in rows(folder / "episodes.csv")] != [r["return"] for r in played]
+    other = rows(folder.with_name(f"{folder.name}-planner-none") / "episodes.csv")
+    assert [r["return"] for r in other] != [r["return"] for r in played] == [r["return"] for r in rows(folder / "episodes.csv")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["env=dmc/walker-walk"], "env=dmc/walker-walk: the checkpoint is of env=toy/point-mass"),
+        (["agent=tdmpc"], "agent=tdmpc: the checkpoint is of agent=difftop_rl"),
+        (["head=qp"], "head=qp: is for agents that imitate"),
+    ],
+)
+def test_what_a_checkpoint_is_not_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    assert train.main(["mode=eval", f"checkpoint={finished}", "device=cpu", *overrides]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_same_folder_with_another_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +159,11 @@ def test_the_same_folder_with_another_configuration_is_refused(finished: Path, c
         (["device=cuda"], "device=cuda: torch sees no CUDA device here"),
         (["mode=eval"], "mode=eval needs checkpoint=PATH"),
         (["mode=eval", "checkpoint=/nowhere"], "there is no checkpoint in /nowhere"),
+        (["checkpoint=/nowhere"], "checkpoint=/nowhere: is for mode=eval; training goes on by the same command line"),
+        (["head=clip"], "head=clip: is for mode=eval"),
+        (["dataset=/nowhere.hdf5"], "dataset=/nowhere.hdf5: is for agents that imitate"),
+        (["episodes=5"], "episodes=5: is for mode=demos; training takes run.demos"),
+        (["root=/proc/nope"], "can't be made (No such file or directory); choose a folder to write to by root=FOLDER"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str) -> None:
@@ -225,6 +246,23 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path: Path, how: signa
     assert_equal(final_state(folder), final_state(whole))
     for table in ("eval.csv", "metrics.csv"):
         assert without_clock(folder / table) == without_clock(whole / table)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["env=dmc/walker-walk,dmc/walker-wlak"], "dmc/walker-wlak: unknown environment. Did you mean 'dmc/walker-walk'?"),
+        (["agent=tdmpc,tdmcp"], "agent=tdmcp: unknown. Did you mean 'tdmpc'?"),
+        (["run.frame=3", "seed=range(1,3)"], "run.frame: unknown option. Did you mean 'run.frames'?"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_sentence_before_any_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    assert train.main(["-m", f"root={tmp_path}", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
