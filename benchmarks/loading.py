@@ -10,11 +10,14 @@ share as `time/loading_share`.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.registry import make_imitation_agent
 from benchmarks.command import parse, save

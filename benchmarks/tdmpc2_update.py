@@ -10,9 +10,13 @@ second rival evaluates only the two that are drawn.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.registry import make_agent
 from agents.tdmpc2 import TDMPC2

@@ -10,13 +10,17 @@ real update (every mm, addmm, bmm and baddbmm with its shapes, strides and type)
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.registry import make_agent
 from benchmarks.command import parse, save
