@@ -242,7 +242,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_title(title)
         axes.grid(axis="y", alpha=0.2)
         axes.axhline(0, color="black", linewidth=0.8)
-    figure.axes[-1].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(tasks), frameon=False)
     figure.savefig(path, dpi=110)
 
 
