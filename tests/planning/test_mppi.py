@@ -130,8 +130,8 @@ def test_bad_input_is_named() -> None:
         planner.plan(m, z * torch.nan, prior)
     with pytest.raises(ValueError, match=r"prior: 2 of 2 rows"):
         planner.plan(m, z, prior.unsqueeze(1) * torch.nan)
-    with pytest.raises(ValueError, match=r"std=0"):
-        planner.plan(m, z, prior, std=0.0)
+    with pytest.raises(ValueError, match=r"std=-1"):
+        planner.plan(m, z, prior, std=-1.0)
     with pytest.raises(ValueError, match=r"elites=600: must be at most samples=512"):
         MPPIPlanner(MPPIConfig(elites=600), A)
     with pytest.raises(ValueError, match=r"action_dim=0"):
