@@ -28,7 +28,7 @@ pytestmark = [
 def browse(page: Path, profile: Path, *flags: str) -> str:
     """Opens the page; what the browser prints."""
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path: Path, how: signa
         process = subprocess.Popen(command(tmp_path / "parts", *more), cwd=train.ROOT, env=environment, stderr=subprocess.PIPE)
         wait_for(folder / "checkpoints" / f"step_{step:09d}", process)
         process.send_signal(how)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == (-9 if how == signal.SIGKILL else 130)
         if how != signal.SIGKILL:
             assert load_checkpoint(folder).step >= step
