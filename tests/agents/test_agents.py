@@ -97,7 +97,7 @@ def test_saved_and_loaded_agent_acts_and_learns_the_same(name: str, spec: EnvSpe
     assert all(torch.equal(a, b) for a, b in zip(agent.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*names("rl"), pytest.param("difftop_rl on tdmpc2", marks=pytest.mark.slow)])
 def test_overfits_one_batch(name: str) -> None:
     model = {"mlp_dim": 64, "encoder_dim": 64, "latent_dim": 16, "channels": 4}
     agent = small(name, STATE, model=model, loss={"learning_rate": 3e-3 if "tdmpc2" in name else 1e-3})

@@ -23,7 +23,7 @@ class Never:
 
 
 @pytest.mark.parametrize(
-    "agent", ["tdmpc", "difftop_rl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tdmpc2", "difftop_rl on tdmpc2"))]
+    "agent", ["difftop_rl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tdmpc", "tdmpc2", "difftop_rl on tdmpc2"))]
 )
 def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
     spec = env_spec(TOY)

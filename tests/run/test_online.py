@@ -109,7 +109,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
-@pytest.mark.parametrize("agent", ["tdmpc", "difftop_rl"])
+@pytest.mark.parametrize("agent", [pytest.param("tdmpc", marks=pytest.mark.slow), "difftop_rl"])
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, agent: str) -> None:
     whole = Harness(tmp_path / "whole", agent)
     assert whole.run.run()
