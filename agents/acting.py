@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents.world_model import LatentWorld, add_noise
 from difftop.losses import full_precision
-from difftop.options import option
+from difftop.options import ConfigError, option
 from difftop.planning.config import LMConfig, MPPIConfig
 from difftop.schedules import linear
 from difftop.types import PlanResult, SolveStatus
@@ -36,6 +36,12 @@ class ActingConfig:
     noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
     mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
     lm: LMConfig = option(LMConfig, "settings of planner=lm")
+
+    def check(self, where: str) -> None:
+        """Raises a ConfigError for an objective that a latent agent has no model of."""
+        if self.lm.objective == "cost":
+            key = f"{where}.lm.objective=cost"
+            raise ConfigError(f"{key}: is for a learned cost, as imitation has; must be stagewise | return here.")
 
     def std(self, agent_steps: int) -> float:
         """Exploration's std now."""

@@ -15,7 +15,7 @@ from agents.base import Actor, UpdateResult
 from agents.world_model import LatentWorld, WorldModelConfig
 from difftop.losses import RunningScale, check_finite, clipped_step
 from difftop.nn.encoders import random_shift
-from difftop.options import ConfigError, option
+from difftop.options import option
 from difftop.planning.model import LatentModel
 from difftop.planning.mppi import MPPIPlanner
 from difftop.types import Batch, EnvSpec
@@ -97,7 +97,6 @@ class LatentAgent(nn.Module):
         """Makes everything that is saved, and the planners; here, what doesn't depend on the kind of model."""
         self.return_scale = RunningScale(peak=0.0)
         self.reward_size = RunningScale()
-        _check_planners(self.config.acting)
         self.mppi = MPPIPlanner(self.config.acting.mppi, self.spec.action_dim)
         self.latent_model = self.model.latent_model(self.discount)
 
@@ -218,12 +217,3 @@ class LatentAgent(nn.Module):
         self.policy_optimizer.load_state_dict(state["policy_optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.grad_steps = state["grad_steps"]
-
-
-def _check_planners(acting: ActingConfig) -> None:
-    """Raises a `ConfigError` where options of a planner don't fit each other, or a latent agent."""
-    where, mppi = "agent.acting", acting.mppi
-    if mppi.elites > mppi.samples:
-        raise ConfigError(f"{where}.mppi.elites={mppi.elites}: must be at most {where}.mppi.samples={mppi.samples}.")
-    if acting.lm.objective == "cost":
-        raise ConfigError(f"{where}.lm.objective=cost: is for a learned cost, as imitation has; must be stagewise | return here.")

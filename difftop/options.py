@@ -144,7 +144,12 @@ def _allowed(metadata: Mapping[str, Any], form: str) -> str:
 
 
 def check_ranges(made: Any, where: str) -> None:
-    """Raises a ConfigError where an option of a dataclass, or of a group in it, is outside its range; `where` names the group."""
+    """Raises a ConfigError where an option of a dataclass, or of a group in it, is outside its range; `where` names the group.
+
+    A dataclass whose options must also fit each other has a method `check(where)`, which raises where they don't.
+    """
+    if hasattr(made, "check"):
+        made.check(where)
     for f in fields(made):
         value, key = getattr(made, f.name), _dotted(where, f.name)
         if is_dataclass(value):

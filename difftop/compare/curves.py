@@ -191,16 +191,16 @@ def _table(path: Path, reading: Reading) -> Iterator[_Found]:
     _say_bad(bad, path, reading)
     if not len(rows):
         reading.notes.append(Note(LEFT_OUT, str(path), "has no row that can be used"))
-    label = (path.resolve().parent.name, path.resolve().parent.parent.name)
+    task, label = path.stem, (path.resolve().parent.name, path.resolve().parent.parent.name)
     if path.name == METRICS:
-        _, agent, name, _ = run_identity(path.parent)
+        task, agent, name, _ = run_identity(path.parent)
         label = (agent, name)
         reading.notes.append(Note(UNEQUAL, str(path), "holds training episodes, which explore, not evaluations"))
     for seed in np.unique(rows[:, 2]):
         series, note = arranged(rows[rows[:, 2] == seed])
         if note:
             reading.notes.append(Note(LEFT_OUT if "counts" in note else UNEQUAL, f"{path}, seed {seed:g}", note))
-        yield _Found(_table_task(path), label, int(seed), series, path)
+        yield _Found(task, label, int(seed), series, path)
 
 
 def _table_task(path: Path) -> str:

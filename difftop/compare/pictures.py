@@ -120,11 +120,11 @@ def efficiency(
     end = max((float(s.steps[-1]) for c in curves if not c.reference for s in c.seeds.values()), default=None)
     figure, panel = _canvas(-(-len(cut.aggregates) // 2))
     told = []
-    options: dict[str, Any]
     for method in cut.aggregates:
         mine = [curve for curve in curves if method_of(curve) == method]
-        options = {"resamples": resamples, "seed": seed, "end": np.inf if end is None else end, "keep": [cut.frames]}
-        steps, point, low, high = aggregate_curve(mine, scale, cut.tasks, **options)
+        steps, point, low, high = aggregate_curve(
+            mine, scale, cut.tasks, resamples=resamples, seed=seed, end=np.inf if end is None else end, keep=[cut.frames]
+        )
         if len(steps) < 2:
             continue
         style = style_of(place[method], method.reference)

@@ -113,10 +113,10 @@ def scales(curves: Sequence[Curve], given: float = 0.0) -> dict[str, Scale]:
             found[task] = Scale(DM_CONTROL_SCALE, "the most that an episode of dm_control can return")
         else:
             chosen = [curve for curve in mine if curve.reference] or mine
-            means = [curve.common()[1].mean(axis=0) for curve in chosen]
+            means = [x for curve in chosen if len(x := curve.common()[1].mean(axis=0))]
             # Seeds may have no frames in common, and so no mean.
-            what = "mean return" if any(map(len, means)) else "return of a seed"
-            best = max(float(x.max()) for x in (means if any(map(len, means)) else _returns(chosen)) if len(x))
+            what = "mean return" if means else "return of a seed"
+            best = max(float(x.max()) for x in means or _returns(chosen))
             kind = "published" if chosen[0].reference else "of ours, as none is published"
             found[task] = Scale(best, f"the best {what} {kind}") if best > 0 else Scale(None, f"{best:g} is the best return")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from difftop.options import option
+from difftop.options import ConfigError, option
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class MPPIConfig:
     momentum: float = option(0.1, "share of the old mean in the new mean", low=0.0, high=1.0)
     min_std: float = option(0.05, "smallest spread of actions, where plan() is given none", above=0.0)
     max_std: float = option(2.0, "spread of actions in the first round, and the largest later", above=0.0)
+
+    def check(self, where: str) -> None:
+        """Raises a ConfigError where there are more elites than samples."""
+        if self.elites > self.samples:
+            raise ConfigError(f"{where}.elites={self.elites}: must be at most {where}.samples={self.samples}.")
 
     @property
     def prior_samples(self) -> int:

@@ -44,8 +44,6 @@ class MPPIPlanner:
 
     def __init__(self, config: MPPIConfig, action_dim: int) -> None:
         check_ranges(config, "MPPIConfig")
-        if config.elites > config.samples:
-            raise ValueError(f"MPPIConfig.elites={config.elites}: must be at most samples={config.samples}.")
         if action_dim < 1:
             raise ValueError(f"action_dim={action_dim}: must be at least 1.")
         self.config = config

@@ -33,11 +33,8 @@ def prepared_sweep(registry: Registry, arguments: Sequence[str]) -> tuple[list[s
     """
     whole, first = [], []
     for text in for_imitation(registry, arguments):
-        if text.startswith("-"):
-            whole.append(text)
-            continue
-        key, _, value = text.partition("=")
-        if any(c in value for c in "([{'\""):
+        key, equals, value = text.partition("=")
+        if text.startswith("-") or not equals or any(c in value for c in "([{'\""):  # hydra's own flags and their values, too
             whole.append(text)
             continue
         jobs = [_known(registry, _readable(f"{key}={v}")) for v in value.split(",")]

@@ -18,12 +18,13 @@ log = logging.getLogger(__name__)
 def sole_owner(folder: Path) -> Iterator[None]:
     """Makes `folder`, and holds it while inside. The system lets go of it when the process ends, however it ends.
 
-    A folder in which nothing was written is taken away again. Processes on other machines are seen where the disk they share
-    passes locks on, as NFS does since Linux 2.6.12.
+    Folders that it made, and in which nothing was written, are taken away again. Processes on other machines are seen where the
+    disk they share passes locks on, as NFS does since Linux 2.6.12.
 
     Raises:
         ConfigError: another living process holds it, or it can't be made.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -41,7 +42,8 @@ def sole_owner(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # it isn't empty
-                os.removedirs(folder)
+            with suppress(OSError):  # one isn't empty
+                for path in made:
+                    path.rmdir()
     finally:
         os.close(handle)

@@ -132,7 +132,7 @@ def test_bad_input_is_named() -> None:
         planner.plan(m, z, prior.unsqueeze(1) * torch.nan)
     with pytest.raises(ValueError, match=r"std=-1"):
         planner.plan(m, z, prior, std=-1.0)
-    with pytest.raises(ValueError, match=r"elites=600: must be at most samples=512"):
+    with pytest.raises(ValueError, match=r"elites=600: must be at most MPPIConfig.samples=512"):
         MPPIPlanner(MPPIConfig(elites=600), A)
     with pytest.raises(ValueError, match=r"action_dim=0"):
         MPPIPlanner(SMALL, 0)

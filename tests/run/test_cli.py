@@ -37,9 +37,9 @@ def test_defaults(registry: Registry) -> None:
 
 
 def test_groups_and_keys(registry: Registry) -> None:
-    settings = composed(registry, ["agent=tdmpc", "env=dmc/walker-walk", "obs=pixels", "seed=3", "agent.acting.mppi.samples=7"])
+    settings = composed(registry, ["agent=tdmpc", "env=dmc/walker-walk", "obs=pixels", "seed=3", "agent.acting.mppi.samples=70"])
     assert settings.env.obs == "pixels" and settings.run.batch_size == 256 and settings.agent["loss"]["learning_rate"] == 3e-4
-    assert settings.agent["acting"]["planner"] == "mppi" and settings.agent["acting"]["mppi"]["samples"] == 7
+    assert settings.agent["acting"]["planner"] == "mppi" and settings.agent["acting"]["mppi"]["samples"] == 70
     assert settings.top.seed == 3
     assert env_spec(settings.env).obs_shape == (9, 84, 84)
 
@@ -129,6 +129,7 @@ def test_whole_numbers_may_be_written_short_and_names_have_aliases(registry: Reg
     )
     assert arguments == ["-m", "env=dmc/cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1000,2000"]
     assert first == ["env=dmc/cup-catch", "run.frames=1000"]
+    assert prepared_sweep(registry, ["--cfg", "job", "seed=2"]) == (["--cfg", "job", "seed=2"], ["seed=2"])
 
 
 def test_help_names_every_option_and_choice(registry: Registry) -> None:

@@ -47,6 +47,8 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_mistake_leaves_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "kept").touch()
-    assert run(tmp_path, "run.capacity=1") == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    (tmp_path / "mine").mkdir()
+    assert run(tmp_path / "mine", "run.capacity=1") == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]  # which was there
+    assert run(tmp_path / "new", "run.capacity=1") == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
