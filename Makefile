@@ -1,11 +1,11 @@
-# make setup | sims | test | train | demo-il | lint | clean        PYTHON=python3.11 picks the interpreter of a new environment
+# make setup | sims | browser | test | train | demo-il | lint | clean        PYTHON=python3.11 picks the interpreter of a new environment
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 APT := python3-venv libegl1 libgl1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup sims test slow lint train demo-il clean system
+.PHONY: setup sims browser test slow lint train demo-il clean system
 
 setup: .venv/done
 
@@ -32,6 +32,10 @@ sims: .venv/sims
 	$(PIP) --no-warn-conflicts mani-skill numba opencv-python termcolor
 	$(PIP) --no-deps robosuite
 	@touch $@
+
+# For the test that opens a report in headless Chromium; without one it is skipped.
+browser:
+	@sh tools/system_packages.sh chromium
 
 test: .venv/done
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
