@@ -18,6 +18,7 @@ from difftop.run.checkpoint import load_checkpoint
 from difftop.types import TaskSpec
 
 BASES = ("bc", "rnn_gmm", "diffusion")
+BASE_CHECKPOINT = "run folder (its best checkpoint) or checkpoint of the base; read when training begins, never afterwards"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class BaseConfig:
     """Which policy to start from."""
 
     base: str = option("none", "policy to start from; it is trained in a run of its own", choices=("none", *BASES))
-    base_checkpoint: str = option("", "run folder or checkpoint of the base; read when training begins, never afterwards")
+    base_checkpoint: str = option("", BASE_CHECKPOINT)
 
 
 class BasePolicy(nn.Module):
@@ -56,12 +57,12 @@ class BasePolicy(nn.Module):
         return self.policy
 
     @torch.no_grad()
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """What the base does at every step of windows: obs by key `[B, T, *shape]` to `[B, T, T_p, A]`, in [-1, 1].
 
-        `noise` has B rows; T_p is the base's own. Its memory begins with the window.
+        `noise` has B rows; T_p is the base's own. Its memory begins with the window, or where `begin` says (`ChunkPolicy.plans`).
         """
-        return self.check().plans(obs, noise).clamp(-1, 1)
+        return self.check().plans(obs, noise, begin).clamp(-1, 1)
 
     def predictor(self, num_envs: int, seed: int) -> Predictor:
         """Predicts chunks `[N, T_p, A]` while acting; see `agents.chunks.Predictor`. Its actions are not clamped."""
@@ -88,7 +89,8 @@ class BasePolicy(nn.Module):
                 f"agent.base_checkpoint={self.config.base_checkpoint}: no such folder; train the base first "
                 f"(python train.py agent={self.config.base} ...) and give the folder of its run."
             )
-        found = load_checkpoint(self.config.base_checkpoint, agent_name=self.config.base)
+        path, best = Path(self.config.base_checkpoint), Path(self.config.base_checkpoint) / "checkpoints" / "best"
+        found = load_checkpoint(best if best.exists() else path, agent_name=self.config.base)
         recipe = json.dumps(found.config["agent"])
         policy = _built(recipe, self.spec, self.config)
         prefix = "average."

@@ -48,6 +48,9 @@ class Predictor(Protocol):
             wanted actions `[N, T_p, A]`, first the one of now; zeros where none was due.
         """
 
+    def begin(self, index: int, seed: int) -> None:
+        """From now on the random numbers of environment `index` are those of the episode `seed`."""
+
     def state_dict(self) -> dict[str, Any]:
         """All memory."""
 
@@ -94,12 +97,14 @@ class ChunkPolicy(nn.Module):
         """See `agents.imitation.Policy`."""
         raise NotImplementedError
 
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """What the policy would do at every step of windows that begin without memory.
 
         Args:
             obs: by key `[B, T, *shape]`, on the policy's device.
             noise: B rows.
+            begin: first steps of the episodes `[B]`, where windows begin earlier with copies of what is observed there; None for
+                0. No memory goes back beyond it, and what is returned before it has no meaning.
         Returns:
             wanted actions `[B, T, T_p, A]`.
         """
@@ -129,8 +134,8 @@ class WindowPolicy(ChunkPolicy):
         """Wanted actions `[K, T_p, A]` from the last of T_s observations on, by key `[K, T_s, *shape]`."""
         raise NotImplementedError
 
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
-        """See `ChunkPolicy`; before the first observation there was the first observation."""
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+        """See `ChunkPolicy`; before the first observation there was the first observation, whatever `begin` is."""
         first = next(iter(obs.values()))
         size, steps = first.shape[:2]
         index = (torch.arange(steps)[:, None] + torch.arange(1 - self.windows.window, 1)).clamp_min(0).to(first.device)
@@ -179,6 +184,10 @@ class WindowPredictor:
             wanted[rows] = policy.chunk({key: x[rows] for key, x in self.seen.items()}, self.noise.of(rows)).to(wanted)
         return wanted
 
+    def begin(self, index: int, seed: int) -> None:
+        """See `Predictor`."""
+        self.noise.begin(index, seed)
+
     def state_dict(self) -> dict[str, Any]:
         """All memory."""
         return {"seen": dict(self.seen), "noise": self.noise.state_dict()}
@@ -215,6 +224,16 @@ class ChunkActor:
         self.chunk = torch.zeros(num_envs, self.execute, size, device=device)  # the next action is the first
         self.left = torch.zeros(num_envs, dtype=torch.int64, device=device)  # actions of the chunk to execute
         self._counters = torch.zeros(3, dtype=torch.float64)  # chunks, braked, relaxed
+        self.playing = torch.ones(num_envs, dtype=torch.bool, device=device)
+
+    def begin(self, index: int, seed: int | None) -> None:
+        """Environment `index` begins the episode `seed`, on which its random numbers depend from now on; None: it is idle.
+
+        Idle environments get no predictions and are not counted.
+        """
+        self.playing[index] = seed is not None
+        if seed is not None:
+            self.predictor.begin(index, seed)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, agent_steps: int = 0) -> Tensor:
@@ -222,8 +241,8 @@ class ChunkActor:
         t0 = t0.to(self.left.device)
         self.left = torch.where(t0, 0, self.left)
         self.previous = torch.where(t0[:, None], 0.0, self.previous)
-        due = self.left == 0
-        seen = self.policy.observer.received(obs, self.left.device)
+        due = (self.left == 0) & self.playing
+        seen = {key: x.to(self.left.device) for key, x in obs.items()}  # all of them: a base may look at others than the policy
         with _evaluating(self.policy):
             wanted = self.predictor.predict(seen, t0, due)
         if bool(due.any()):

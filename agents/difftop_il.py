@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from agents.base_policy import BASES, BaseConfig, BasePolicy
+from agents.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
 from agents.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
 from agents.il_model import CostModel, ILModelConfig, Posterior, kl_to_standard
 from agents.imitation import TrainingConfig, WindowShape
@@ -74,7 +74,7 @@ class DiffTOPILConfig(PolicyConfig):
     beta: float = option(0.03, "of the KL divergence, a sum over the latent's entries", low=0)
     samples: int = option(1, "latents drawn for each plan while acting, the cheapest is kept; 0: the prior's mean", low=0)
     base: str = option("none", "policy to start plans from; none: from zeros", choices=("none", *BASES))
-    base_checkpoint: str = option("", "run folder or checkpoint of the base; read when training begins, never afterwards")
+    base_checkpoint: str = option("", BASE_CHECKPOINT)
     base_window: int = option(
         0, "observations that the base's memory begins with, in training; 0: 1, rnn_gmm 10, diffusion 2", low=0
     )
@@ -124,7 +124,8 @@ class DiffTOPIL(WindowPolicy):
         """The loss of the class, and its parts; docs/difftop_il.md explains the tags."""
         config, noise = self.config, self.batch_noise(len(batch.actions), generator)
         target, known = (x[:, self.windows.window - 1 :] for x in (batch.actions, batch.mask))
-        state, starts = self.encoded(batch.obs, noise), self.starts(batch.obs, noise)
+        begin = (~batch.mask[:, : self.windows.window]).sum(1)  # what is before is padding, which a base's memory never saw
+        state, starts = self.encoded(batch.obs, noise), self.starts(batch.obs, noise, begin)
         w, kl = self._posterior_sample(state, target, known, noise)
         plan = self.plan(state, w, starts, differentiable=torch.is_grad_enabled())
         actions, solved = plan.actions, plan.status != int(SolveStatus.FAILED)
@@ -149,13 +150,13 @@ class DiffTOPIL(WindowPolicy):
         state: Tensor = self.encoder(self.observer(seen, noise).flatten(1))
         return full_precision(state)
 
-    def starts(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
-        """Where plans start: zeros, or the base's chunks for the last step of windows; `[K, H, A]`."""
+    def starts(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+        """Where plans start: zeros, or the base's chunks for the last step of windows; `[K, H, A]`; `begin` as in `plans`."""
         if self.base is None:
             first = next(iter(obs.values()))
             dtype = next(self.parameters()).dtype
             return torch.zeros(len(first), self.config.horizon, self.spec.action_dim, dtype=dtype, device=first.device)
-        return self.fitted(self.base.plans(obs, noise)[:, -1])
+        return self.fitted(self.base.plans(obs, noise, begin)[:, -1])
 
     def fitted(self, chunks: Tensor) -> Tensor:
         """The base's chunks `[K, T_p, A]` as starts `[K, H, A]` in the box: cut, or their last action repeated."""
@@ -241,6 +242,12 @@ class _Planning(WindowPredictor):
             failed = (plan.status == int(SolveStatus.FAILED)).sum()
             self.counters += torch.stack([torch.full_like(failed, len(rows)), failed]).cpu()
         return wanted
+
+    def begin(self, index: int, seed: int) -> None:
+        """See `agents.chunks.Predictor`."""
+        super().begin(index, seed)
+        if self.base is not None:
+            self.base.begin(index, seed)
 
     def state_dict(self) -> dict[str, Any]:
         """All memory."""

@@ -32,7 +32,7 @@ class TrainingConfig:
     weight_decay: float = option(0.0, "decoupled; 0 is plain Adam", low=0)
     schedule: str = option("constant", "of the learning rate, over the length of the run", choices=("constant", "cosine"))
     warmup_steps: int = option(0, "gradient steps over which the learning rate rises from 0", low=0)
-    beta1: float = option(0.9, "Adam's decay of the gradient's mean", low=0, high=1)
+    beta1: float = option(0.9, "Adam's decay of the gradient's mean", low=0, high=0.9999)
     clip: float = option(0.0, "largest norm of the gradient; 0 for none", low=0)
     ema: float = option(
         0.0, "largest decay of the averaged weights that act, 1 - (1 + k)^-3/4 after k steps; 0: no average", low=0, high=1

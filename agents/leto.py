@@ -21,6 +21,7 @@ from agents.imitation import WindowShape
 from agents.limits import HEADS, make_head
 from agents.noise import Noise
 from agents.recurrent import MEMORIES, MEMORY, RecurrentConfig, RecurrentPolicy
+from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision
 from difftop.nn.rnn import Hidden
@@ -83,6 +84,12 @@ class Leto(RecurrentPolicy):
             super().__init__(config, spec, windows)
             self.linear = nn.Linear(config.hidden_dim, self.limits.size)
             self.head = make_head(config.head, self.limits) if config.head != "qp" else self._qp(config)
+
+    def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
+        """See `agents.imitation.Policy`; refuses demonstrations that hardly ever keep the position limits of head=qp."""
+        super().fit_normalizer_(demonstrations)
+        if self.config.head == "qp":
+            self.config.limits.check_demonstrations(demonstrations, self.limits)
 
     def forward(
         self, obs: Mapping[str, Tensor], noise: Noise | None = None, hidden: Hidden | None = None
@@ -150,9 +157,9 @@ class Leto(RecurrentPolicy):
         """What the network wants of the head, `-e` as `[K, T_p, A]`."""
         return -self._linear_terms(features).view(len(features), self.config.horizon, -1)
 
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`; without limits."""
-        wanted = super().plans(obs, noise)
+        wanted = super().plans(obs, noise, begin)
         return -self.unlimited(-wanted.flatten(0, 1).flatten(1)).view_as(wanted)
 
     def deployed_head(self, name: str) -> nn.Module:

@@ -6,6 +6,7 @@ is projected on the limits, with a look ahead.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from difftop.data.demonstrations import Demonstrations
 from difftop.options import ConfigError, option
 from difftop.qp import ClipHead, QPHead, SolveInfo, TrajectoryLimits
 from difftop.qp.trajectory import TrajectoryRows
 from difftop.types import SolveStatus, TaskSpec
+
+log = logging.getLogger(__name__)
 
 HEADS = ("none", "clip", "qp")
 
@@ -94,6 +98,24 @@ class LimitsConfig:
         for axis in self.position_axes:
             positions[:, limits.selected.index(axis)] = measured[:, axis] / self.metres_per_action
         return positions
+
+    def check_demonstrations(self, demonstrations: Demonstrations, limits: TrajectoryLimits) -> None:
+        """Says how many positions of the demonstrations are outside of the limits: nothing is learned from what begins there.
+
+        Raises:
+            ConfigError: more than half of them are, as with a wrong axis, sign or frame.
+        """
+        if not self.position_key:
+            return
+        positions = self.positions({self.position_key: demonstrations.rows(self.position_key)}, limits)
+        assert positions is not None
+        try:
+            limits.check_positions(positions, f"positions ({self.position_key})")
+        except ValueError as error:
+            outside = limits.outside(positions)
+            if float(outside.double().mean()) > 0.5:
+                raise ConfigError(f"limits.position_min, position_max: {error}") from error
+            log.warning("%s", error)
 
     def _constrained(self, action_dim: int) -> list[int]:
         indices = {i + action_dim if i < 0 else i for i in self.free}, {i + action_dim if i < 0 else i for i in self.turning}

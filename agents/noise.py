@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from difftop.run.seeding import stream
+
 _STRIDE = 1_000_003  # between the seeds of neighbouring environments
 
 
@@ -53,7 +55,11 @@ class EnvironmentNoise:
 
     def __init__(self, num_envs: int, seed: int, device: torch.device) -> None:
         self.generators = [torch.Generator().manual_seed((seed * _STRIDE + i) % 2**63) for i in range(num_envs)]
-        self.device = device
+        self.seed, self.device = seed, device
+
+    def begin(self, index: int, episode: int) -> None:
+        """The stream of environment `index` begins anew, as that of the episode with this seed."""
+        self.generators[index].manual_seed(stream(self.seed, "episode", episode))
 
     def of(self, rows: Tensor) -> Noise:
         """The streams of the environments `rows [K]`, int64."""

@@ -21,7 +21,8 @@ class Observer(nn.Module):
 
     Args:
         shapes: what the task offers; `TaskSpec.shapes`.
-        keys: which of them to use, in this order; none for all.
+        keys: which of them to use, in this order; none for all, in alphabetical order, since a file and a simulator order them
+            each in its own way.
         normalization: of vectors entry by entry, and of points coordinate by coordinate; see `difftop.data.normalize`.
             `leto`: positions by range, the rest as it is.
         config: of the networks for images and clouds.
@@ -36,7 +37,10 @@ class Observer(nn.Module):
         for key in keys:
             if key not in shapes:
                 raise ConfigError(f"obs_keys: the task has no {key!r}.{suggest(key, list(shapes))} It has {', '.join(shapes)}.")
-        self.shapes = {key: tuple(shapes[key]) for key in (keys or shapes)}
+        for key in keys or shapes:
+            if "." in key or hasattr(nn.ModuleDict(), key):  # parts of the network are named after keys
+                raise ConfigError(f"observation {key!r}: a name can't have a dot or be {key!r}; leave it out by agent.obs_keys.")
+        self.shapes = {key: tuple(shapes[key]) for key in (keys or sorted(shapes))}
         self.normalization = normalization
         self.normalizer = Normalizer({key: shape[-1:] for key, shape in self.shapes.items() if len(shape) < 3})
         self.encoder = ObservationEncoder(self.shapes, config)

@@ -68,11 +68,20 @@ class RecurrentPolicy(ChunkPolicy):
         """Wanted actions `[K, T_p, A]` of outputs of the LSTM `[K, hidden_dim]`; `noise` has K rows."""
         raise NotImplementedError
 
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting with memory=restart."""
-        steps = next(iter(obs.values())).shape[1]
+        first = next(iter(obs.values()))
+        rows, steps = torch.arange(len(first), device=first.device)[:, None], first.shape[1]
+        place = torch.arange(steps, device=first.device) - (
+            0 if begin is None else begin[:, None]
+        )  # in the episode, below 0: padding
+        if begin is not None:  # the episode's first step to the front, for all rows to begin together
+            moved = (torch.arange(steps, device=first.device) + begin[:, None]).clamp_max(steps - 1)
+            obs = {key: x[rows, moved] for key, x in obs.items()}
         parts = [{k: x[:, i : i + self.windows.window] for k, x in obs.items()} for i in range(0, steps, self.windows.window)]
         features = torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
+        if begin is not None:
+            features = features[rows, place.clamp_min(0)]
         return torch.stack([self.chunk(features[:, i], noise) for i in range(steps)], 1)
 
     def predictor(self, num_envs: int, seed: int) -> RecurrentPredictor:
@@ -115,6 +124,10 @@ class RecurrentPredictor:
         if len(rows):
             wanted[rows] = policy.chunk(features[rows], self.noise.of(rows)).to(wanted)
         return wanted
+
+    def begin(self, index: int, seed: int) -> None:
+        """See `agents.chunks.Predictor`."""
+        self.noise.begin(index, seed)
 
     def state_dict(self) -> dict[str, Any]:
         """All memory."""

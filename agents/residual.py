@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.base_policy import BASES, BaseConfig, BasePolicy
+from agents.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
 from agents.chunks import ChunkPolicy, PolicyConfig, Predictor
 from agents.imitation import WindowShape
 from agents.noise import EnvironmentNoise, Noise
@@ -33,7 +33,7 @@ class ResidualConfig(PolicyConfig):
 
     name: str = option("residual", "a trained policy's actions, corrected by an MLP", choices=("residual",))
     base: str = option("rnn_gmm", "policy to correct; it is trained in a run of its own", choices=BASES)
-    base_checkpoint: str = option("", "run folder or checkpoint of the base; read when training begins, never afterwards")
+    base_checkpoint: str = option("", BASE_CHECKPOINT)
     window: int = option(10, "T_s: observations of a training window; the base's memory begins with it", low=1)
     horizon: int = option(1, "T_p: actions that are corrected together, at most the base's", low=1)
     hidden_dims: list[int] = option([256, 256], "widths of the MLP's hidden layers", low=1)
@@ -79,9 +79,9 @@ class Residual(ChunkPolicy):
         loss, base_loss = (_masked_error(x, target, known) for x in (actions, base))
         return loss, {"loss": loss.detach(), "base_loss": base_loss}
 
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`."""
-        base = self.base.plans(obs, noise)[:, :, : self.config.horizon]
+        base = self.base.plans(obs, noise, begin)[:, :, : self.config.horizon]
         return self.corrected(self.observer(obs, noise), base)
 
     def predictor(self, num_envs: int, seed: int) -> Predictor:
@@ -105,6 +105,11 @@ class _Corrected:
             features = policy.observer(seen, self.noise.of(rows))[:, 0]
             wanted[rows] = policy.corrected(features, wanted[rows])
         return wanted
+
+    def begin(self, index: int, seed: int) -> None:
+        """See `agents.chunks.Predictor`."""
+        self.base.begin(index, seed)
+        self.noise.begin(index, seed)
 
     def state_dict(self) -> dict[str, Any]:
         """All memory."""

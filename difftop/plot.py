@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,13 +194,18 @@ def short(frames: float) -> str:
 
 
 def _save(figure: Figure, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = out if out.suffix else out.with_suffix(".png")
     temporary = out.with_name(f".writing_{out.name}")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(temporary)
-    except ValueError as error:
-        raise CurveError(f"can't write {out}: {str(error).splitlines()[0]}.") from error
-    os.replace(temporary, out)
+        os.replace(temporary, out)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise CurveError(f"can't write {out}: {reason}; give an image file, as in --out curves.png.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
     return out
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from difftop.data.robomimic import Recording, write_demonstrations
 from difftop.options import ConfigError
+from difftop.run.ownership import in_turn
 from difftop.run.seeding import stream
 from envs.errors import EnvError
 from envs.keyed import Array, KeyedEnv, Observation, is_image
@@ -27,9 +28,13 @@ _ATTEMPTS = 4  # per demonstration that is wanted
 def demonstrations_file(
     config: TaskConfig, episodes: int, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
 ) -> Path:
-    """Where `record` puts such demonstrations: a function of what they are."""
+    """Where `record` puts such demonstrations: a function of what they are, simulator versions aside."""
     name = canonical_task(config.name).replace("/", "-")
     kind = "" if config.obs == "low_dim" else f"-{config.obs}{config.image_size}"
+    if config.obs == "image":
+        kind += "".join(f"-{camera}" for camera in config.cameras)
+        kind += f"-{config.render_quality}" if config.render_quality != TaskConfig().render_quality else ""
+    kind += f"-steps{config.episode_steps}" if config.episode_steps else ""
     kind += f"-{config.control}" if config.control else ""
     if _noise_applies(config):
         kind += f"-noise{noise:g}" if noise != NOISE else ""
@@ -41,7 +46,7 @@ def demonstrations_file(
 def record(
     config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
 ) -> Path:
-    """Demonstrations by the task's expert; nothing is done where the file is there already.
+    """Demonstrations by the task's expert; nothing is done where the file is there already, or another process makes it.
 
     Only episodes that reach success are kept, cut a few steps after it; failures are counted and said.
 
@@ -61,10 +66,17 @@ def record(
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    with in_turn(path.parent, str(path)):
+        if not path.exists():
+            _record(config, episodes, seed, path, noise, labels)
+    return path
+
+
+def _record(config: TaskConfig, episodes: int, seed: int, path: Path, noise: float, labels: str) -> None:
     suite = SUITES[config.name.partition("/")[0]].loaded()
     if hasattr(suite, "make_demonstrations"):  # the suite has its own planner and format
         suite.make_demonstrations(config.name.partition("/")[2], episodes, path, seed, config)
-        return path
+        return
     env = make_task(config)
     try:
         simulator: Any = env._simulator
@@ -74,7 +86,6 @@ def record(
         write_demonstrations(path, _episodes(env, simulator, expert, episodes, seed), args)
     finally:
         env.close()
-    return path
 
 
 @dataclass(frozen=True)

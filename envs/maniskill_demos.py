@@ -84,7 +84,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
     attempts = planned = converted = 0
     described: list[dict[str, Any]] = []
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".part")
+    partial = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
         with h5py.File(partial, "w") as file:
             while len(described) < episodes:

@@ -51,6 +51,10 @@ class MetaWorldSimulator:
         package = _import_metaworld()
         if config.obs == "pointcloud":
             raise EnvError(f"metaworld/{task}: env.obs=pointcloud is not offered; take low_dim or image.")
+        if config.control:
+            raise EnvError(
+                f"metaworld/{task}: env.control={config.control} is not offered, there is one control mode; leave it out."
+            )
         self._cameras = tuple(config.cameras or _CAMERAS) if config.obs == "image" else ()
         size = config.image_size
         keys = _IMAGE_KEYS if self._cameras else tuple(_LOW_DIM)
@@ -62,6 +66,10 @@ class MetaWorldSimulator:
         if config.render_quality == "fast":
             quality = self._env.model.vis.quality
             quality.shadowsize, quality.offsamples = 0, 0
+        cameras = [self._env.model.camera(i).name for i in range(self._env.model.ncam)]
+        for name in self._cameras:
+            if name not in cameras:
+                raise EnvError(f"metaworld/{task}: env.cameras: there is no {name!r}; it has {', '.join(cameras)}.")
         self._renderers: dict[tuple[int, int], Any] = {}
         self.last = np.zeros(39)
 

@@ -29,6 +29,8 @@ class ReachSimulator:
     def __init__(self, config: TaskConfig) -> None:
         if config.obs != "low_dim":
             raise EnvError(f"toy/reach: env.obs={config.obs} is not offered; take low_dim.")
+        if config.control:
+            raise EnvError(f"toy/reach: env.control={config.control} is not offered; leave it out.")
         shapes = {"hand_pos": (2,), "target_pos": (2,)}
         self.spec = TaskSpec("toy/reach", shapes, 2, config.episode_steps or TASKS["reach"], METRES_PER_ACTION)
         self._hand, self._target = np.zeros(2), np.zeros(2)

@@ -111,6 +111,8 @@ def make_simulator(config: TaskConfig) -> KeyedSimulator:
     """
     name = canonical_task(config.name)
     prefix, _, task = name.partition("/")
+    if config.cameras and config.obs == "low_dim":
+        raise ConfigError(f"env.cameras={config.cameras}: env.obs=low_dim has no images; set env.obs=image, or leave it out.")
     return cast(KeyedSimulator, SUITES[prefix].loaded().load(task, config))
 
 

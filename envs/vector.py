@@ -250,7 +250,8 @@ def _serve(pipe: Connection, config: EnvConfig | TaskConfig) -> None:
 
     Anything but an `EnvError` is a bug: it ends the worker with a traceback, and the parent reports the death.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent saves first, then closes us
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, timeout and Slurm reach the whole group: the parent saves first,
+        signal.signal(number, signal.SIG_IGN)  # then closes the pipe, which ends us
     os.environ["LP_NUM_THREADS"] = "0"  # one rendering thread per worker: several workers' threads only fight
     with suppress(EOFError, OSError):  # the parent closed the pipe, or is gone
         try:

@@ -132,6 +132,13 @@ def test_command_line_draws_runs_references_and_statistics(tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG") and [p.name for p in out.parent.iterdir()] == ["curve.png"]
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "curve.docx")]) == 1
     assert not (tmp_path / ".writing_curve.docx").exists()
+    capsys.readouterr()
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "plain")]) == 0 and (tmp_path / "plain.png").exists()
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file" / "c.png", tmp_path / "new.png"):
+        (tmp_path / "new.png").mkdir(exist_ok=True)
+        assert main([str(tmp_path / "runs"), "--out", str(bad)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.glob(".writing*"))
 
 
 def test_the_drawn_lines_are_the_data(tmp_path, monkeypatch):

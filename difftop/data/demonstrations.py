@@ -251,7 +251,7 @@ def read_demonstrations(
         DemonstrationError: anything that is missing, has the wrong length or shape, is not finite, or is outside of the box.
     """
     if keys is None:
-        keys = [key for key, dataset in sources[0].obs.items() if len(file[dataset].shape) < 4]
+        keys = [key for key, dataset in sources[0].obs.items() if len(_dataset(path, file, dataset).shape) < 4]
     lengths, actions = [], []
     low_dim: dict[str, list[Tensor]] = {key: [] for key in keys}
     images: dict[str, list[str]] = {}
@@ -329,7 +329,7 @@ def check_values(where: str, values: Array) -> Tensor:
 def _dataset(path: Path, file: Any, name: str) -> Any:
     found = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise DemonstrationError(f"{path}: dataset {name} is missing.")
+        raise DemonstrationError(f"{path}: {name} is {'missing' if found is None else 'a group'}; it must be a dataset.")
     return found
 
 

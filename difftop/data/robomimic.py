@@ -13,6 +13,7 @@ Differs: everything is checked on opening; robomimic compares no lengths, and fi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ from difftop.data.demonstrations import (
     open_hdf5,
     read_demonstrations,
 )
+
+log = logging.getLogger(__name__)
 
 LOW_DIM_KEYS = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the papers'; more of them halve success
 
@@ -86,6 +89,8 @@ def open_robomimic(
         names = _all_names(path, data)
         if filter_key is not None:
             names = _filtered(path, file, filter_key, names)
+        if limit is not None and limit != len(names):
+            log.info("%s: %s of its %d demonstrations", path, f"the first {limit}" if limit < len(names) else "all", len(names))
         sources = [_source(path, data[name], action_key) for name in names[:limit]]
         if not sources:
             raise DemonstrationError(
@@ -114,7 +119,7 @@ def write_demonstrations(
     missing = [key for key in ("env_name", "type", "env_kwargs", "env_version") if key not in env_args]
     if missing:
         raise DemonstrationError(f"{path}: env_args lacks {', '.join(missing)}.")
-    partial, total, count = path.with_name(path.name + ".part"), 0, 0
+    partial, total, count = path.with_name(f"{path.name}.{os.getpid()}.part"), 0, 0
     try:
         with h5py.File(partial, "w") as file:
             data = file.create_group("data")
@@ -176,6 +181,8 @@ def read_env(path: Path, file: Any) -> EnvInfo:
         raise DemonstrationError(f"{path}: attribute env_args of data is missing or no JSON ({error}).") from error
     except KeyError as error:
         raise DemonstrationError(f"{path}: env_args lacks {error}; it must have env_name, type and env_kwargs.") from error
+    if not isinstance(kwargs, dict):
+        raise DemonstrationError(f"{path}: env_args has env_kwargs {kwargs}; they must be a JSON object.")
     return EnvInfo(name=name, kwargs=kwargs, version=raw.get("env_version"), raw=raw)
 
 
@@ -201,7 +208,7 @@ def _number(name: str) -> int:
 
 def _filtered(path: Path, file: Any, filter_key: str, names: Sequence[str]) -> list[str]:
     masks = file.get("mask", {})
-    if filter_key not in masks:
+    if not isinstance(masks.get(filter_key), h5py.Dataset):
         raise DemonstrationError(f"{path}: no filter key {filter_key!r}; it has {', '.join(masks) or 'none'}.")
     chosen = {name.decode() if isinstance(name, bytes) else str(name) for name in masks[filter_key][()]}
     absent = sorted(chosen - set(names))

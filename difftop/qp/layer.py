@@ -202,7 +202,7 @@ class QPHead(nn.Module):
 
     def _solve(self, operators: Operators, e: Tensor, lower: Tensor, upper: Tensor, soft: Tensor | None) -> Solution:
         """Without gradients; one sample on the CPU, the case of a control loop, by its own solver."""
-        if len(e) > 1 or e.device.type != "cpu":
+        if len(e) != 1 or e.device.type != "cpu":
             return solve(operators, e, lower, upper, soft=soft)
         if self._single is None or self._single.operators is not operators:
             self._single = SingleSolver(operators)

@@ -88,19 +88,27 @@ class TrajectoryLimits:
             ValueError: wrong shape, NaN, or positions outside, with their number, the first and the worst.
         """
         check_rows(name, positions, (len(positions), len(self.selected)))
-        if self.position_matrix is None:
-            return
-        value = positions.double() @ torch.tensor(self.position_matrix, dtype=torch.float64, device=positions.device).mT
-        low, high = (
-            torch.tensor(self.vector(end), dtype=torch.float64, device=value.device) for end in ("position_min", "position_max")
-        )
-        outside = torch.maximum(low - value, value - high).amax(1)
+        outside = self._excess(positions)
         if bool((outside > 0).any()):
             worst, first = int(outside.argmax()), int((outside > 0).nonzero()[0])
             raise ValueError(
                 f"{name}: {int((outside > 0).sum())} of {len(positions)} are outside of the position limits, first row {first}, "
                 f"worst row {worst} by {float(outside[worst]):.3g}; widen the limits or leave these demonstrations out."
             )
+
+    def outside(self, positions: Tensor) -> Tensor:
+        """Which of the positions `[N, c]` leave the position limits, `[N]` bool."""
+        return self._excess(positions) > 0
+
+    def _excess(self, positions: Tensor) -> Tensor:
+        """By how much positions leave their limits `[N]`, at most 0 inside; float64."""
+        if self.position_matrix is None:
+            return torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
+        value = positions.double() @ torch.tensor(self.position_matrix, dtype=torch.float64, device=positions.device).mT
+        low, high = (
+            torch.tensor(self.vector(end), dtype=torch.float64, device=value.device) for end in ("position_min", "position_max")
+        )
+        return torch.maximum(low - value, value - high).amax(1)
 
     def _check_matrix(self) -> None:
         if self.position_matrix is not None and self.horizon < 2:

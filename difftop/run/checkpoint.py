@@ -80,10 +80,11 @@ def save_checkpoint(
     train_state: Mapping[str, Any],
     replay: ReplayBuffer | None = None,
     keep: int = 2,
+    best: bool = False,
 ) -> Path:
     """Saves a checkpoint of a run, and then removes what no kept checkpoint needs.
 
-    Kept are the newest `keep`, and the one that `mark_best` chose. Checkpoints of a later step are of a future that was given up
+    Kept are the newest `keep`, and the latest with `best`. Checkpoints of a later step are of a future that was given up
     when an older checkpoint was resumed; they are removed too.
 
     Args:
@@ -95,6 +96,7 @@ def save_checkpoint(
         train_state: tensors, numbers, strings, None, lists, tuples and dicts.
         replay: saved incrementally.
         keep: at least 1.
+        best: make it the run's best: it is kept however old, and `checkpoints/best` leads to it.
     Returns:
         the checkpoint's folder.
     Raises:
@@ -130,6 +132,8 @@ def save_checkpoint(
         unfinished.clear()
         if replay is not None:
             replay.files = rows
+        if best:  # before `last`: a run that is killed in between goes on from a checkpoint that doesn't count it as saved
+            _point(home / "best", path)
         _point(home / "last", path)
         _prune(home, step, keep)
     except OSError as error:
@@ -139,11 +143,6 @@ def save_checkpoint(
             "space, or fix the folder's permissions, and run the same command again to continue."
         ) from error
     return path
-
-
-def mark_best(path: Path) -> None:
-    """Makes the checkpoint in `path` the run's best: it is kept however old, and `checkpoints/best` leads to it."""
-    _point(path.parent / "best", path)
 
 
 def load_checkpoint(path: Path | str, *, agent_name: str | None = None) -> Checkpoint:

@@ -10,19 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.files import open_demonstrations, recorded_env
-from difftop.data.windows import WindowBatch
 from difftop.options import ConfigError
-from difftop.run.checkpoint import Checkpoint, load_checkpoint, mark_best, save_checkpoint
+from difftop.run.checkpoint import Checkpoint, load_checkpoint
 from difftop.run.cli import Settings, run_name
+from difftop.run.imitation_records import ImitationRecords
 from difftop.run.imitation_report import write_report
-from difftop.run.logger import RunLogger
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
 from difftop.run.ownership import sole_owner
-from difftop.run.progress import Progress
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts, TaskEnvironments, roll_out
 from difftop.run.seeding import stream
@@ -32,6 +28,8 @@ from difftop.run.workers import Workers, joined
 from difftop.types import TaskSpec
 
 log = logging.getLogger(__name__)
+
+_ACTS_OTHERWISE = ("top.head", "agent.execute", "agent.samples", "run.protocol", "env.episode_steps", "env.render_quality")
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,9 @@ def train_imitation(settings: Settings, factories: TaskFactories) -> int:
             logging.getLogger("difftop").setLevel(logging.ERROR)
         run: OfflineConfig = settings.run
         path, env_config = workers.lead_first(lambda: _dataset(settings, factories))
+        most = max(run.select_episodes, run.reported_episodes)
         settings = replace(settings, env=env_config)  # as the file says: evaluating the checkpoint needs no file
-        envs = factories.envs(env_config, run.eval_envs, run.parallel) if run.simulates and workers.leads else None
+        envs = factories.envs(env_config, min(run.eval_envs, most), run.parallel) if run.simulates and workers.leads else None
         try:
             spec = workers.told(None if envs is None else envs.difftop_spec)
             return _train(settings, factories, workers, path, envs, spec)
@@ -120,7 +119,8 @@ def _train_in(
     agent = _agent(settings, factories, spec, workers.device)
     agent.workers = workers
     training, held_out = split(demonstrations, run.valid_fraction, stream(settings.top.seed, "split"))
-    agent.fit_normalizer_(training)
+    if checkpoint is None:  # which holds all that was taken from them
+        agent.fit_normalizer_(training)
     with StopOnSignal() as stop:
         records = ImitationRecords(folder, settings, spec, checkpoint) if workers.leads else None
         others = OfflineHooks(stop, lambda _: ImitationRecords.nonfinite_batch(folder))
@@ -166,16 +166,28 @@ def _hooks(
 
 def evaluate_imitation(saved: Checkpoint, settings: Settings, factories: TaskFactories, head: str) -> int:
     """`mode=eval`: plays a checkpoint with the configuration it was saved with, with another head if one is named."""
-    device = prepare_torch(settings)
-    envs = factories.envs(settings.env, settings.run.eval_envs, settings.run.parallel)
+    run, device = settings.run, prepare_torch(settings)
+    if not run.reported_episodes:
+        raise ConfigError("run.eval_episodes=0: mode=eval plays at least one episode; give a number, or -1 for the protocol's.")
+    envs = factories.envs(settings.env, min(run.eval_envs, run.reported_episodes), run.parallel)
     try:
         agent = _agent(settings, factories, envs.difftop_spec, device)
-        agent.load_state_dict(saved.model)
-        folder = evaluation_folder(saved, settings, ("top.head", "agent.execute", "agent.samples", "run.protocol"))
+        _load_weights(agent, saved, envs.difftop_spec)
+        folder = evaluation_folder(saved, settings, _ACTS_OTHERWISE)
         report(agent, envs, factories, settings, saved.step, folder, head or None)
     finally:
         envs.close()
     return 0
+
+
+def _load_weights(agent: Any, saved: Checkpoint, spec: TaskSpec) -> None:
+    try:
+        agent.load_state_dict(saved.model)
+    except RuntimeError as error:  # trained without the simulator, on what its file has
+        raise ConfigError(
+            f"checkpoint={saved.path}: it was trained on other observations than {spec.name} has here, {', '.join(spec.shapes)} "
+            f"({str(error).splitlines()[-1].strip()}); train with agent.obs_keys naming some of these."
+        ) from error
 
 
 def report(
@@ -223,9 +235,6 @@ def _reported(folder: Path, step: int) -> bool:
 def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
     """The demonstrations' file, made if need be, and the environment with the arguments that the file names."""
     run, top, env = settings.run, settings.top, settings.env
-    protocol = PROTOCOLS[run.protocol]
-    if not env.episode_steps and env.name in protocol.episode_steps:
-        env = replace(env, episode_steps=protocol.episode_steps[env.name])
     if top.dataset:
         path = Path(top.dataset).expanduser()
         if not path.exists():
@@ -235,6 +244,8 @@ def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
             raise ConfigError(f"env={env.name} needs dataset=PATH, a RoboMimic file; robosuite/Lift and others have an expert.")
         how = {"noise": run.expert_noise, "labels": run.expert_labels}
         path = factories.record(env, run.demos or 50, seed=0, folder=top.data, **how)
+    if not env.episode_steps:
+        env = replace(env, episode_steps=PROTOCOLS[run.protocol].episode_steps.get(env.name, 0))
     info = recorded_env(path)
     if not run.simulates:
         return path, env
@@ -250,12 +261,15 @@ def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
 
 def _opened(path: Path, settings: Settings, spec: TaskSpec | None) -> Demonstrations:
     run = settings.run
-    keys = None if spec is None else list(spec.shapes)
-    demonstrations = open_demonstrations(
-        path, obs_keys=keys, filter_key=run.filter_key, limit=run.demos, cache_bytes=run.cache_mb * 2**20
-    )
+
+    def opened(keys: list[str] | None) -> Demonstrations:
+        return open_demonstrations(
+            path, obs_keys=keys, filter_key=run.filter_key, limit=run.demos, cache_bytes=run.cache_mb * 2**20
+        )
+
     if spec is None:
-        return demonstrations
+        return _opened_alone(opened, settings)
+    demonstrations = opened(list(spec.shapes))
     shapes, actions = demonstrations.shapes, demonstrations.actions.shape[1]
     wrong = [f"{key} {shapes[key]} for {tuple(shape)}" for key, shape in spec.shapes.items() if shapes[key] != tuple(shape)]
     if wrong or actions != spec.action_dim:
@@ -264,9 +278,22 @@ def _opened(path: Path, settings: Settings, spec: TaskSpec | None) -> Demonstrat
     return demonstrations
 
 
+def _opened_alone(opened: Callable[[list[str] | None], Demonstrations], settings: Settings) -> Demonstrations:
+    """Without a simulator to say what it shows: all vectors of the file, and what else `agent.obs_keys` names."""
+    demonstrations, named = opened(None), list(settings.agent.get("obs_keys", ()))
+    if more := [key for key in named if key not in demonstrations.shapes]:
+        return opened([*demonstrations.shapes, *more])
+    if settings.env.obs != "low_dim":
+        raise ConfigError(
+            f"env.obs={settings.env.obs}: without a simulator (run.select_episodes=0 run.eval_episodes=0) agent.obs_keys "
+            "must name what to look at, images too."
+        )
+    return demonstrations
+
+
 def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> TaskSpec:
     """Without a simulator: what the demonstrations say of the task; their control period is robosuite's where they don't."""
-    rate = float(demonstrations.env.kwargs.get("control_freq", 20.0))
+    rate = float(demonstrations.env.kwargs.get("control_freq") or 20.0)
     steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
     return TaskSpec(settings.env.name, demonstrations.shapes, action_dim, steps, 1 / rate)
 
@@ -297,96 +324,14 @@ def _can_render(envs: TaskEnvironments, run: OfflineConfig, factories: TaskFacto
     return True
 
 
-class ImitationRecords:
-    """What a run writes while it trains: tables, TensorBoard events, checkpoints, and the progress line."""
-
-    def __init__(self, folder: Path, settings: Settings, spec: TaskSpec, checkpoint: Checkpoint | None) -> None:
-        self.folder, self.settings = folder, settings
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
-        step = checkpoint.step if checkpoint else None
-        rows = checkpoint.train_state["logger"] if checkpoint else None
-        self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=step or 0, rows=rows)
-        self.progress = Progress(settings.run.grad_steps, frames=step or 0, unit="gradient steps")
-        self.success: float | None = None
-
-    def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
-        """Says what is trained on what, and where."""
-        verb = f"continues at {run.count.grad_steps:,} of" if resumed else "runs for"
-        windows = len(run.batches.windows)
-        log.info("%d demonstrations, %s windows: %s", demonstrations, f"{windows:,}", path)
-        log.info("%s %s %s gradient steps in %s", run_name(self.settings), verb, f"{run.config.grad_steps:,}", self.folder)
-
-    def end(self, run: OfflineRun, finished: bool) -> None:
-        """Closes the records and says how it ended."""
-        self.progress.close()
-        self.logger.close()
-        state = "trained" if finished else "stopped and saved; the same command goes on"
-        log.info("%s at %s gradient steps after %.0f s", state, f"{run.count.grad_steps:,}", run.count.wall_s)
-
-    def on_metrics(self, run: OfflineRun, metrics: Mapping[str, float]) -> None:
-        """A row of metrics.csv and the progress line."""
-        steps = run.count.grad_steps
-        self.logger.training(env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics)
-        self.progress.update(steps, note=f"loss {metrics['train/loss']:.4g}" + self._success())
-
-    def on_select(self, run: OfflineRun, rollouts: Rollouts | None, validation: Mapping[str, float]) -> None:
-        """A row of eval.csv."""
-        steps, metrics = run.count.grad_steps, dict(validation)
-        if rollouts is None:
-            self.logger.training(
-                env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics
-            )
-            return
-        self.success = rollouts.success
-        returns = [sum(episode.rewards) for episode in rollouts.episodes]
-        mean = sum(returns) / len(returns)
-        spread = (sum((x - mean) ** 2 for x in returns) / len(returns)) ** 0.5
-        self.logger.evaluation(
-            env_frames=steps,
-            agent_steps=steps,
-            wall_s=run.count.wall_s,
-            return_mean=mean,
-            return_std=spread,
-            success_mean=rollouts.success,
-            episodes=len(returns),
-            metrics=metrics | {f"eval/{tag.removeprefix('eval/')}": value for tag, value in rollouts.metrics.items()},
-        )
-        self.progress.message(f"{steps:,} gradient steps: success {rollouts.success:.0%} of {len(returns)} selection episodes")
-
-    def save(self, run: OfflineRun, best: bool) -> None:
-        """A checkpoint that training goes on from; the best one is kept."""
-        self.logger.sync()
-        path = save_checkpoint(
-            self.folder,
-            step=run.count.grad_steps,
-            agent_name=str(self.settings.agent["name"]),
-            config=self.settings.plain(),
-            model=run.agent.state_dict(),
-            train_state={"agent": run.agent.train_state(), "run": run.state_dict(), "logger": self.logger.state_dict()},
-        )
-        if best:
-            mark_best(path)
-
-    @staticmethod
-    def nonfinite_batch(folder: Path) -> Path:
-        """Where such a batch is kept."""
-        return folder / "nonfinite_batch.safetensors"
-
-    def save_batch(self, batch: WindowBatch) -> Path:
-        """The batch that made a loss non-finite."""
-        path = self.nonfinite_batch(self.folder)
-        tensors = {f"obs/{key}": value for key, value in batch.obs.items()} | {"actions": batch.actions, "mask": batch.mask}
-        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-        return path
-
-    def _success(self) -> str:
-        return "" if self.success is None else f"  success {self.success:.0%}"
-
-
 def as_saved(saved: Checkpoint, settings: Settings, registry: Any, overrides: Sequence[str]) -> Settings:
     """The checkpoint's settings, with what this command line sets of its evaluation."""
     keys = {f"run.{name}" for name in ("eval_episodes", "eval_envs", "parallel", "video", "protocol")}
     keys |= {"env.render_quality", "env.video_size", "env.episode_steps", "agent.execute"}
     keys |= {"agent.samples"} & {f"agent.{key}" for key in saved.config["agent"]}
-    return with_overrides(saved, settings, registry, overrides, keys)
+    found = with_overrides(saved, settings, registry, overrides, keys)
+    given = {override.partition("=")[0] for override in overrides}
+    if "run.protocol" in given and "env.episode_steps" not in given:
+        steps = PROTOCOLS[found.run.protocol].episode_steps.get(found.env.name, 0)
+        found = replace(found, env=replace(found.env, episode_steps=steps))
+    return found

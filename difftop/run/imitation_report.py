@@ -72,7 +72,7 @@ def write_report(
     if positions is not None:
         metrics = in_metres(metrics, policy.config.limits.metres_per_action)
     metrics |= {"success_end": rollouts.success_end, "episodes": len(rollouts.episodes)} | rollouts.metrics
-    text = f"{protocol}: {PROTOCOLS[protocol].text}"
+    text = f"{protocol}: {PROTOCOLS[protocol].text}; played: {len(rollouts.episodes)} episodes of {spec.episode_steps} actions"
     summary = {"task": spec.name, "protocol": text, "grad_steps": step, "head": head or getattr(policy.config, "head", "none")}
     (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}, indent=2) + "\n")
     plot_actions(

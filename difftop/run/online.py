@@ -73,7 +73,6 @@ class Counters:
     agent_steps: int = 0
     grad_steps: int = 0
     episodes: int = 0
-    evaluations: int = 0
     next_eval: int = 0
     next_checkpoint: int = 0
     pending: float = 0.0
@@ -230,15 +229,13 @@ class OnlineRun:
         self._gather(result.metrics)
 
     def _evaluate(self) -> None:
-        number = self.count.evaluations
-        self.count.evaluations += 1
-        self.count.evaluated_at = self.count.agent_steps
-        seeds = [stream(self.seed, "eval_env", number, episode) for episode in range(self.config.eval_episodes)]
+        steps = self.count.evaluated_at = self.count.agent_steps  # its seeds don't depend on how many evaluations there were
+        seeds = [stream(self.seed, "eval_env", steps, episode) for episode in range(self.config.eval_episodes)]
         result = evaluate(
             self.eval_envs,
-            lambda n: self.agent.actor(n, seed=stream(self.seed, "eval_actor", number), explore=False),
+            lambda n: self.agent.actor(n, seed=stream(self.seed, "eval_actor", steps), explore=False),
             seeds,
-            agent_steps=self.count.agent_steps,
+            agent_steps=steps,
             record=self.config.video,
         )
         self.hooks.on_eval(self, result)

@@ -1,4 +1,4 @@
-"""One process per run folder: two would write their rows and checkpoints over each other's."""
+"""One process at a time in a folder: two would write their rows, checkpoints and demonstrations over each other's."""
 
 from __future__ import annotations
 
@@ -45,5 +45,24 @@ def sole_owner(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # one isn't empty
                 for path in made:
                     path.rmdir()
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def in_turn(folder: Path, what: str) -> Iterator[None]:
+    """Waits until no other process is inside with the same `folder`, which exists; says that it waits for `what`.
+
+    Where the disk passes no locks on, nothing waits.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process that makes %s", what)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)

@@ -41,6 +41,9 @@ class TaskEnvironments(Protocol):
 class KeyedActor(Protocol):
     """The part of `agents.base.Actor` that rollouts need, with observations by key."""
 
+    def begin(self, index: int, seed: int | None) -> None:
+        """Environment `index` begins the episode `seed`, of which all that the actor does there is a function; None: it idles."""
+
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, agent_steps: int) -> Tensor:
         """Actions `[N, A]`."""
 
@@ -140,8 +143,8 @@ def roll_out(
         died: what `envs` raises then; it has `index`.
     """
     n = envs.num_envs
-    player = _Player(envs, [RolloutEpisode(seed) for seed in seeds], keep, record)
     actor = make_actor(n)
+    player = _Player(envs, [RolloutEpisode(seed) for seed in seeds], keep, record, actor.begin)
     restarted: set[int] = set()
     while player.playing:
         try:
@@ -162,8 +165,15 @@ def roll_out(
 class _Player:
     """Which environment plays which episode. An environment without one goes on idly with the first seed."""
 
-    def __init__(self, envs: TaskEnvironments, episodes: list[RolloutEpisode], keep: str, record: bool) -> None:
-        self.envs, self.episodes, self.keep, self.record = envs, episodes, keep, record
+    def __init__(
+        self,
+        envs: TaskEnvironments,
+        episodes: list[RolloutEpisode],
+        keep: str,
+        record: bool,
+        begin: Callable[[int, int | None], None],
+    ) -> None:
+        self.envs, self.episodes, self.keep, self.record, self.begin = envs, episodes, keep, record, begin
         self.current: list[int | None] = [i if i < len(episodes) else None for i in range(envs.num_envs)]
         self.waiting = list(range(min(envs.num_envs, len(episodes)), len(episodes)))
         self.frames: list[Array] = []
@@ -216,6 +226,7 @@ class _Player:
     def _reset(self, i: int) -> Observations:
         number = self.current[i]
         obs = self.envs.reset_at(i, self.episodes[number or 0].seed)
+        self.begin(i, None if number is None else self.episodes[number].seed)
         if self.record and number == 0:
             self.frames.append(self.envs.render_at(i))
         return obs

@@ -146,7 +146,7 @@ def evaluate_checkpoint(saved: Checkpoint, settings: Settings, factories: Factor
         )
     finally:
         envs.close()
-    folder = evaluation_folder(saved, settings, ("top.planner",))
+    folder = evaluation_folder(saved, settings, ("top.planner", "env.render_quality"))
     folder.mkdir(parents=True, exist_ok=True)
     rows = "".join(
         f"{i},{seeds[i]},{result.returns[i]:.8g},{result.successes[i]:.8g},{result.lengths[i]}\n" for i in range(episodes)

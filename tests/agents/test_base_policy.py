@@ -81,6 +81,24 @@ def test_plans_are_what_the_base_does(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(chunk.clamp(-1, 1), plans[:, t], rtol=0, atol=2e-3)  # its noise is 1e-4
 
 
+@pytest.mark.parametrize("name", ["bc", "rnn_gmm"])
+def test_a_base_begins_where_the_episode_does(name: str, tmp_path: Path) -> None:
+    """Windows that begin with copies of an episode's first observation: as an actor does that never saw the copies."""
+    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name, modes=1))), SPEC)
+    policy.read_()
+    obs, begin = observations(3, 6), torch.tensor([0, 2, 5])
+    for b, first in enumerate(begin.tolist()):
+        for x in obs.values():
+            x[b, :first] = x[b, first]
+    plans = policy.plans(obs, BatchNoise(3, torch.Generator().manual_seed(0), torch.device("cpu")), begin)
+    for b, first in enumerate(begin.tolist()):
+        predictor = policy.predictor(1, seed=0)
+        for t in range(first, 6):
+            now = {key: x[b : b + 1, t] for key, x in obs.items()}
+            chunk = predictor.predict(now, torch.tensor([t == first]), torch.tensor([True]))
+            torch.testing.assert_close(chunk[0].clamp(-1, 1), plans[b, t], rtol=0, atol=2e-3)  # its noise is 1e-4
+
+
 def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     def reading(base: str, folder: str, spec: TaskSpec = SPEC) -> None:
         BasePolicy(BaseConfig(base, folder), spec).read_()

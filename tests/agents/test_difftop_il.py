@@ -94,7 +94,7 @@ def test_loss_by_hand() -> None:
     made, batch = doubled(policy(weight=3.0, beta=0.2, window=2), random_batch(6, steps=2, padded=2))
     with torch.no_grad():
         h = made.encoder(
-            torch.cat([batch.obs["hand"][:, 0], batch.obs["goal"][:, 0], batch.obs["hand"][:, 1], batch.obs["goal"][:, 1]], 1)
+            torch.cat([batch.obs["goal"][:, 0], batch.obs["hand"][:, 0], batch.obs["goal"][:, 1], batch.obs["hand"][:, 1]], 1)
         )
         target, known = batch.actions[:, 1:], batch.mask[:, 1:]
         assert made.posterior is not None

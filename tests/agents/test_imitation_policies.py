@@ -7,13 +7,17 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from agents.registry import AGENTS, make_agent, make_imitation_agent, names
 from difftop.options import ConfigError
+from difftop.run.rollouts import roll_out
 from difftop.types import EnvSpec
+from envs import make_vector_env
+from envs.tasks import TaskConfig, task_spec
 from tests.agents.imitators import NAMES, SMALL, SPEC, make, observations, padded_batch, random_batch, rolled, streams
 
 EACH = pytest.mark.parametrize("name", NAMES)
@@ -198,6 +202,26 @@ def test_imitators_are_not_for_environments_with_rewards() -> None:
     spec = EnvSpec("test/state", "state", (4,), 2, 2, 20)
     with pytest.raises((ConfigError, TypeError)):
         make_agent({"name": "bc"}, spec, seed=0)
+
+
+def test_the_order_in_which_a_task_names_its_observations_does_not_matter() -> None:
+    turned = replace(SPEC, shapes=dict(reversed(SPEC.shapes.items())))
+    one, two = make("bc"), make("bc", spec=turned)
+    obs = observations(2, 3)
+    assert torch.equal(rolled(one.actor(2, seed=0), obs), rolled(two.actor(2, seed=0), obs))
+
+
+def test_an_episode_is_a_function_of_its_seed_and_idle_environments_do_not_count() -> None:
+    task = TaskConfig(name="toy/reach", episode_steps=9)
+    agent = make("diffusion", spec=task_spec(task), limits={"free": []})
+    found = [
+        roll_out(make_vector_env(task, n), lambda n: agent.actor(n, seed=5, head="clip"), [11, 12, 13], keep="hand_pos")
+        for n in (1, 2, 5)
+    ]
+    for other in found[1:]:
+        np.testing.assert_allclose(other.padded("actions"), found[0].padded("actions"), atol=1e-5)
+        assert other.metrics == found[0].metrics
+    assert np.ptp(found[0].padded("actions"), axis=0).max() > 0.1
 
 
 def test_chosen_observations_only() -> None:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from agents.chunks import ChunkActor
 from agents.limits import LimitsConfig, make_head
+from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
 from difftop.types import SolveStatus, TaskSpec
@@ -76,6 +78,24 @@ def test_positions_are_in_metres_in_both_units() -> None:
 def test_mistakes(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         limits(**values)
+
+
+def test_demonstrations_outside_of_the_position_limits_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heights = np.linspace(0, 1, 11)
+    episode = Recording({"eef_pos": np.stack([heights] * 3, 1)}, np.zeros((11, 7)), np.zeros(11))
+    write_demonstrations(tmp_path / "a.hdf5", [episode], {"env_name": "a", "type": 2, "env_kwargs": {}, "env_version": "1"})
+    demonstrations = open_robomimic(tmp_path / "a.hdf5")
+    for low, told in ((-0.5, ""), (0.35, "4 of 11 are outside"), (0.65, "")):
+        values = {"position_key": "eef_pos", "position_axes": [2], "position_min": [low], "position_max": [2.0]}
+        config = LimitsConfig(**values)
+        made = config.make(ARM, 4)
+        caplog.clear()
+        if low > 0.5:
+            with pytest.raises(ConfigError, match=r"position_min, position_max: .* 7 of 11 are outside"):
+                config.check_demonstrations(demonstrations, made)
+            continue
+        config.check_demonstrations(demonstrations, made)
+        assert told in caplog.text and bool(told) == bool(caplog.text)
 
 
 def test_heads_by_name() -> None:

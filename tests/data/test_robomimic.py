@@ -140,7 +140,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "mask": (spoil(lambda f: replaced(f, "mask/train", np.array([b"demo_7"]))), "names 'demo_7', which is not in data"),
     "no num_samples": (spoil(lambda f: (f["data"].attrs.pop("total"), f["data/demo_2"].attrs.pop("num_samples"))), "num_samples"),
     "no obs": (spoil(lambda f: f.move("data/demo_2/obs", "data/demo_2/o")), "demo_2 has no observations"),
-    "no actions": (spoil(lambda f: f.move("data/demo_2/actions", "data/demo_2/a")), "dataset /data/demo_2/actions is missing"),
+    "no actions": (spoil(lambda f: f.move("data/demo_2/actions", "data/demo_2/a")), "/data/demo_2/actions is missing"),
+    "no kwargs": (
+        spoil(lambda f: f["data"].attrs.modify("env_args", '{"env_name": "L", "type": 1, "env_kwargs": null}')),
+        "env_kwargs None; they must be a JSON object",
+    ),
     "no key": (spoil(lambda f: f.move("data/demo_2/obs/object", "data/demo_2/obs/o")), "demo_2 has no observation 'object'"),
     "num_samples": (
         spoil(lambda f: replaced(f, "data/demo_2/actions", np.zeros((16, 7)))),
@@ -156,6 +160,13 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "box": (spoil(put("data/demo_2/actions", (4, 2), -1.2)), r"actions step 4 is .* 1 steps leave \[-1, 1\]"),
     "text": (spoil(lambda f: replaced(f, "data/demo_2/obs/object", np.array([b"x"] * 170).reshape(17, 10))), "must hold numbers"),
 }
+
+
+def test_groups_among_observations_are_refused(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "f.hdf5")
+    spoil(lambda f: f["data/demo_0/obs"].create_group("more"))(path)
+    with pytest.raises(DemonstrationError, match="obs/more is a group; it must be a dataset"):
+        open_robomimic(path)
 
 
 @pytest.mark.parametrize("name", BROKEN)

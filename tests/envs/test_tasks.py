@@ -1,5 +1,8 @@
 """Names of tasks, and demonstrations by their experts."""
 
+import multiprocessing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,17 @@ from envs.demos import Disturbed, demonstrations_file, record
 from envs.errors import EnvError
 from envs.keyed import TaskStep
 from envs.registry import canonical_env, list_envs
-from envs.tasks import SUITES, TaskConfig, canonical_task, find_task, list_tasks, make_expert, make_simulator, recorded_as
+from envs.tasks import (
+    SUITES,
+    TaskConfig,
+    canonical_task,
+    find_task,
+    list_tasks,
+    make_expert,
+    make_simulator,
+    make_task,
+    recorded_as,
+)
 
 REACH = TaskConfig(name="toy/reach")
 
@@ -66,6 +79,29 @@ def test_a_file_that_is_there_is_not_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(envs.demos, "make_task", lambda *_: pytest.fail("made again"))
     assert record(REACH, 2, seed=0, folder=tmp_path) == path and path.read_bytes() == before
     assert demonstrations_file(REACH, 2, 1, tmp_path) != path != demonstrations_file(REACH, 3, 0, tmp_path)
+
+
+def test_of_two_processes_that_want_the_same_file_one_makes_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        calls = [pool.apply_async(record, (REACH, 400), {"seed": 0, "folder": tmp_path}) for _ in range(2)]
+        paths = {call.get(timeout=120) for call in calls}
+    assert paths == {demonstrations_file(REACH, 400, 0, tmp_path)} and len(open_robomimic(*paths)) == 400
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["expert-400-seed0.hdf5"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"control": "joints"}, "env.control=joints is not offered"),
+        ({"cameras": ["corner"]}, "env.obs=low_dim has no images"),
+        ({"name": "metaworld/reach", "control": "joints"}, "env.control=joints is not offered"),
+        ({"name": "metaworld/reach", "obs": "image", "cameras": ["corner", "nope"]}, "there is no 'nope'; it has .*corner2"),
+    ],
+)
+def test_options_that_a_task_has_no_use_for_are_refused(values, message):
+    with pytest.raises((EnvError, ConfigError), match=message):
+        make_task(TaskConfig(**({"name": "toy/reach"} | values)))
 
 
 def test_same_seed_same_file(tmp_path):
@@ -124,5 +160,8 @@ def test_what_demonstrations_are_is_in_their_files_name(tmp_path):
         demonstrations_file(REACH, 2, 0, tmp_path, *how) for how in [(0.1, "executed"), (0.1, "intended"), (0.3, "executed")]
     }
     assert len(names) == 3 and demonstrations_file(REACH, 2, 0, tmp_path) in names
+    images = TaskConfig(name="metaworld/reach", obs="image")
+    changes = [{}, {"cameras": ["corner"]}, {"render_quality": "published"}, {"episode_steps": 50}, {"image_size": 64}]
+    assert len({demonstrations_file(replace(images, **change), 2, 0, tmp_path) for change in changes}) == len(changes)
     planned = TaskConfig(name="maniskill/PickCube-v1")  # its planner adds no noise
     assert demonstrations_file(planned, 2, 0, tmp_path, 0.3) == demonstrations_file(planned, 2, 0, tmp_path)

@@ -121,11 +121,12 @@ def test_error_in_a_worker_arrives_whole(monkeypatch):
         make_vector_env(EnvConfig("dmc/walker-walk"), 1, parallel=True)
 
 
-def test_workers_ignore_the_terminal_s_interrupt_and_end_on_close():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_ignore_signals_to_the_group_and_end_on_close(number):
     vector = make_vector_env(TOY, 1, parallel=True)
     (worker,) = vector._workers
     vector.reset([0])
-    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, number)
     vector.step(np.zeros((1, 2)))
     vector.close()
     assert not worker.is_alive() and worker.exitcode == 0

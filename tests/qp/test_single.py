@@ -116,6 +116,7 @@ def test_the_head_uses_it_for_one_sample_without_gradient(monkeypatch: pytest.Mo
         moved, _ = head(e[:1], None, previous[:1])
         assert not torch.allclose(moved, both[:1])
         torch.testing.assert_close(moved, copy.deepcopy(head)(e, None, previous)[0][:1], rtol=0, atol=1e-6)
+        assert head(e[:0], None, previous[:0])[0].shape == (0, 4, 7)
     with torch.inference_mode():
         torch.testing.assert_close(head(e[:1], None, previous[:1])[0], moved)
     calls.clear()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from difftop.run import checkpoint as module
-from difftop.run.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, mark_best, restore_replay, save_checkpoint
+from difftop.run.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, restore_replay, save_checkpoint
 from tests.run.checkpoints import add_episode, assert_same_from_now_on, new_replay, save
 
 
@@ -82,16 +82,30 @@ def names(path):
 
 def test_keeps_the_newest_and_the_best(tmp_path):
     for step in range(5):
-        path = save(tmp_path, step, keep=2)
-        if step == 1:
-            mark_best(path)
+        save(tmp_path, step, keep=2, best=step == 1)
     home = tmp_path / "checkpoints"
     assert sorted(p.name for p in home.glob("step_*")) == ["step_000000001", "step_000000003", "step_000000004"]
     assert os.readlink(home / "last") == "step_000000004" and os.readlink(home / "best") == "step_000000001"
     assert load_checkpoint(home / "best").step == 1
-    mark_best(home / "step_000000004")
+    save(tmp_path, 4, keep=2, best=True)
     save(tmp_path, 5, keep=1)
-    assert sorted(p.name for p in home.glob("step_*")) == ["step_000000004", "step_000000005"]
+    assert [p.name[:14] for p in sorted(home.glob("step_*"))] == ["step_000000004", "step_000000005"]
+    assert load_checkpoint(home / "best").step == 4
+
+
+def test_the_best_is_marked_before_the_run_goes_on_from_it(tmp_path, monkeypatch):
+    save(tmp_path, 1, best=True)
+    point = module._point
+
+    def killed(link, target):
+        if link.name == "last":
+            raise KeyboardInterrupt
+        point(link, target)
+
+    monkeypatch.setattr(module, "_point", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, best=True)
+    assert load_checkpoint(tmp_path).step == 1 and load_checkpoint(tmp_path / "checkpoints" / "best").step == 2
 
 
 def test_a_step_saved_again_replaces_the_earlier_one(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import train
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.imitation_report import in_metres
+from difftop.run.protocols import PROTOCOLS
 
 SMALL = [
     "agent=leto",
@@ -149,7 +151,8 @@ def test_evaluation_is_repeatable_and_takes_another_head(finished: Path) -> None
     assert json.loads((free / "summary.json").read_text())["head"] == "none"
 
 
-def test_a_protocol_sets_episodes_and_seeds(finished: Path) -> None:
+def test_a_protocol_sets_episodes_their_length_and_seeds(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS, "leto_ph", replace(PROTOCOLS["leto_ph"], episode_steps={"toy/reach": 30}))  # type: ignore[arg-type]
     arguments = [
         "mode=eval",
         f"checkpoint={finished / FOLDER}",
@@ -158,8 +161,11 @@ def test_a_protocol_sets_episodes_and_seeds(finished: Path) -> None:
         "run.video=false",
     ]
     assert train.main([*arguments, "device=cpu"]) == 0
-    reports = [path for path in (finished / FOLDER / "eval").iterdir() if len(rows(path / "episodes.csv")) == 25]
-    assert [int(row["env_seed"]) for row in rows(reports[0] / "episodes.csv")] == list(range(100, 125))
+    (report,) = (finished / FOLDER / "eval").glob("*-protocol-leto_ph-episode_steps-30")
+    played = rows(report / "episodes.csv")
+    assert [int(row["env_seed"]) for row in played] == list(range(100, 125)) and {row["steps"] for row in played} == {"30"}
+    said = json.loads((report / "summary.json").read_text())["protocol"]
+    assert said.startswith("leto_ph: LeTO") and said.endswith("played: 25 episodes of 30 actions")
 
 
 def test_demonstrations_can_be_made_alone_and_trained_on_without_a_simulator(tmp_path: Path) -> None:
@@ -172,6 +178,43 @@ def test_demonstrations_can_be_made_alone_and_trained_on_without_a_simulator(tmp
     assert run(tmp_path, f"dataset={path}", "run.eval_episodes=0", "run.select_episodes=0") == 0
     folder = tmp_path / FOLDER
     assert not (folder / "evaluation").exists() and (folder / "checkpoints" / "best").exists()
+
+
+def test_without_a_simulator_observations_are_named_and_must_be_the_simulators(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wider(file: Any) -> None:
+        for demo in file["data"].values():
+            demo["obs/extra"] = np.zeros((len(demo["actions"]), 2))
+
+    path = edited(next((finished / "data").rglob("*.hdf5")), tmp_path / "wide.hdf5", wider)
+    alone = [f"dataset={path}", "run.eval_episodes=0", "run.select_episodes=0", "run.grad_steps=2"]
+    assert run(tmp_path, *alone, "name=all") == 0
+    evaluated = ["mode=eval", "run.eval_episodes=2", "run.video=false", "device=cpu"]
+    assert train.main([*evaluated, f"checkpoint={tmp_path / str(FOLDER).replace('default', 'all')}"]) == 2
+    assert "was trained on other observations than toy/reach has here, hand_pos, target_pos" in capsys.readouterr().err
+    assert run(tmp_path, *alone, "name=two", "agent.obs_keys=[target_pos,hand_pos]") == 0
+    assert train.main([*evaluated, f"checkpoint={tmp_path / str(FOLDER).replace('default', 'two')}"]) == 0
+    assert run(tmp_path, *alone, "name=three", "env.obs=image") == 2
+    assert "agent.obs_keys must name what to look at" in capsys.readouterr().err
+
+
+def test_a_run_with_a_base_goes_on_without_the_base_s_run(tmp_path: Path) -> None:
+    short = ["run.eval_episodes=0", "run.select_episodes=0", "agent.horizon=3"]
+    base = ["agent=bc", "agent.hidden_dims=[16]", "run.grad_steps=3", *short]
+    keep = [option for option in SMALL if option.startswith(("env", "run.", "threads", "device", "agent.limits"))]
+
+    def started(*overrides: str) -> int:
+        names = {override.partition("=")[0] for override in overrides}
+        usual = [option for option in keep if option.partition("=")[0] not in names]
+        return train.main([*usual, f"root={tmp_path / 'runs'}", f"data={tmp_path / 'data'}", *overrides])
+
+    assert started(*base) == 0
+    folder = tmp_path / "runs/toy-reach/bc/default/seed1"
+    upper = ["agent=residual", "agent.base=bc", f"agent.base_checkpoint={folder}", "agent.obs_keys=[hand_pos]", *short]
+    assert started(*upper, "run.grad_steps=2", "run.select_episodes=1") == 0  # which looks at less than its base does
+    shutil.rmtree(folder)
+    assert started(*upper, "run.grad_steps=4", "run.select_episodes=1") == 0
 
 
 def edited(path: Path, to: Path, edit: Any) -> Path:

@@ -175,6 +175,16 @@ def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
     assert_same(often.agent.state_dict(), rarely.agent.state_dict())
 
 
+def test_a_run_that_is_made_longer_has_the_evaluations_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    Harness(tmp_path / "a", frames=80).run.run()
+    longer, whole = Harness(tmp_path / "a", frames=150), Harness(tmp_path / "b", frames=150)
+    longer.run.run()
+    whole.run.run()
+    assert [steps for steps, _ in longer.evals] == [120, 150] and [steps for steps, _ in whole.evals] == [0, 60, 120, 150]
+    for (_, mine), (_, theirs) in zip(longer.evals, whole.evals[2:], strict=True):
+        assert np.array_equal(mine, theirs)
+
+
 def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(tmp_path, "tdmpc")
 

@@ -20,6 +20,10 @@ class Towards:
     def __init__(self, n):
         self.first = torch.zeros(n, 2)
         self.calls = 0
+        self.begun = [[] for _ in range(n)]
+
+    def begin(self, index, seed):
+        self.begun[index].append(seed)
 
     def act(self, obs, t0, agent_steps):
         self.calls += 1
@@ -80,6 +84,13 @@ class Dying:
 
     def restart_at(self, i):
         self.restarted.append(i)
+
+
+def test_the_actor_is_told_which_episode_begins_where(monkeypatch):
+    made = []
+    monkeypatch.setattr(Towards, "metrics", lambda self: (made.append(self), {})[1])
+    roll_out(make_vector_env(REACH, 4), Towards, [1, 2, 3])
+    assert [begun[:2] for begun in made[0].begun] == [[1, None], [2, None], [3, None], [None, None]]
 
 
 def test_after_a_death_the_episodes_in_progress_begin_again_and_it_is_counted():
