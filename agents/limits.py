@@ -112,8 +112,7 @@ class LimitsConfig:
         try:
             limits.check_positions(positions, f"positions ({self.position_key})")
         except ValueError as error:
-            outside = limits.outside(positions)
-            if float(outside.double().mean()) > 0.5:
+            if float(limits.outside(positions).double().mean()) > 0.5:
                 raise ConfigError(f"limits.position_min, position_max: {error}") from error
             log.warning("%s", error)
 

@@ -70,18 +70,14 @@ class RecurrentPolicy(ChunkPolicy):
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting with memory=restart."""
-        first = next(iter(obs.values()))
-        rows, steps = torch.arange(len(first), device=first.device)[:, None], first.shape[1]
-        place = torch.arange(steps, device=first.device) - (
-            0 if begin is None else begin[:, None]
-        )  # in the episode, below 0: padding
-        if begin is not None:  # the episode's first step to the front, for all rows to begin together
-            moved = (torch.arange(steps, device=first.device) + begin[:, None]).clamp_max(steps - 1)
-            obs = {key: x[rows, moved] for key, x in obs.items()}
+        if begin is not None:  # the episodes' first steps to the front, and their plans back to where they were
+            place = torch.arange(next(iter(obs.values())).shape[1], device=begin.device)
+            rows, moved = torch.arange(len(begin), device=begin.device)[:, None], place + begin[:, None]
+            moved_obs = {key: x[rows, moved.clamp_max(len(place) - 1)] for key, x in obs.items()}
+            return RecurrentPolicy.plans(self, moved_obs, noise)[rows, (place - begin[:, None]).clamp_min(0)]
+        steps = next(iter(obs.values())).shape[1]
         parts = [{k: x[:, i : i + self.windows.window] for k, x in obs.items()} for i in range(0, steps, self.windows.window)]
         features = torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
-        if begin is not None:
-            features = features[rows, place.clamp_min(0)]
         return torch.stack([self.chunk(features[:, i], noise) for i in range(steps)], 1)
 
     def predictor(self, num_envs: int, seed: int) -> RecurrentPredictor:
