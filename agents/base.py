@@ -31,15 +31,19 @@ class Actor(Protocol):
     An agent makes one actor for training and another for every evaluation, so that evaluating never changes a training run.
     """
 
-    def act(self, obs: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
+    def begin(self, index: int, seed: int | None) -> None:
+        """Environment `index` begins the episode `seed`, on which what is drawn there may depend; None: it idles, and costs nothing."""
+
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions for N environments.
 
         Args:
-            obs: `[N, *obs_shape]` on any device.
+            obs: by key `[N, *shape]`, on any device; keys that the agent doesn't use may be among them.
             t0: `[N]` bool, True where an episode begins (memory of that environment is forgotten).
-            agent_steps: training progress, for schedules.
+            steps: training progress, for schedules: agent steps, or gradient steps in imitation.
         Returns:
-            actions `[N, A]` in [-1, 1], float32, on the agent's device. Row i depends on environment i only.
+            actions `[N, A]` in [-1, 1], float32, on the agent's device. Row i depends on environment i only; rows of idle
+            environments have no meaning.
         """
 
     def metrics(self) -> dict[str, float]:

@@ -8,52 +8,91 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing torch takes two seconds, and every environment worker imports this file
     from torch import Tensor
 
+KINDS: Mapping[str, int] = {"vector": 1, "points": 2, "image": 3}  # kind of an observation to the number of its axes
+GIVES = ("reward", "success", "expert", "states")  # what an environment may offer beside observations
+
+
+@dataclass(frozen=True)
+class ObsSpec:
+    """One observation of an environment.
+
+    Attributes:
+        kind: `vector` (float32 `[O]`), `image` (uint8 `[C, height, width]`; C = 3 x frames, the newest last) or `points` (float32
+            `[P, 3 or 6]`, m in the world's frame).
+        shape: of one observation, without batch.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != KINDS.get(self.kind):
+            raise ValueError(f"ObsSpec(kind={self.kind!r}, shape={self.shape}): must be one of {dict(KINDS)}, kind to number of axes.")
+
+    @staticmethod
+    def of(shape: tuple[int, ...]) -> ObsSpec:
+        """The observation of this shape: its kind follows from the number of axes."""
+        kinds = {axes: kind for kind, axes in KINDS.items()}
+        if len(shape) not in kinds:
+            raise ValueError(f"an observation of shape {shape} is neither a vector, points nor an image.")
+        return ObsSpec(kinds[len(shape)], tuple(shape))
+
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What an agent needs to know of an environment in order to be built.
+    """What an agent needs to know of an environment in order to be built; the one contract of rewards and imitation.
 
     Attributes:
         name: registry name, for example `dmc/cartpole-swingup`.
-        obs_kind: `state` (a float32 vector) or `pixels` (uint8 frames, channels first).
-        obs_shape: shape of one observation, frames stacked: `(O,)` or `(3 * frame_stack, height, width)`.
+        obs: observations by key, in the environment's order; `env.obs=state` and `pixels` have one, called so.
         action_dim: A; every action lies in [-1, 1]^A.
-        action_repeat: simulator steps per agent step; `env_frames = agent_steps * action_repeat`.
-        episode_steps: agent steps until the time limit truncates an episode.
-        frame_stack: frames in one observation (1 for states).
-    """
-
-    name: str
-    obs_kind: str
-    obs_shape: tuple[int, ...]
-    action_dim: int
-    action_repeat: int
-    episode_steps: int
-    frame_stack: int = 1
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What an imitation agent needs to know of a task in order to be built; observations are by key.
-
-    Attributes:
-        name: registry name, for example `metaworld/button-press-topdown`.
-        shapes: shape of one observation by key: `(O,)` float32, `(3, height, width)` uint8 images, `(P, 3 or 6)` float32 points.
-        action_dim: A; every action lies in [-1, 1]^A.
-        episode_steps: actions until an episode is over.
+        episode_steps: actions until the time limit truncates an episode.
         control_dt_s: time between two actions, s.
+        action_repeat: simulator steps per action; `env_frames = agent_steps * action_repeat`.
+        frame_stack: frames in one image (1 where images aren't stacked).
+        gives: of `GIVES`: rewards, success in `info`, a scripted expert, simulator states to play back.
     """
 
     name: str
-    shapes: Mapping[str, tuple[int, ...]]
+    obs: Mapping[str, ObsSpec]
     action_dim: int
     episode_steps: int
     control_dt_s: float
+    action_repeat: int = 1
+    frame_stack: int = 1
+    gives: frozenset[str] = frozenset()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one observation by key."""
+        return {key: seen.shape for key, seen in self.obs.items()}
+
+    @property
+    def only_key(self) -> str:
+        """The key of the one observation.
+
+        Raises:
+            ValueError: there are several.
+        """
+        if len(self.obs) != 1:
+            raise ValueError(f"{self.name} has {len(self.obs)} observations ({', '.join(self.obs)}); one is wanted.")
+        return next(iter(self.obs))
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON types; `from_plain` reads it."""
+        obs = {key: {"kind": seen.kind, "shape": list(seen.shape)} for key, seen in self.obs.items()}
+        return {**vars(self), "obs": obs, "gives": sorted(self.gives)}
+
+    @staticmethod
+    def from_plain(values: Mapping[str, Any]) -> EnvSpec:
+        """The spec that `plain` wrote."""
+        obs = {key: ObsSpec(seen["kind"], tuple(seen["shape"])) for key, seen in values["obs"].items()}
+        return EnvSpec(**{**values, "obs": obs, "gives": frozenset(values["gives"])})
 
 
 @dataclass(frozen=True)
@@ -61,7 +100,7 @@ class Batch:
     """Slices of replayed episodes; a slice lies inside one episode.
 
     Attributes:
-        obs: observations `[B, T+1, *obs_shape]`, float32 (states) or uint8 (pixels).
+        obs: the one observation `[B, T+1, *shape]`, float32 vectors or uint8 images.
         action: actions `[B, T, A]` in [-1, 1]; action t leads from obs t to obs t+1.
         reward: `[B, T]`, summed over the action repeat.
         terminated: `[B, T]` bool; True where the episode ended in a terminal state, so that nothing is bootstrapped from it.

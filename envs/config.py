@@ -1,4 +1,4 @@
-"""Options of an environment."""
+"""Options of an environment: one set for every suite; a suite refuses in one sentence what it doesn't offer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,26 @@ from difftop.options import option
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment, and what the agent sees of it."""
+    """Which environment, and what an agent sees of it."""
 
-    name: str = option(
-        "dmc/cartpole-swingup", "environment, dmc/<domain>-<task> or toy/point-mass (docs/environments.md lists all)"
+    name: str = option("dmc/cartpole-swingup", "environment, SUITE/TASK; `python train.py mode=envs` lists all")
+    obs: str = option(
+        "state",
+        "state: one vector; pixels: stacked frames of one camera; and by key, as imitation has them: low_dim: vectors; image: camera "
+        "images beside the robot's vectors; pointcloud: points beside them",
+        choices=("state", "pixels", "low_dim", "image", "pointcloud"),
     )
-    obs: str = option("state", "observation: a float32 vector, or stacked uint8 camera frames", choices=["state", "pixels"])
     action_repeat: int = option(0, "simulator steps per action, rewards summed; 0 takes the task's own", low=0, high=100)
-    frame_stack: int = option(3, "frames in one observation (pixels only)", low=1, high=16)
-    image_size: int = option(84, "height and width of a frame in pixels (pixels only)", low=16, high=480)
+    episode_steps: int = option(0, "actions until the time limit truncates an episode; 0 takes the task's own", low=0)
+    reward: str = option("dense", "dense: shaped, where the suite has one; sparse: of success alone", choices=("dense", "sparse"))
+    frame_stack: int = option(3, "frames in one observation (obs=pixels only)", low=1, high=16)
+    image_size: int = option(84, "height and width of camera images, pixels", low=16, high=480)
+    cameras: list[str] = option([], "cameras by the suite's names; empty for the suite's usual ones")
+    control: str = option("", "control mode by the suite's name; empty for that of the demonstrations, or the suite's usual one")
     render_quality: str = option(
         "published",
-        "published: dm_control's own visuals; fast: smaller shadow map and no anti-aliasing, about 3 times faster on a CPU",
-        choices=["published", "fast"],
+        "published: the suite's own visuals; fast: smaller shadow map and no anti-aliasing, about 3 times faster on a CPU",
+        choices=("published", "fast"),
     )
-    video_size: int = option(256, "height and width of video frames in pixels", low=16, high=480)
+    video_size: int = option(256, "height and width of video frames, pixels", low=16, high=480)
+    made_with: str = option("", "JSON of the arguments that a demonstration file's environment was made with; set from the file")

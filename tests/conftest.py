@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from difftop.types import Batch, EnvSpec
+from difftop.types import Batch, EnvSpec, ObsSpec
 
 torch.set_num_threads(1)
 
-STATE = EnvSpec(name="test/state", obs_kind="state", obs_shape=(4,), action_dim=2, action_repeat=2, episode_steps=20)
-PIXELS = EnvSpec(
-    name="test/pixels", obs_kind="pixels", obs_shape=(9, 84, 84), action_dim=2, action_repeat=2, episode_steps=20, frame_stack=3
+STATE = EnvSpec(
+    name="test/state",
+    obs={"state": ObsSpec("vector", (4,))},
+    action_dim=2,
+    episode_steps=20,
+    control_dt_s=0.04,
+    action_repeat=2,
+    gives=frozenset({"reward"}),
 )
+PIXELS = replace(STATE, name="test/pixels", obs={"pixels": ObsSpec("image", (9, 84, 84))}, frame_stack=3)
 SMALL = {
     "model": {"mlp_dim": 16, "encoder_dim": 16, "latent_dim": 8, "channels": 4},
     "acting": {"horizon_start": 3, "horizon": 3},
@@ -22,8 +30,9 @@ SMALL = {
 def random_batch(spec: EnvSpec, size: int = 6, steps: int = 5, seed: int = 0) -> Batch:
     """A batch of independent noise with one terminated transition."""
     g = torch.Generator().manual_seed(seed)
-    shape = (size, steps + 1, *spec.obs_shape)
-    pixels = spec.obs_kind == "pixels"
+    seen = spec.obs[spec.only_key]
+    shape = (size, steps + 1, *seen.shape)
+    pixels = seen.kind == "image"
     obs = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) if pixels else torch.randn(shape, generator=g)
     terminated = torch.zeros(size, steps, dtype=torch.bool)
     terminated[0, -1] = True

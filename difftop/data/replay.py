@@ -57,7 +57,7 @@ class ReplayBuffer:
     batch's largest such weight, which is (min P / P)^beta. New starts take the largest priority present (1 in an empty buffer).
 
     Args:
-        spec: of the environment whose episodes are stored.
+        spec: of the environment whose episodes are stored; it has one observation, a vector or an image.
         capacity: transitions kept, of episodes of `spec.episode_steps` (each episode takes one row more, which is added to the
             ring; if episodes end early there are more of them, and that many transitions fewer).
         horizon: H, transitions of a slice.
@@ -65,7 +65,7 @@ class ReplayBuffer:
         alpha, beta: exponents of the priorities and of the importance weights.
         device: where rows are stored and batches are made.
     Raises:
-        ValueError: the capacity can't hold one episode, or the horizon is less than 1.
+        ValueError: the capacity can't hold one episode, the horizon is less than 1, or the spec has several observations.
     Attributes:
         files: where rows have been saved already, oldest first; kept up to date by `difftop.run.checkpoint`, which saves only
             new rows.
@@ -94,8 +94,9 @@ class ReplayBuffer:
         self.spec, self.horizon, self.alpha, self.beta = spec, horizon, alpha, beta
         self.device = torch.device(device)
         self.num_rows = capacity + -(-capacity // spec.episode_steps)
-        self.frame_shape = (spec.obs_shape[0] // spec.frame_stack, *spec.obs_shape[1:])
-        self.frame_dtype = torch.uint8 if spec.obs_kind == "pixels" else torch.float32
+        seen = spec.obs[spec.only_key]
+        self.frame_shape = (seen.shape[0] // spec.frame_stack, *seen.shape[1:])
+        self.frame_dtype = torch.uint8 if seen.kind == "image" else torch.float32
         self._columns: dict[str, Tensor] = self._allocate(min(_FIRST_ROWS, self.num_rows))
         self._tree = SumTree(self.num_rows, self.device) if prioritized else None
         self._starts = torch.zeros(self.num_rows, dtype=torch.int64, device=self.device)  # ring of valid start rows, oldest first
@@ -335,7 +336,7 @@ class ReplayBuffer:
 
     def _layout(self) -> dict[str, Any]:
         return {
-            "obs_shape": list(self.spec.obs_shape),
+            "obs_shape": list(self.spec.obs[self.spec.only_key].shape),
             "frame_stack": self.spec.frame_stack,
             "action_dim": self.spec.action_dim,
             "rows": self.num_rows,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from difftop.nn.activations import SimNorm
 from difftop.nn.mlp import mlp, normed_mlp, orthogonal_, truncated_normal_
+from difftop.types import ObsSpec
 
 
 class PixelEncoder(nn.Module):
@@ -42,11 +43,11 @@ class PixelEncoder(nn.Module):
         return out
 
 
-def make_encoder(obs_kind: str, obs_shape: Sequence[int], hidden: int, channels: int, out: int) -> nn.Module:
-    """The encoder for `state` (an MLP) or `pixels` (convolutions) observations."""
-    if obs_kind == "state":
-        return mlp([obs_shape[0], hidden, out])
-    return PixelEncoder(obs_shape, channels, out)
+def make_encoder(obs: ObsSpec, hidden: int, channels: int, out: int) -> nn.Module:
+    """The encoder of a vector (an MLP) or an image (convolutions)."""
+    if obs.kind == "vector":
+        return mlp([obs.shape[0], hidden, out])
+    return PixelEncoder(obs.shape, channels, out)
 
 
 class SimplexPixelEncoder(nn.Module):
@@ -80,13 +81,11 @@ class SimplexPixelEncoder(nn.Module):
         return out
 
 
-def make_simplex_encoder(
-    obs_kind: str, obs_shape: Sequence[int], hidden: int, channels: int, out: int, simplex: int
-) -> nn.Module:
-    """TD-MPC2's encoder for `state` (one hidden layer) or `pixels` observations; latents are simplices of `simplex` numbers."""
-    if obs_kind == "state":
-        return normed_mlp([obs_shape[0], hidden, out], last=SimNorm(simplex))
-    return SimplexPixelEncoder(obs_shape, channels, out, simplex)
+def make_simplex_encoder(obs: ObsSpec, hidden: int, channels: int, out: int, simplex: int) -> nn.Module:
+    """TD-MPC2's encoder of a vector (one hidden layer) or an image; latents are simplices of `simplex` numbers."""
+    if obs.kind == "vector":
+        return normed_mlp([obs.shape[0], hidden, out], last=SimNorm(simplex))
+    return SimplexPixelEncoder(obs.shape, channels, out, simplex)
 
 
 def random_shift(frames: Tensor, pad: int, generator: torch.Generator) -> Tensor:

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from difftop.data.replay import Episode, ReplayBuffer
-from difftop.types import EnvSpec
+from difftop.types import EnvSpec, ObsSpec
 
 
 def state_spec(episode_steps=12, obs=3, action=2):
-    return EnvSpec("test/state", "state", (obs,), action, 1, episode_steps)
+    return EnvSpec("test/state", {"state": ObsSpec("vector", (obs,))}, action, episode_steps, 0.02)
 
 
 def pixel_spec(stack=3, episode_steps=12):
-    return EnvSpec("test/pixels", "pixels", (2 * stack, 4, 5), 1, 1, episode_steps, stack)
+    return EnvSpec("test/pixels", {"pixels": ObsSpec("image", (2 * stack, 4, 5))}, 1, episode_steps, 0.02, 1, stack)
 
 
 class Oracle:
