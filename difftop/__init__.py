@@ -1,3 +1,62 @@
-"""difftop: policies that plan, by an optimizer inside the network that is trained end to end."""
+"""difftop: policies that plan, by an optimizer inside the network that is trained end to end.
+
+    import difftop
+
+    end = difftop.train(["env=gym/Pendulum-v1", "preset=cpu"])    what `python train.py` does; the run's folder
+    policy = difftop.load_policy(end.folder)                      from the checkpoint alone
+    action = policy.act(obs)                                      one observation or a batch, NumPy or torch
+    env = difftop.make_env("metaworld/reach", obs="pixels")       Gymnasium's API
+    plan = difftop.plan(model, z0, start)                         the planner alone;  difftop.QPHead: LeTO's head alone
+
+Everything is imported when it is first used: `import difftop` alone loads nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difftop.api import Trained, make_agent, make_env, train
+    from difftop.planning import LatentModel, plan
+    from difftop.policy import Policy, load_policy
+    from difftop.qp import QPHead
+    from difftop.types import EnvSpec
 
 __version__ = "0.1.0"
+
+_DOOR = {
+    "load_policy": "difftop.policy",
+    "Policy": "difftop.policy",
+    "make_env": "difftop.api",
+    "make_agent": "difftop.api",
+    "train": "difftop.api",
+    "Trained": "difftop.api",
+    "plan": "difftop.planning",
+    "LatentModel": "difftop.planning",
+    "QPHead": "difftop.qp",
+    "EnvSpec": "difftop.types",
+}
+
+__all__ = [
+    "EnvSpec",
+    "LatentModel",
+    "Policy",
+    "QPHead",
+    "Trained",
+    "load_policy",
+    "make_agent",
+    "make_env",
+    "plan",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DOOR:
+        return getattr(import_module(_DOOR[name]), name)
+    raise AttributeError(f"module 'difftop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_DOOR])

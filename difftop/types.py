@@ -32,7 +32,9 @@ class ObsSpec:
 
     def __post_init__(self) -> None:
         if len(self.shape) != KINDS.get(self.kind):
-            raise ValueError(f"ObsSpec(kind={self.kind!r}, shape={self.shape}): must be one of {dict(KINDS)}, kind to number of axes.")
+            raise ValueError(
+                f"ObsSpec(kind={self.kind!r}, shape={self.shape}): must be one of {dict(KINDS)}, kind to number of axes."
+            )
 
     @staticmethod
     def of(shape: tuple[int, ...]) -> ObsSpec:

@@ -2,6 +2,7 @@
 
     <run>/checkpoints/
         step_000012500/         model.safetensors   weights
+                                spec.json           the environment's `EnvSpec`: with config.json, all that acting needs
                                 config.json         the run's configuration
                                 train_state.pt      optimizers, generators, counters (loaded with weights_only=True)
                                 manifest.json       format, agent, versions, size and sha256 of each file, rows of the replay
@@ -34,8 +35,9 @@ from torch import Tensor
 
 from difftop import __version__
 from difftop.data.replay import ReplayBuffer, RowsFile
+from difftop.types import EnvSpec
 
-FORMAT = 1
+FORMAT = 2  # 1 had no spec.json, and other names of weights
 _ROWS_FILE_BYTES = 256 * 2**20
 _STEP_NAME = re.compile(r"step_(\d+)(?:_(\d+))?")
 _TEMPORARY = ".writing_"
@@ -54,6 +56,7 @@ class Checkpoint:
         step: agent steps when it was saved.
         agent_name: registry name of the agent.
         config: the run's configuration.
+        spec: of the environment that it was trained for.
         model: tensors of the model, on the CPU.
         train_state: what `save_checkpoint` was given.
         replay_state: of the replay, without its rows; None where none was saved. `restore_replay` reads both.
@@ -64,6 +67,7 @@ class Checkpoint:
     step: int
     agent_name: str
     config: dict[str, Any]
+    spec: EnvSpec
     model: dict[str, Tensor]
     train_state: dict[str, Any]
     replay_state: dict[str, Any] | None
@@ -76,6 +80,7 @@ def save_checkpoint(
     step: int,
     agent_name: str,
     config: Mapping[str, Any],
+    spec: EnvSpec,
     model: Mapping[str, Tensor],
     train_state: Mapping[str, Any],
     replay: ReplayBuffer | None = None,
@@ -92,6 +97,7 @@ def save_checkpoint(
         step: agent steps.
         agent_name: registry name.
         config: JSON types only.
+        spec: of the environment.
         model: tensors on any device.
         train_state: tensors, numbers, strings, None, lists, tuples and dicts.
         replay: saved incrementally.
@@ -115,6 +121,7 @@ def save_checkpoint(
         files = {
             "model.safetensors": save_tensors({name: value.detach().cpu().contiguous().clone() for name, value in model.items()}),
             "config.json": json.dumps(config, indent=2).encode(),
+            "spec.json": json.dumps(spec.plain(), indent=2).encode(),
             "train_state.pt": _to_bytes(state),
         }
         manifest = {
@@ -145,12 +152,13 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path | str, *, agent_name: str | None = None) -> Checkpoint:
+def load_checkpoint(path: Path | str, *, agent_name: str | None = None, training: bool = True) -> Checkpoint:
     """Reads a checkpoint; changes nothing on disk.
 
     Args:
         path: a checkpoint's folder, or a run's folder for its last checkpoint.
         agent_name: the agent that will take the weights; None to take what comes.
+        training: read what only training needs, too.
     Raises:
         CheckpointError: there is none, a file is missing, truncated or changed, or it is of another agent or format.
     """
@@ -161,14 +169,17 @@ def load_checkpoint(path: Path | str, *, agent_name: str | None = None) -> Check
             f"{folder} was saved by agent '{manifest['agent']}', not '{agent_name}': set agent={manifest['agent']} or choose "
             "another checkpoint."
         )
-    data = {name: _read(folder / name, entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    files = {name: entry for name, entry in manifest["files"].items() if training or name != "train_state.pt"}
+    data = {name: _read(folder / name, entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     try:
-        state = torch.load(io.BytesIO(data["train_state.pt"]), map_location="cpu", weights_only=True)
+        saved = data.get("train_state.pt") or _to_bytes({"run": {}, "replay": None})
+        state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
         return Checkpoint(
             path=folder,
             step=manifest["step"],
             agent_name=manifest["agent"],
             config=json.loads(data["config.json"]),
+            spec=EnvSpec.from_plain(json.loads(data["spec.json"])),
             model=load_tensors(data["model.safetensors"]),
             train_state=state["run"],
             replay_state=state["replay"],
@@ -345,7 +356,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise CheckpointError(
             f"{folder} is of checkpoint format {version}, written by difftop {manifest.get('difftop')}; this is difftop "
-            f"{__version__}, which reads format {FORMAT}: use that version, or start a new run."
+            f"{__version__}, which reads format {FORMAT}: use that version, or train anew under another name=NAME."
         )
     return {"agent": agent, "step": step, "files": files, "replay": replay}
 

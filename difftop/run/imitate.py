@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +14,35 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.files import open_demonstrations, recorded_env
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
-from difftop.run.cli import Settings, run_name
+from difftop.run.cli import Registry, Settings
 from difftop.run.imitation_records import ImitationRecords
 from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
 from difftop.run.ownership import sole_owner
 from difftop.run.protocols import PROTOCOLS
-from difftop.run.rollouts import Rollouts, TaskEnvironments, roll_out
+from difftop.run.rollouts import Rollouts, Environments, roll_out
 from difftop.run.seeding import stream
-from difftop.run.session import evaluation_folder, last_checkpoint, prepare_torch, with_overrides
+from difftop.run.session import (
+    Factories,
+    RunEnd,
+    can_render,
+    evaluation_folder,
+    last_checkpoint,
+    prepare_torch,
+    run_folder,
+    with_overrides,
+)
 from difftop.run.signals import StopOnSignal
 from difftop.run.workers import Workers, joined
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec, ObsSpec
 
 log = logging.getLogger(__name__)
 
 _ACTS_OTHERWISE = ("top.head", "agent.execute", "agent.samples", "run.protocol", "env.episode_steps", "env.render_quality")
 
 
-@dataclass(frozen=True)
-class TaskFactories:
-    """What train.py hands in, because this package knows no agent and no simulator.
-
-    Attributes:
-        agent: `(options, spec, seed=, device=, precision=, total_steps=)` to an imitation agent.
-        envs: `(options, n, parallel)` to n environments.
-        record: `(options, episodes, seed=, folder=, noise=)` to the path of demonstrations by the task's expert.
-        env_args: task options to what a file recorded in that task says of its environment, simulator version included.
-        render_error: raised where no frame can be drawn.
-        died: raised where the process of an environment is gone.
-    """
-
-    agent: Callable[..., Any]
-    envs: Callable[[Any, int, bool], TaskEnvironments]
-    record: Callable[..., Path]
-    env_args: Callable[[Any], Mapping[str, Any]]
-    render_error: type[Exception]
-    died: type[Exception]
-
-
-def record_demonstrations(settings: Settings, factories: TaskFactories) -> int:
-    """`mode=demos`: writes demonstrations by the task's expert. Returns the exit status."""
+def record_demonstrations(settings: Settings, factories: Factories) -> RunEnd:
+    """`mode=demos`: writes demonstrations by the task's expert, to a file in the folder of the result."""
     top = settings.top
     how = {"noise": settings.run.expert_noise, "labels": settings.run.expert_labels}
     path = factories.record(settings.env, top.episodes or 50, seed=top.seed, folder=top.data, **how)
@@ -62,11 +50,11 @@ def record_demonstrations(settings: Settings, factories: TaskFactories) -> int:
     steps = int(demonstrations.length.sum())
     log.info("%s: %d demonstrations, %d steps, checked", path, len(demonstrations), steps)
     log.info("train on them: python train.py agent=leto env=%s dataset=%s", settings.env.name, path)
-    return 0
+    return RunEnd(path.parent)
 
 
-def train_imitation(settings: Settings, factories: TaskFactories) -> int:
-    """Trains, or goes on with a run that was stopped, and reports. Returns the exit status: 0 at the end, 130 after a stop.
+def train_imitation(settings: Settings, factories: Factories) -> RunEnd:
+    """Trains, or goes on with a run that was stopped, and reports.
 
     Under torchrun several processes train together; the first one does all that isn't training.
     """
@@ -88,16 +76,16 @@ def train_imitation(settings: Settings, factories: TaskFactories) -> int:
 
 def _train(
     settings: Settings,
-    factories: TaskFactories,
+    factories: Factories,
     workers: Workers,
     path: Path,
-    envs: TaskEnvironments | None,
-    simulated: TaskSpec | None,
-) -> int:
+    envs: Environments | None,
+    simulated: EnvSpec | None,
+) -> RunEnd:
     """The run on the demonstrations at `path`; `simulated` is the task as its simulator has it, None without one."""
     demonstrations = _opened(path, settings, simulated)
     spec = simulated or _recorded_spec(settings, demonstrations)
-    folder = imitation_folder(settings, spec)
+    folder = run_folder(settings)
     with sole_owner(folder) if workers.leads else nullcontext():
         return _train_in(folder, settings, factories, workers, path, demonstrations, envs, spec)
 
@@ -105,13 +93,13 @@ def _train(
 def _train_in(
     folder: Path,
     settings: Settings,
-    factories: TaskFactories,
+    factories: Factories,
     workers: Workers,
     path: Path,
     demonstrations: Demonstrations,
-    envs: TaskEnvironments | None,
-    spec: TaskSpec,
-) -> int:
+    envs: Environments | None,
+    spec: EnvSpec,
+) -> RunEnd:
     run: OfflineConfig = settings.run
     longer = settings.agent["training"]["schedule"] == "constant"  # any other schedule depends on the length of the run
     checkpoint = last_checkpoint(folder, settings, frozenset({"run.grad_steps"} if longer else ()))
@@ -136,22 +124,22 @@ def _train_in(
         if records:
             records.end(loop, finished)
     if not finished:
-        return 130
+        return RunEnd(folder, finished=False)
     if envs is not None and run.reported_episodes:
         best = load_checkpoint(folder / "checkpoints" / "best") if run.select_episodes else load_checkpoint(folder)
         if _reported(folder / "evaluation", best.step):
             log.info("reported already: %s", folder / "evaluation")
-            return 0
+            return RunEnd(folder)
         agent.load_state_dict(best.model)
         report(agent, envs, factories, settings, best.step, folder / "evaluation")
-    return 0
+    return RunEnd(folder)
 
 
 def _hooks(
     records: ImitationRecords,
     stop: StopOnSignal,
-    envs: TaskEnvironments | None,
-    factories: TaskFactories,
+    envs: Environments | None,
+    factories: Factories,
     settings: Settings,
 ) -> OfflineHooks:
     return OfflineHooks(
@@ -164,36 +152,41 @@ def _hooks(
     )
 
 
-def evaluate_imitation(saved: Checkpoint, settings: Settings, factories: TaskFactories, head: str) -> int:
+def evaluate_imitation(
+    saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], factories: Factories
+) -> RunEnd:
     """`mode=eval`: plays a checkpoint with the configuration it was saved with, with another head if one is named."""
+    settings = as_saved(saved, settings, registry, overrides)
     run, device = settings.run, prepare_torch(settings)
     if not run.reported_episodes:
         raise ConfigError("run.eval_episodes=0: mode=eval plays at least one episode; give a number, or -1 for the protocol's.")
     envs = factories.envs(settings.env, min(run.eval_envs, run.reported_episodes), run.parallel)
     try:
-        agent = _agent(settings, factories, envs.difftop_spec, device)
-        _load_weights(agent, saved, envs.difftop_spec)
+        _check_spec(saved, envs.difftop_spec)
+        agent = _agent(settings, factories, saved.spec, device)
+        agent.load_state_dict(saved.model)
         folder = evaluation_folder(saved, settings, _ACTS_OTHERWISE)
-        report(agent, envs, factories, settings, saved.step, folder, head or None)
+        report(agent, envs, factories, settings, saved.step, folder, settings.top.head or None)
     finally:
         envs.close()
-    return 0
+    return RunEnd(folder)
 
 
-def _load_weights(agent: Any, saved: Checkpoint, spec: TaskSpec) -> None:
-    try:
-        agent.load_state_dict(saved.model)
-    except RuntimeError as error:  # trained without the simulator, on what its file has
+def _check_spec(saved: Checkpoint, spec: EnvSpec) -> None:
+    """Raises where a policy that was trained without the simulator, on what its file has, looks at what isn't there."""
+    wanted = saved.config["agent"].get("obs_keys") or list(saved.spec.obs)
+    missing = [key for key in wanted if saved.spec.shapes.get(key) != spec.shapes.get(key)]
+    if missing or saved.spec.action_dim != spec.action_dim:
         raise ConfigError(
-            f"checkpoint={saved.path}: it was trained on other observations than {spec.name} has here, {', '.join(spec.shapes)} "
-            f"({str(error).splitlines()[-1].strip()}); train with agent.obs_keys naming some of these."
-        ) from error
+            f"checkpoint={saved.path}: it was trained on other observations than {spec.name} has here, {spec.shapes} "
+            f"(differs: {', '.join(missing) or 'the action'}); train with agent.obs_keys naming some of these."
+        )
 
 
 def report(
     agent: Any,
-    envs: TaskEnvironments,
-    factories: TaskFactories,
+    envs: Environments,
+    factories: Factories,
     settings: Settings,
     step: int,
     folder: Path,
@@ -211,7 +204,7 @@ def report(
         lambda n: agent.actor(n, seed=stream(seed, "report_actor"), head=head),
         seeds,
         steps=step,
-        record=_can_render(envs, run, factories),
+        record=can_render(envs, settings, factories),
         keep=key,
         died=factories.died,
     )
@@ -220,19 +213,13 @@ def report(
         log.info("%s", line)
 
 
-def imitation_folder(settings: Settings, spec: TaskSpec) -> Path:
-    """`<root>/<task>/<agent>/<name>/seed<k>`, a function of the configuration."""
-    top = settings.top
-    return Path(top.root) / spec.name.replace("/", "-") / str(settings.agent["name"]) / run_name(settings) / f"seed{top.seed}"
-
-
 def _reported(folder: Path, step: int) -> bool:
     """Whether the report of that checkpoint is there."""
     summary = folder / "summary.json"
     return summary.is_file() and json.loads(summary.read_text())["grad_steps"] == step
 
 
-def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
+def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
     """The demonstrations' file, made if need be, and the environment with the arguments that the file names."""
     run, top, env = settings.run, settings.top, settings.env
     if top.dataset:
@@ -240,8 +227,6 @@ def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
         if not path.exists():
             raise ConfigError(f"dataset={top.dataset}: no such file; give a RoboMimic .hdf5 or a ManiSkill .h5 beside its .json.")
     else:
-        if env.name.startswith("robomimic/"):
-            raise ConfigError(f"env={env.name} needs dataset=PATH, a RoboMimic file; robosuite/Lift and others have an expert.")
         how = {"noise": run.expert_noise, "labels": run.expert_labels}
         path = factories.record(env, run.demos or 50, seed=0, folder=top.data, **how)
     if not env.episode_steps:
@@ -250,7 +235,7 @@ def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
     if not run.simulates:
         return path, env
     made = replace(env, made_with=json.dumps(dict(info.kwargs)))
-    installed = factories.env_args(made)
+    installed = factories.recorded_as(made)
     if str(installed["env_name"]) != info.name:
         raise ConfigError(
             f"dataset={path} was recorded in {info.name}, but env={env.name} is {installed['env_name']}: give that of the file."
@@ -259,7 +244,7 @@ def _dataset(settings: Settings, factories: TaskFactories) -> tuple[Path, Any]:
     return path, made
 
 
-def _opened(path: Path, settings: Settings, spec: TaskSpec | None) -> Demonstrations:
+def _opened(path: Path, settings: Settings, spec: EnvSpec | None) -> Demonstrations:
     run = settings.run
 
     def opened(keys: list[str] | None) -> Demonstrations:
@@ -291,19 +276,20 @@ def _opened_alone(opened: Callable[[list[str] | None], Demonstrations], settings
     return demonstrations
 
 
-def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> TaskSpec:
+def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> EnvSpec:
     """Without a simulator: what the demonstrations say of the task; their control period is robosuite's where they don't."""
     rate = float(demonstrations.env.kwargs.get("control_freq") or 20.0)
     steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
-    return TaskSpec(settings.env.name, demonstrations.shapes, action_dim, steps, 1 / rate)
+    obs = {key: ObsSpec.of(shape) for key, shape in demonstrations.shapes.items()}
+    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate)
 
 
-def _agent(settings: Settings, factories: TaskFactories, spec: TaskSpec, device: str) -> Any:
+def _agent(settings: Settings, factories: Factories, spec: EnvSpec, device: str) -> Any:
     seed, steps = stream(settings.top.seed, "agent"), settings.run.grad_steps
     return factories.agent(settings.agent, spec, seed=seed, device=device, precision=settings.top.precision, total_steps=steps)
 
 
-def _selection(run: OfflineRun, envs: TaskEnvironments | None, factories: TaskFactories, settings: Settings) -> Rollouts | None:
+def _selection(run: OfflineRun, envs: Environments | None, factories: Factories, settings: Settings) -> Rollouts | None:
     """Episodes that choose the best checkpoint: the same ones at every evaluation, none of those that are reported."""
     if envs is None or not run.config.select_episodes:
         return None
@@ -312,19 +298,7 @@ def _selection(run: OfflineRun, envs: TaskEnvironments | None, factories: TaskFa
     return roll_out(envs, lambda n: run.agent.actor(n, seed=actor_seed), seeds, steps=run.count.grad_steps, died=factories.died)
 
 
-def _can_render(envs: TaskEnvironments, run: OfflineConfig, factories: TaskFactories) -> bool:
-    if not run.video:
-        return False
-    try:
-        envs.reset_at(0, 0)
-        envs.render_at(0)
-    except factories.render_error as error:
-        log.warning("no videos: %s", error)
-        return False
-    return True
-
-
-def as_saved(saved: Checkpoint, settings: Settings, registry: Any, overrides: Sequence[str]) -> Settings:
+def as_saved(saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str]) -> Settings:
     """The checkpoint's settings, with what this command line sets of its evaluation."""
     keys = {f"run.{name}" for name in ("eval_episodes", "eval_envs", "parallel", "video", "protocol")}
     keys |= {"env.render_quality", "env.video_size", "env.episode_steps", "agent.execute"}

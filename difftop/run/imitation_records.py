@@ -16,7 +16,7 @@ from difftop.run.logger import RunLogger
 from difftop.run.offline import OfflineRun
 from difftop.run.progress import Progress
 from difftop.run.rollouts import Rollouts
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 class ImitationRecords:
     """What a run writes while it trains: tables, TensorBoard events, checkpoints, and the progress line."""
 
-    def __init__(self, folder: Path, settings: Settings, spec: TaskSpec, checkpoint: Checkpoint | None) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: Settings, spec: EnvSpec, checkpoint: Checkpoint | None) -> None:
+        self.folder, self.settings, self.spec = folder, settings, spec
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
         step = checkpoint.step if checkpoint else None
         rows = checkpoint.train_state["logger"] if checkpoint else None
         self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=step or 0, rows=rows)
         self.progress = Progress(settings.run.grad_steps, frames=step or 0, unit="gradient steps")
-        self.success: float | None = None
+        self.found: Rollouts | None = None
 
     def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
         """Says what is trained on what, and where."""
@@ -54,7 +54,7 @@ class ImitationRecords:
         """A row of metrics.csv and the progress line."""
         steps = run.count.grad_steps
         self.logger.training(env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics)
-        self.progress.update(steps, note=f"loss {metrics['train/loss']:.4g}" + self._success())
+        self.progress.update(steps, note=f"loss {metrics['train/loss']:.4g}" + self._found())
 
     def on_select(self, run: OfflineRun, rollouts: Rollouts | None, validation: Mapping[str, float]) -> None:
         """A row of eval.csv."""
@@ -64,21 +64,18 @@ class ImitationRecords:
                 env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics
             )
             return
-        self.success = rollouts.success
-        returns = [sum(episode.rewards) for episode in rollouts.episodes]
-        mean = sum(returns) / len(returns)
-        spread = (sum((x - mean) ** 2 for x in returns) / len(returns)) ** 0.5
+        self.found = rollouts
         self.logger.evaluation(
             env_frames=steps,
             agent_steps=steps,
             wall_s=run.count.wall_s,
-            return_mean=mean,
-            return_std=spread,
+            return_mean=rollouts.return_mean,
+            return_std=rollouts.return_std,
             success_mean=rollouts.success,
-            episodes=len(returns),
+            episodes=len(rollouts.episodes),
             metrics=metrics | {f"eval/{tag.removeprefix('eval/')}": value for tag, value in rollouts.metrics.items()},
         )
-        self.progress.message(f"{steps:,} gradient steps: success {rollouts.success:.0%} of {len(returns)} selection episodes")
+        self.progress.message(f"{steps:,} gradient steps:{self._found()} of {len(rollouts.episodes)} selection episodes")
 
     def save(self, run: OfflineRun, best: bool) -> None:
         """A checkpoint that training goes on from; the best one is kept."""
@@ -88,6 +85,7 @@ class ImitationRecords:
             step=run.count.grad_steps,
             agent_name=str(self.settings.agent["name"]),
             config=self.settings.plain(),
+            spec=self.spec,
             model=run.agent.state_dict(),
             train_state={"agent": run.agent.train_state(), "run": run.state_dict(), "logger": self.logger.state_dict()},
             best=best,
@@ -105,5 +103,7 @@ class ImitationRecords:
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
         return path
 
-    def _success(self) -> str:
-        return "" if self.success is None else f"  success {self.success:.0%}"
+    def _found(self) -> str:
+        if self.found is None:
+            return ""
+        return f" success {self.found.success:.0%}" if self.found.judged else f" return {self.found.return_mean:.1f}"

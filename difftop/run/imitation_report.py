@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import numpy as np
 
 from difftop.metrics import trajectory_metrics
 from difftop.run.protocols import PROTOCOLS
-from difftop.run.rollouts import Rollouts, write_episodes
-from difftop.run.video import VideoError, write_video
-from difftop.types import TaskSpec
-
-log = logging.getLogger(__name__)
+from difftop.run.episodes import write_episodes
+from difftop.run.rollouts import Rollouts
+from difftop.run.session import save_video
+from difftop.types import EnvSpec
 
 
 def action_groups(action_dim: int, free: Sequence[int]) -> Mapping[str, Sequence[int]]:
@@ -36,7 +34,7 @@ def action_groups(action_dim: int, free: Sequence[int]) -> Mapping[str, Sequence
 
 
 def write_report(
-    folder: Path, rollouts: Rollouts, policy: Any, spec: TaskSpec, protocol: str, step: int, head: str | None
+    folder: Path, rollouts: Rollouts, policy: Any, spec: EnvSpec, protocol: str, step: int, head: str | None
 ) -> list[str]:
     """Writes episodes.csv, summary.json, episode0.mp4 and actions.png.
 
@@ -71,7 +69,10 @@ def write_report(
     )
     if positions is not None:
         metrics = in_metres(metrics, policy.config.limits.metres_per_action)
-    metrics |= {"success_end": rollouts.success_end, "episodes": len(rollouts.episodes)} | rollouts.metrics
+    ended = {"success_end": rollouts.success_end, "return_mean": rollouts.return_mean, "return_std": rollouts.return_std}
+    metrics |= ended | {"episodes": len(rollouts.episodes)} | rollouts.metrics
+    if not rollouts.judged:  # a number would read as failure
+        metrics = {key: value for key, value in metrics.items() if "success" not in key}
     text = f"{protocol}: {PROTOCOLS[protocol].text}; played: {len(rollouts.episodes)} episodes of {spec.episode_steps} actions"
     summary = {"task": spec.name, "protocol": text, "grad_steps": step, "head": head or getattr(policy.config, "head", "none")}
     (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}, indent=2) + "\n")
@@ -79,10 +80,7 @@ def write_report(
         folder / "actions.png", np.asarray(rollouts.episodes[0].actions), limits, spec, rollouts.episodes[0].success_step
     )
     if rollouts.frames:
-        try:
-            write_video(folder / "episode0.mp4", rollouts.frames, fps=min(1 / spec.control_dt_s, 60.0))
-        except VideoError as error:
-            log.warning("no video: %s", error)
+        save_video(folder / "episode0.mp4", rollouts.frames, spec)
     return _lines(metrics, groups, text, folder)
 
 
@@ -109,17 +107,21 @@ def _positions(rollouts: Rollouts, policy: Any, limits: Any) -> np.ndarray[Any, 
 def _lines(metrics: Mapping[str, float], groups: Mapping[str, Sequence[int]], protocol: str, folder: Path) -> list[str]:
     """Success with its interval, and the rows of LeTO's tables II and III (and V)."""
     n = int(metrics["episodes"])
-    lines = [
-        f"protocol {protocol}",
-        f"success {metrics['success']:.1%} of {n} episodes, 95 % Wilson interval {metrics['success_low']:.1%} to "
-        f"{metrics['success_high']:.1%}; at the end {metrics['success_end']:.1%}",
-        f"{'acceleration, 1e-2':22s} {'mean':>8s} {'max':>8s} {'std':>8s}   to success: {'mean':>8s} {'max':>8s} {'std':>8s}",
-    ]
+    judged, returned = "success" in metrics, f"return {metrics['return_mean']:.1f} +- {metrics['return_std']:.1f}"
+    solved = f"{returned} over {n} episodes; the environment doesn't say what success is"
+    if judged:
+        solved = (
+            f"success {metrics['success']:.1%} of {n} episodes, 95 % Wilson interval {metrics['success_low']:.1%} to "
+            f"{metrics['success_high']:.1%}; at the end {metrics['success_end']:.1%}; {returned}"
+        )
+    columns = " ".join(f"{name:>8s}" for name in ("mean", "max", "std"))
+    lines = [f"protocol {protocol}", solved, f"{'acceleration, 1e-2':22s} {columns}" + f"   to success: {columns}" * judged]
     for group in groups:
-        whole = [100 * metrics[f"acc_{name}_{group}"] for name in ("mean", "max", "std")]
-        part = [100 * metrics[f"acc_{name}_{group}_to_success"] for name in ("mean", "max", "std")]
-        cells = " ".join(f"{x:8.2f}" for x in whole), " ".join(f"{x:8.2f}" for x in part)
-        lines.append(f"  {group:20s} {cells[0]}               {cells[1]}")
+        suffixes = ("", "_to_success") if judged else ("",)
+        cells = [
+            " ".join(f"{100 * metrics[f'acc_{name}_{group}{end}']:8.2f}" for name in ("mean", "max", "std")) for end in suffixes
+        ]
+        lines.append(f"  {group:20s} " + (" " * 15).join(cells))
     kinds = [
         key.removeprefix("violations_") for key in metrics if key.startswith("violations_") and not key.endswith("_to_success")
     ]

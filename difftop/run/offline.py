@@ -104,7 +104,7 @@ class Batches:
 
 @dataclass
 class OfflineCounters:
-    """Where the run is; `best` is the selection success of the best checkpoint, -1 before there is one."""
+    """Where the run is; `best` is the score of the best checkpoint so far (`Rollouts.score`), at gradient step `best_at`, or -1."""
 
     grad_steps: int = 0
     best: float = -1.0
@@ -129,8 +129,8 @@ class OfflineRun:
     """Trains an imitation agent on windows of demonstrations.
 
     Everything is a function of the configuration, the demonstrations and the seed: a run that was stopped goes on as if it had
-    not been. The checkpoint with the highest success over the selection episodes is marked as the best, the later one among
-    equals; these episodes' seeds are never those of the reported evaluation.
+    not been. The checkpoint with the highest score (success, or the return where success isn't judged) over the selection episodes
+    is marked as the best, the later one among equals; these episodes' seeds are never those of the reported evaluation.
 
     Args:
         agent: see `agents.imitation.ImitationAgent`.
@@ -187,7 +187,7 @@ class OfflineRun:
         batch = self.batches.batch(self.count.grad_steps)
         self.count.loading_s += time.monotonic() - begun
         try:
-            metrics = self.agent.update(batch, self.count.grad_steps)
+            metrics = self.agent.update(batch, self.count.grad_steps).metrics
         except NonFiniteLossError as error:
             path = self.hooks.save_batch(batch)
             raise RunError(
@@ -215,8 +215,8 @@ class OfflineRun:
         validation = self.validate()
         found = self.hooks.select(self)
         self.hooks.on_select(self, found, validation)
-        score = found.success if found is not None else 0.0
-        if score < self.count.best:
+        score = found.score if found is not None else 0.0
+        if self.count.best_at >= 0 and score < self.count.best:
             return False
         self.count.best, self.count.best_at = score, self.count.grad_steps
         return True

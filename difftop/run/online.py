@@ -15,9 +15,9 @@ from torch import Tensor
 from difftop.data.replay import Episode, ReplayBuffer
 from difftop.losses import NonFiniteLossError
 from difftop.options import option
-from difftop.run.evaluate import Array, EvalResult, VectorEnvironment, evaluate
+from difftop.run.rollouts import Array, Environments, Rollouts, roll_out
 from difftop.run.seeding import stream
-from difftop.types import Batch, EnvSpec
+from difftop.types import Batch
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class OnlineRun:
 
     Args:
         agent: see `agents.base.Agent`.
-        spec: the training environment's spec.
-        envs: training environments.
+        envs: training environments, with one observation.
         eval_envs: separate ones for evaluation.
         replay: replay buffer with the agent's horizon.
         config: length and cadence.
@@ -105,16 +104,16 @@ class OnlineRun:
     def __init__(
         self,
         agent: Any,
-        spec: EnvSpec,
-        envs: VectorEnvironment,
-        eval_envs: VectorEnvironment,
+        envs: Environments,
+        eval_envs: Environments,
         replay: ReplayBuffer,
         config: RunConfig,
         *,
         seed: int,
         hooks: Hooks,
     ) -> None:
-        self.agent, self.spec, self.envs, self.eval_envs = agent, spec, envs, eval_envs
+        self.agent, self.spec, self.envs, self.eval_envs = agent, envs.difftop_spec, envs, eval_envs
+        self.key = self.spec.only_key
         self.replay, self.config, self.seed, self.hooks = replay, config, seed, hooks
         self.actor = agent.actor(envs.num_envs, seed=stream(seed, "actor"), explore=True)
         self.random = torch.Generator().manual_seed(stream(seed, "random_actions"))
@@ -165,11 +164,13 @@ class OnlineRun:
     def _begin(self, index: int) -> Slot:
         slot = Slot(self.count.episodes)
         self.count.episodes += 1
-        slot.obs.append(self.envs.reset_at(index, stream(self.seed, "train_env", slot.number)))
+        seed = stream(self.seed, "train_env", slot.number)
+        slot.obs.append(self.envs.reset_at(index, seed)[self.key])
+        self.actor.begin(index, seed)
         return slot
 
     def _step(self) -> None:
-        obs = torch.from_numpy(np.stack([slot.obs[-1] for slot in self.slots]))
+        obs = {self.key: torch.from_numpy(np.stack([slot.obs[-1] for slot in self.slots]))}
         t0 = torch.tensor([not slot.actions for slot in self.slots])
         if self.count.agent_steps < self.config.seed_steps:
             actions = torch.rand(len(self.slots), self.spec.action_dim, generator=self.random) * 2 - 1
@@ -180,7 +181,7 @@ class OnlineRun:
         self.count.agent_steps += len(self.slots)
         self.count.pending += self.config.updates_per_step * len(self.slots)
         for i, slot in enumerate(self.slots):
-            slot.obs.append(next_obs[i])
+            slot.obs.append(next_obs[self.key][i])
             slot.actions.append(chosen[i])
             slot.rewards.append(float(rewards[i]))
             if "success" in infos[i]:
@@ -191,12 +192,12 @@ class OnlineRun:
     def _finish(self, index: int, terminated: bool) -> None:
         """Stores the episode that has ended, lets the updates that are owed begin, and starts the next episode."""
         slot = self.slots[index]
-        single = slice(-3, None) if self.spec.obs_kind == "pixels" else slice(None)  # replay stacks frames itself
+        newest = slice(-self.replay.frame_shape[0], None)  # of stacked frames: replay stacks them itself
         ends = torch.zeros(len(slot.actions), dtype=torch.bool)
         ends[-1] = terminated
         self.replay.add(
             Episode(
-                obs=torch.from_numpy(np.stack([o[single] for o in slot.obs])),
+                obs=torch.from_numpy(np.stack([o[newest] for o in slot.obs])),
                 action=torch.from_numpy(np.stack(slot.actions)),
                 reward=torch.tensor(slot.rewards, dtype=torch.float32),
                 terminated=ends,
@@ -231,14 +232,15 @@ class OnlineRun:
     def _evaluate(self) -> None:
         steps = self.count.evaluated_at = self.count.agent_steps  # its seeds don't depend on how many evaluations there were
         seeds = [stream(self.seed, "eval_env", steps, episode) for episode in range(self.config.eval_episodes)]
-        result = evaluate(
+        found = roll_out(
             self.eval_envs,
             lambda n: self.agent.actor(n, seed=stream(self.seed, "eval_actor", steps), explore=False),
             seeds,
-            agent_steps=steps,
+            steps=steps,
             record=self.config.video,
+            died=self.hooks.died,
         )
-        self.hooks.on_eval(self, result)
+        self.hooks.on_eval(self, found)
 
     def _gather(self, metrics: Mapping[str, Tensor | float]) -> None:
         for tag, value in metrics.items():
@@ -279,10 +281,10 @@ class OnlineRun:
 
     def _replayed(self, index: int, saved: Mapping[str, Any]) -> Slot:
         slot = Slot(saved["number"])
-        slot.obs.append(self.envs.reset_at(index, stream(self.seed, "train_env", slot.number)))
+        slot.obs.append(self.envs.reset_at(index, stream(self.seed, "train_env", slot.number))[self.key])
         for action in saved["actions"]:
             obs, reward, _, _, info = self.envs.step_at(index, action.numpy())
-            slot.obs.append(obs)
+            slot.obs.append(obs[self.key])
             slot.actions.append(action.numpy())
             slot.rewards.append(reward)
             if "success" in info:
@@ -292,10 +294,11 @@ class OnlineRun:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; train.py decides what is written where."""
+    """What the loop calls; the session decides what is written where. `died` is what environments raise whose process is gone."""
 
-    on_eval: Callable[[OnlineRun, EvalResult], None]
+    on_eval: Callable[[OnlineRun, Rollouts], None]
     on_metrics: Callable[[OnlineRun, Mapping[str, float]], None]
     save: Callable[[OnlineRun], None]
     save_batch: Callable[[Batch], Path]
     stop: StopSignal
+    died: type[Exception] = ConnectionError

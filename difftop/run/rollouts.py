@@ -1,29 +1,32 @@
-"""Rollouts of imitation policies: seeded episodes in vectorised environments, with everything that the papers' tables need."""
+"""Rollouts: seeded episodes in environments that step together, for every evaluation, with all that the papers' tables need."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from difftop.types import EnvSpec
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Observations = dict[str, Array]
 
 
-class TaskEnvironments(Protocol):
-    """N environments with observations by key that step together; the caller resets each by a seed."""
+class Environments(Protocol):
+    """N environments with observations by key that step together; the caller resets each by a seed when its episode is over."""
 
     num_envs: int
-    difftop_spec: Any
+    difftop_spec: EnvSpec
 
     def reset_at(self, i: int, seed: int) -> Observations:
         """Begins the episode that `seed` determines; its first observation."""
+
+    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+        """Steps one environment."""
 
     def step(self, actions: Array) -> tuple[Observations, Array, Array, Array, list[dict[str, Any]]]:
         """Steps all: observations `[N, ...]` by key, rewards, terminated, truncated `[N]`, one info each."""
@@ -38,13 +41,13 @@ class TaskEnvironments(Protocol):
         """Frees simulators and processes."""
 
 
-class KeyedActor(Protocol):
-    """The part of `agents.base.Actor` that rollouts need, with observations by key."""
+class ActorLike(Protocol):
+    """The part of `agents.base.Actor` that rollouts need."""
 
     def begin(self, index: int, seed: int | None) -> None:
         """Environment `index` begins the episode `seed`, of which all that the actor does there is a function; None: it idles."""
 
-    def act(self, obs: Mapping[str, Tensor], t0: Tensor, agent_steps: int) -> Tensor:
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions `[N, A]`."""
 
     def metrics(self) -> dict[str, float]:
@@ -59,7 +62,7 @@ class RolloutEpisode:
         seed: of its initial state.
         actions: executed, `[A]` each.
         rewards: one per action.
-        success: after each action.
+        success: after each action; empty where the environment doesn't say.
         forces_n: largest contact force during each action, N; empty where the suite doesn't measure it.
         positions: what was asked to be kept of the observation after each action.
     """
@@ -75,6 +78,11 @@ class RolloutEpisode:
     def success_step(self) -> int:
         """Index of the first action after which the task was solved, -1 where there is none."""
         return self.success.index(True) if any(self.success) else -1
+
+    @property
+    def total(self) -> float:
+        """The return, undiscounted."""
+        return float(sum(self.rewards))
 
 
 @dataclass(frozen=True)
@@ -92,14 +100,39 @@ class Rollouts:
     metrics: dict[str, float]
 
     @property
+    def returns(self) -> list[float]:
+        """Undiscounted return of each episode."""
+        return [episode.total for episode in self.episodes]
+
+    @property
+    def return_mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def return_std(self) -> float:
+        """Population standard deviation of the returns."""
+        return float(np.std(self.returns))
+
+    @property
+    def judged(self) -> bool:
+        """Whether the environment says what success is."""
+        return all(episode.success for episode in self.episodes)
+
+    @property
     def success(self) -> float:
-        """Share of episodes that were solved at any time."""
-        return float(np.mean([episode.success_step >= 0 for episode in self.episodes]))
+        """Share of episodes that were solved at any time; NaN where the environment doesn't say."""
+        return float(np.mean([episode.success_step >= 0 for episode in self.episodes])) if self.judged else float("nan")
 
     @property
     def success_end(self) -> float:
-        """Share of episodes that were solved when they ended."""
-        return float(np.mean([episode.success[-1] for episode in self.episodes]))
+        """Share of episodes that were solved when they ended; NaN where the environment doesn't say."""
+        return float(np.mean([episode.success[-1] for episode in self.episodes])) if self.judged else float("nan")
+
+    @property
+    def score(self) -> float:
+        """What chooses between checkpoints: success, or the return where the environment doesn't say what success is."""
+        return self.success if self.judged else self.return_mean
 
     def padded(self, name: str) -> Array:
         """`actions`, `forces_n` or `positions` of all episodes `[N, T, ...]`, zeros after the end of each."""
@@ -119,8 +152,8 @@ class Rollouts:
 
 
 def roll_out(
-    envs: TaskEnvironments,
-    make_actor: Callable[[int], KeyedActor],
+    envs: Environments,
+    make_actor: Callable[[int], ActorLike],
     seeds: Sequence[int],
     *,
     steps: int = 0,
@@ -137,7 +170,7 @@ def roll_out(
         envs: N environments.
         make_actor: actor for N environments.
         seeds: one per episode.
-        steps: gradient steps so far, for actors with schedules.
+        steps: training progress, for actors with schedules.
         record: keep frames of the first episode.
         keep: observation to keep after each action, empty for none.
         died: what `envs` raises then; it has `index`.
@@ -167,7 +200,7 @@ class _Player:
 
     def __init__(
         self,
-        envs: TaskEnvironments,
+        envs: Environments,
         episodes: list[RolloutEpisode],
         keep: str,
         record: bool,
@@ -215,7 +248,8 @@ class _Player:
         episode = self.episodes[number]
         episode.actions.append(np.array(action))
         episode.rewards.append(reward)
-        episode.success.append(bool(info["success"]))
+        if "success" in info:
+            episode.success.append(bool(info["success"]))
         if "contact_force_n" in info:
             episode.forces_n.append(float(info["contact_force_n"]))
         if self.keep and self.obs is not None:
@@ -230,23 +264,3 @@ class _Player:
         if self.record and number == 0:
             self.frames.append(self.envs.render_at(i))
         return obs
-
-
-EPISODE_COLUMNS = ("episode", "env_seed", "success", "success_end", "success_step", "steps", "return")
-
-
-def write_episodes(path: Path, rollouts: Rollouts, dims: Sequence[int]) -> None:
-    """One row per episode: `EPISODE_COLUMNS`, and mean, standard deviation and maximum of |acceleration| over `dims`."""
-    from difftop.metrics import accelerations
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*EPISODE_COLUMNS, "acc_mean", "acc_std", "acc_max", "contact_max_n"])
-        for number, episode in enumerate(rollouts.episodes):
-            size = np.abs(accelerations(np.asarray(episode.actions)[None]))[0][:, list(dims)]
-            force = f"{max(episode.forces_n):.6g}" if episode.forces_n else ""
-            quality = [size.mean(), size.std(axis=0).mean(), size.max(axis=0).mean()]
-            solved = [int(episode.success_step >= 0), int(episode.success[-1]), episode.success_step]
-            row = [number, episode.seed, *solved, len(episode.actions), f"{sum(episode.rewards):.8g}"]
-            writer.writerow([*row, *(f"{x:.8g}" for x in quality), force])

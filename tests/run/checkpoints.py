@@ -4,9 +4,9 @@ import torch
 
 from difftop.data.replay import Episode, ReplayBuffer
 from difftop.run.checkpoint import save_checkpoint
-from difftop.types import EnvSpec
+from difftop.types import EnvSpec, ObsSpec
 
-SPEC = EnvSpec("test/state", "state", (3,), 2, 1, 12)
+SPEC = EnvSpec("test/state", {"state": ObsSpec("vector", (3,))}, 2, 12, 0.02)
 
 
 def new_replay(capacity=60):
@@ -30,7 +30,7 @@ def add_episode(replay, number):
 
 def save(folder, step, replay=None, **changes):
     """The model and the state are functions of `step`."""
-    options = {"agent_name": "tdmpc", "config": {"a": 1}, "model": {"w": torch.full((4, 3), float(step))}}
+    options = {"agent_name": "tdmpc", "config": {"a": 1}, "spec": SPEC, "model": {"w": torch.full((4, 3), float(step))}}
     return save_checkpoint(folder, step=step, train_state={"step": step}, replay=replay, **(options | changes))
 
 

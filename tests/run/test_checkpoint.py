@@ -8,7 +8,7 @@ import torch
 
 from difftop.run import checkpoint as module
 from difftop.run.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, restore_replay, save_checkpoint
-from tests.run.checkpoints import add_episode, assert_same_from_now_on, new_replay, save
+from tests.run.checkpoints import SPEC, add_episode, assert_same_from_now_on, new_replay, save
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path):
@@ -25,11 +25,14 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
     }
     model = {name: value.detach() for name, value in weights.state_dict().items()} | {"half": torch.ones(2, dtype=torch.bfloat16)}
     model["tied"] = model["weight"]
-    path = save_checkpoint(tmp_path, step=7, agent_name="tdmpc", config={"lr": 1e-3, "n": [1]}, model=model, train_state=state)
+    named = {"agent_name": "tdmpc", "config": {"lr": 1e-3, "n": [1]}, "spec": SPEC}
+    path = save_checkpoint(tmp_path, step=7, **named, model=model, train_state=state)
     assert path.name == "step_000000007" and has_checkpoint(tmp_path)
     for source in (tmp_path, path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "last"):
         loaded = load_checkpoint(source, agent_name="tdmpc")
-    assert (loaded.step, loaded.agent_name, loaded.config) == (7, "tdmpc", {"lr": 1e-3, "n": [1]})
+    assert (loaded.step, loaded.agent_name, loaded.config, loaded.spec) == (7, "tdmpc", {"lr": 1e-3, "n": [1]}, SPEC)
+    acting = load_checkpoint(tmp_path, training=False)
+    assert acting.train_state == {} and acting.spec == SPEC and acting.model.keys() == model.keys()
     assert loaded.model.keys() == model.keys()
     assert all(
         torch.equal(loaded.model[name], value) and loaded.model[name].dtype == value.dtype for name, value in model.items()

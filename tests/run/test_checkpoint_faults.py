@@ -14,7 +14,7 @@ import torch
 
 from difftop.run import checkpoint as module
 from difftop.run.checkpoint import CheckpointError, has_checkpoint, load_checkpoint, restore_replay, save_checkpoint
-from tests.run.checkpoints import add_episode, assert_same_from_now_on, new_replay, save
+from tests.run.checkpoints import SPEC, add_episode, assert_same_from_now_on, new_replay, save
 
 
 class Killed(BaseException):
@@ -206,12 +206,13 @@ def edit(**changes):
         (flip("train_state.pt"), "train_state.pt doesn't match its checksum"),
         (flip("rows_*"), "rows_.* doesn't match its checksum"),
         (remove("config.json"), "config.json is missing"),
+        (remove("spec.json"), "spec.json is missing"),
         (remove("manifest.json"), "manifest.json is missing"),
         (remove("rows_*"), "rows_.* is missing"),
         (edit(agent="difftop_rl"), "was saved by agent 'difftop_rl', not 'tdmpc': set agent=difftop_rl"),
         (
-            edit(format=2, difftop="9.9"),
-            r"is of checkpoint format 2, written by difftop 9.9; this is difftop .* which reads format 1",
+            edit(format=1, difftop="0.0"),
+            r"is of checkpoint format 1, written by difftop 0.0; this is difftop .* which reads format 2: .* train anew",
         ),
         (edit(files={}), "step_000000001 can't be read"),
     ],
@@ -248,7 +249,7 @@ def test_bad_calls_say_what_is_wrong(tmp_path):
         load_checkpoint(tmp_path / "nowhere")
     assert not has_checkpoint(tmp_path)
     with pytest.raises(TypeError, match=r"train_state\['a'\]\[1\] is a Random"):
-        save_checkpoint(tmp_path, step=0, agent_name="x", config={}, model={}, train_state={"a": [1, random.Random()]})
+        save_checkpoint(tmp_path, step=0, agent_name="x", config={}, spec=SPEC, model={}, train_state={"a": [1, random.Random()]})
     with pytest.raises(ValueError, match="keep=0"):
         save(tmp_path, 0, keep=0)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Whole imitation runs through `train.main`, on the toy task: what is left on disk, how they go on, what a user is told."""
+"""Whole imitation runs through `command.main`, on the toy task: what is left on disk, how they go on, what a user is told."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-import train
+from difftop.command import main
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.imitation_report import in_metres
 from difftop.run.protocols import PROTOCOLS
@@ -50,7 +50,7 @@ FOLDER = Path("runs/toy-reach/leto/default/seed1")
 def run(root: Path, *overrides: str) -> int:
     given = {override.partition("=")[0] for override in overrides}
     usual = [option for option in SMALL if option.partition("=")[0] not in given]
-    return train.main([*usual, f"root={root / 'runs'}", f"data={root / 'data'}", *overrides])
+    return main([*usual, f"root={root / 'runs'}", f"data={root / 'data'}", *overrides])
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -141,11 +141,11 @@ def test_evaluation_is_repeatable_and_takes_another_head(finished: Path) -> None
     ]
     played = []
     for _ in range(2):
-        assert train.main(arguments) == 0
+        assert main(arguments) == 0
         (report,) = (path for path in (folder / "eval").iterdir() if "head" not in path.name)
         played.append((report / "episodes.csv").read_text())
     assert played[0] == played[1] and len(rows(report / "episodes.csv")) == 3
-    assert train.main([*arguments, "head=none"]) == 0
+    assert main([*arguments, "head=none"]) == 0
     (free,) = (folder / "eval").glob("*head-none")
     assert (free / "episodes.csv").read_text() != played[0]
     assert json.loads((free / "summary.json").read_text())["head"] == "none"
@@ -160,7 +160,7 @@ def test_a_protocol_sets_episodes_their_length_and_seeds(finished: Path, monkeyp
         "run.eval_episodes=-1",
         "run.video=false",
     ]
-    assert train.main([*arguments, "device=cpu"]) == 0
+    assert main([*arguments, "device=cpu"]) == 0
     (report,) = (finished / FOLDER / "eval").glob("*-protocol-leto_ph-episode_steps-30")
     played = rows(report / "episodes.csv")
     assert [int(row["env_seed"]) for row in played] == list(range(100, 125)) and {row["steps"] for row in played} == {"30"}
@@ -169,11 +169,11 @@ def test_a_protocol_sets_episodes_their_length_and_seeds(finished: Path, monkeyp
 
 
 def test_demonstrations_can_be_made_alone_and_trained_on_without_a_simulator(tmp_path: Path) -> None:
-    assert train.main(["mode=demos", "env=toy/reach", "episodes=5", "seed=3", f"data={tmp_path}"]) == 0
+    assert main(["mode=demos", "env=toy/reach", "episodes=5", "seed=3", f"data={tmp_path}"]) == 0
     path = tmp_path / "toy-reach" / "expert-5-seed3.hdf5"
     assert path.exists()
     other = ["run.expert_noise=0.3", "run.expert_labels=intended"]
-    assert train.main(["mode=demos", "env=toy/reach", "episodes=5", "seed=3", f"data={tmp_path}", *other]) == 0
+    assert main(["mode=demos", "env=toy/reach", "episodes=5", "seed=3", f"data={tmp_path}", *other]) == 0
     assert (path.parent / "expert-noise0.3-intended-5-seed3.hdf5").exists()
     assert run(tmp_path, f"dataset={path}", "run.eval_episodes=0", "run.select_episodes=0") == 0
     folder = tmp_path / FOLDER
@@ -191,10 +191,10 @@ def test_without_a_simulator_observations_are_named_and_must_be_the_simulators(
     alone = [f"dataset={path}", "run.eval_episodes=0", "run.select_episodes=0", "run.grad_steps=2"]
     assert run(tmp_path, *alone, "name=all") == 0
     evaluated = ["mode=eval", "run.eval_episodes=2", "run.video=false", "device=cpu"]
-    assert train.main([*evaluated, f"checkpoint={tmp_path / str(FOLDER).replace('default', 'all')}"]) == 2
+    assert main([*evaluated, f"checkpoint={tmp_path / str(FOLDER).replace('default', 'all')}"]) == 2
     assert "was trained on other observations than toy/reach has here, hand_pos, target_pos" in capsys.readouterr().err
     assert run(tmp_path, *alone, "name=two", "agent.obs_keys=[target_pos,hand_pos]") == 0
-    assert train.main([*evaluated, f"checkpoint={tmp_path / str(FOLDER).replace('default', 'two')}"]) == 0
+    assert main([*evaluated, f"checkpoint={tmp_path / str(FOLDER).replace('default', 'two')}"]) == 0
     assert run(tmp_path, *alone, "name=three", "env.obs=image") == 2
     assert "agent.obs_keys must name what to look at" in capsys.readouterr().err
 
@@ -207,7 +207,7 @@ def test_a_run_with_a_base_goes_on_without_the_base_s_run(tmp_path: Path) -> Non
     def started(*overrides: str) -> int:
         names = {override.partition("=")[0] for override in overrides}
         usual = [option for option in keep if option.partition("=")[0] not in names]
-        return train.main([*usual, f"root={tmp_path / 'runs'}", f"data={tmp_path / 'data'}", *overrides])
+        return main([*usual, f"root={tmp_path / 'runs'}", f"data={tmp_path / 'data'}", *overrides])
 
     assert started(*base) == 0
     folder = tmp_path / "runs/toy-reach/bc/default/seed1"
@@ -262,7 +262,7 @@ def test_mistakes_are_one_sentence_each(finished: Path, tmp_path: Path, capsys: 
     }
     for overrides, message in cases.items():
         plain = [o for o in overrides if o != "agent=difftop_rl"]
-        status = train.main(["agent=difftop_rl", "env=toy/reach"]) if len(plain) < len(overrides) else run(finished, *overrides)
+        status = main(["agent=difftop_rl", "env=toy/reach"]) if len(plain) < len(overrides) else run(finished, *overrides)
         said = capsys.readouterr().err
         assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, (overrides, said)
         assert re.search(message, said, re.IGNORECASE), (overrides, said)

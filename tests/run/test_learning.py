@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from envs.toy.point_mass import optimal_return
 
 from agents.registry import make_agent
 from difftop.data.replay import ReplayBuffer
 from difftop.options import build
-from difftop.run.evaluate import evaluate
 from difftop.run.online import Hooks, OnlineRun, RunConfig
+from difftop.run.rollouts import roll_out
 from envs import EnvConfig, env_spec, make_vector_env
-from envs.toy import optimal_return
 
 TOY = EnvConfig(name="toy/point-mass")
 
@@ -42,12 +42,12 @@ def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
     config = build(RunConfig, run_options)
     replay = ReplayBuffer(spec, capacity=frames + 100, horizon=made.config.loss.horizon, prioritized=False)
     hooks = Hooks(lambda run, result: None, lambda run, metrics: None, lambda run: None, lambda batch: Path(), Never())
-    OnlineRun(made, spec, make_vector_env(TOY, 1), make_vector_env(TOY, 1), replay, config, seed=0, hooks=hooks).run()
+    OnlineRun(made, make_vector_env(TOY, 1), make_vector_env(TOY, 1), replay, config, seed=0, hooks=hooks).run()
 
     seeds, envs = list(range(100, 110)), make_vector_env(TOY, 10)
-    best = np.mean([optimal_return(envs.reset_at(0, seed))[0] for seed in seeds])
-    result = evaluate(envs, lambda n: made.actor(n, seed=0, explore=False), seeds, agent_steps=frames)
-    still = evaluate(envs, lambda n: Still(), seeds, agent_steps=0).return_mean
+    best = np.mean([optimal_return(envs.reset_at(0, seed)["state"])[0] for seed in seeds])
+    result = roll_out(envs, lambda n: made.actor(n, seed=0, explore=False), seeds, steps=frames)
+    still = roll_out(envs, lambda n: Still(), seeds).return_mean
     assert best > still + 5  # there is something to learn
     assert result.return_mean > best - short * (best - still), (result.return_mean, best, still)
 
@@ -55,8 +55,11 @@ def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
 class Still:
     """Does nothing."""
 
-    def act(self, obs, t0, agent_steps):  # type: ignore[no-untyped-def]
-        return obs.new_zeros(len(obs), 2)
+    def begin(self, index: int, seed: int | None) -> None:
+        """Nothing to remember."""
+
+    def act(self, obs, t0, steps):  # type: ignore[no-untyped-def]
+        return obs["state"].new_zeros(len(t0), 2)
 
     def metrics(self) -> dict[str, float]:
         return {}

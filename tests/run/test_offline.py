@@ -2,20 +2,22 @@
 
 import pytest
 import torch
+from agents.policies.training import WindowShape
 
-from agents.imitation import WindowShape
+from agents.base import UpdateResult
 from difftop.data.files import open_demonstrations
 from difftop.losses import NonFiniteLossError
 from difftop.run.offline import Batches, OfflineConfig, OfflineHooks, OfflineRun, split
 from difftop.run.online import RunError
 from difftop.run.rollouts import RolloutEpisode, Rollouts
-from envs.demos import record
-from envs.tasks import TaskConfig
+from envs import EnvConfig, record
 
 
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory):
-    return open_demonstrations(record(TaskConfig(name="toy/reach"), 10, seed=0, folder=tmp_path_factory.mktemp("data")))
+    return open_demonstrations(
+        record(EnvConfig(name="toy/reach", obs="low_dim"), 10, seed=0, folder=tmp_path_factory.mktemp("data"))
+    )
 
 
 def test_an_epoch_shows_every_window_once_and_any_batch_can_be_had_alone(demonstrations):
@@ -58,7 +60,7 @@ class Countdown:
         if grad_steps == self.fails_at:
             raise NonFiniteLossError("the loss is nan")
         self.shown.append(batch.actions.sum())
-        return {"train/loss": torch.tensor(1 / (1 + grad_steps))}
+        return UpdateResult({"train/loss": torch.tensor(1 / (1 + grad_steps))}, None)
 
     def validate(self, batch, seed):
         return {"valid/loss": batch.actions.double().mean(), "valid/windows": torch.tensor(float(len(batch.actions)))}

@@ -14,8 +14,8 @@ from difftop.data.replay import ReplayBuffer
 from difftop.losses import NonFiniteLossError
 from difftop.options import build
 from difftop.run.checkpoint import load_checkpoint, restore_replay, save_checkpoint
-from difftop.run.evaluate import EvalResult, evaluate
 from difftop.run.online import Hooks, OnlineRun, RunConfig, RunError
+from difftop.run.rollouts import Rollouts, roll_out
 from difftop.run.seeding import stream
 from envs import EnvConfig, env_spec, make_vector_env
 from tests.conftest import SMALL
@@ -60,7 +60,7 @@ class Harness:
         self.replay = ReplayBuffer(spec, capacity=self.config.capacity, horizon=5, prioritized=self.config.prioritized)
         hooks = Hooks(self.on_eval, self.on_metrics, self.save, lambda batch: folder / "batch", StopAfter(stop_after))
         envs, eval_envs = make_vector_env(TOY, self.config.num_envs), make_vector_env(TOY, self.config.eval_envs)
-        self.run = OnlineRun(self.agent, spec, envs, eval_envs, self.replay, self.config, seed=7, hooks=hooks)
+        self.run = OnlineRun(self.agent, envs, eval_envs, self.replay, self.config, seed=7, hooks=hooks)
         if (folder / "checkpoints").exists():
             checkpoint = load_checkpoint(folder)
             self.agent.load_state_dict(checkpoint.model)
@@ -68,7 +68,7 @@ class Harness:
             restore_replay(checkpoint, self.replay)
             self.run.load_state_dict(checkpoint.train_state["run"])
 
-    def on_eval(self, run: OnlineRun, result: EvalResult) -> None:
+    def on_eval(self, run: OnlineRun, result: Rollouts) -> None:
         self.evals.append((run.count.agent_steps, result.returns))
 
     def on_metrics(self, run: OnlineRun, metrics: dict[str, float]) -> None:
@@ -77,7 +77,16 @@ class Harness:
     def save(self, run: OnlineRun) -> None:
         state = {"agent": self.agent.train_state(), "run": run.state_dict()}
         step, model = run.count.agent_steps, self.agent.state_dict()
-        save_checkpoint(self.folder, step=step, agent_name="x", config={}, model=model, train_state=state, replay=self.replay)
+        save_checkpoint(
+            self.folder,
+            step=step,
+            agent_name="x",
+            config={},
+            spec=self.replay.spec,
+            model=model,
+            train_state=state,
+            replay=self.replay,
+        )
 
     def everything(self) -> dict[str, Any]:
         """All state that decides the future, clocks apart."""
@@ -150,11 +159,12 @@ def test_replay_holds_what_was_played(tmp_path: Path) -> None:
     rows = harness.replay.read_rows(harness.replay.begin, harness.replay.end)
     env = make_vector_env(TOY, 1)
     for number in range(2):
-        obs = env.reset_at(0, stream(7, "train_env", number))
+        obs = env.reset_at(0, stream(7, "train_env", number))["state"]
         for t in range(25):
             row = 26 * number + t
             np.testing.assert_array_equal(rows["obs"][row], obs)
-            obs, reward, _, _, _ = env.step_at(0, rows["action"][row].numpy())
+            seen, reward, _, _, _ = env.step_at(0, rows["action"][row].numpy())
+            obs = seen["state"]
             assert rows["reward"][row].item() == np.float32(reward)
         np.testing.assert_array_equal(rows["obs"][26 * number + 25], obs)
 
@@ -198,7 +208,7 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path: Path, mon
 
 def test_resume_notices_a_simulator_that_plays_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Harness(tmp_path, "tdmpc", stop_after=40).run.run()
-    monkeypatch.setattr("envs.toy._PUSH", 0.41)
+    monkeypatch.setattr("envs.toy.point_mass._PUSH", 0.41)
     with pytest.raises(RunError, match="does not play as it did"):
         Harness(tmp_path, "tdmpc")
 
@@ -209,7 +219,10 @@ class Scripted:
     def __init__(self, n: int) -> None:
         self.steps = torch.zeros(n)
 
-    def act(self, obs: torch.Tensor, t0: torch.Tensor, agent_steps: int) -> torch.Tensor:
+    def begin(self, index: int, seed: int | None) -> None:
+        """Nothing to remember."""
+
+    def act(self, obs: dict[str, torch.Tensor], t0: torch.Tensor, steps: int) -> torch.Tensor:
         self.steps = torch.where(t0, 0.0, self.steps + 1)
         return (self.steps / 100)[:, None].expand(-1, 2).contiguous()
 
@@ -219,9 +232,9 @@ class Scripted:
 
 def test_evaluation_plays_every_seed_once_whatever_the_number_of_environments() -> None:
     seeds = [11, 12, 13, 14, 15]
-    results = [evaluate(make_vector_env(TOY, n), Scripted, seeds, agent_steps=0, record=n == 2) for n in (1, 2, 5)]
+    results = [roll_out(make_vector_env(TOY, n), Scripted, seeds, record=n == 2) for n in (1, 2, 5)]
     assert results[0].returns == results[1].returns == results[2].returns
     assert len(set(results[0].returns)) == 5
-    assert results[0].lengths == [25] * 5
+    assert results[0].lengths.tolist() == [25] * 5
     assert len(results[1].frames) == 26 and results[1].frames[0].shape == (256, 256, 3)
-    assert np.isnan(results[0].success_mean)
+    assert not results[0].judged and np.isnan(results[0].success)

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from difftop.run.rollouts import RolloutEpisode, Rollouts, roll_out, write_episodes
-from envs import make_vector_env
-from envs.errors import EnvError, WorkerDiedError
-from envs.tasks import TaskConfig, make_task
+from difftop.run.episodes import write_episodes
+from difftop.run.rollouts import RolloutEpisode, Rollouts, roll_out
+from envs import EnvConfig, EnvError, WorkerDiedError, make_env, make_vector_env
 
-REACH = TaskConfig(name="toy/reach", episode_steps=12, video_size=32)
+REACH = EnvConfig(name="toy/reach", obs="low_dim", episode_steps=12, video_size=32)
 
 
 class Towards:
@@ -25,7 +24,7 @@ class Towards:
     def begin(self, index, seed):
         self.begun[index].append(seed)
 
-    def act(self, obs, t0, agent_steps):
+    def act(self, obs, t0, steps):
         self.calls += 1
         self.first = torch.where(t0[:, None], obs["hand_pos"], self.first)
         return (5 * (obs["target_pos"] - obs["hand_pos"]) * (0.3 + 0.2 * self.first.abs())).clamp(-1, 1)
@@ -36,7 +35,7 @@ class Towards:
 
 def alone(seed):
     """The episode of a seed, played by hand."""
-    env, actor = make_task(REACH), Towards(1)
+    env, actor = make_env(REACH), Towards(1)
     obs, _ = env.reset(seed=seed)
     episode, over = RolloutEpisode(seed), False
     while not over:
@@ -113,11 +112,11 @@ def test_a_killed_worker_is_made_anew():
     envs = make_vector_env(REACH, 2, parallel=True)
 
     class Killer(Towards):
-        def act(self, obs, t0, agent_steps):
+        def act(self, obs, t0, steps):
             if self.calls == 4:
                 envs._workers[0].kill()
                 envs._workers[0].join()
-            return super().act(obs, t0, agent_steps)
+            return super().act(obs, t0, steps)
 
     found = roll_out(envs, Killer, [1, 2, 3], keep="hand_pos", died=WorkerDiedError)
     for episode in found.episodes:
@@ -145,3 +144,13 @@ def test_padding_of_unequal_episodes():
     found = Rollouts(episodes, [], {})
     assert found.padded("actions").shape == (2, 4, 2) and found.padded("actions").sum() == 12
     assert found.lengths.tolist() == [2, 4] and found.success_steps.tolist() == [-1, -1]
+
+
+def test_where_success_is_not_judged_the_return_is_the_score(tmp_path):
+    found = Rollouts([RolloutEpisode(k, [np.zeros(1)] * 2, [1.0, float(k)]) for k in range(3)], [], {})
+    assert not found.judged and np.isnan(found.success) and np.isnan(found.success_end)
+    assert found.returns == [1.0, 2.0, 3.0] and found.score == found.return_mean == 2.0
+    assert found.return_std == pytest.approx((2 / 3) ** 0.5)
+    write_episodes(tmp_path / "episodes.csv", found, [0])
+    first = next(csv.DictReader((tmp_path / "episodes.csv").read_text().splitlines()))
+    assert first["success"] == first["success_end"] == "" and first["return"] == "1"

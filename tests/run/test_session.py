@@ -1,4 +1,4 @@
-"""Whole runs through `train.main`: what is left on disk, how they go on, and what a user is told when something is wrong."""
+"""Whole runs through `command.main`: what is left on disk, how they go on, and what a user is told when something is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-import train
+from difftop.command import main
 from difftop.data.replay import ReplayBuffer
 from difftop.run.checkpoint import load_checkpoint, restore_replay
 from envs import EnvConfig, env_spec
@@ -41,12 +41,13 @@ SMALL = [
     "threads=1",
     "device=cpu",
 ]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("toy-point-mass/difftop_rl/default/seed1")
 
 
 def run(root: Path, *overrides: str) -> int:
     given = {override.partition("=")[0] for override in overrides}
-    return train.main([*(o for o in SMALL if o.partition("=")[0] not in given), f"root={root}", *overrides])
+    return main([*(o for o in SMALL if o.partition("=")[0] not in given), f"root={root}", *overrides])
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -122,11 +123,11 @@ def test_a_finished_run_can_be_made_longer(finished: Path, tmp_path: Path) -> No
 def test_evaluation_of_a_checkpoint_is_repeatable_and_takes_another_planner(finished: Path) -> None:
     arguments = ["mode=eval", f"checkpoint={finished}", "run.eval_episodes=3", "device=cpu"]
     for _ in range(2):
-        assert train.main(arguments) == 0
+        assert main(arguments) == 0
         folder = next((finished / "eval").glob("step_*-seed1"))
         played = rows(folder / "episodes.csv")
         assert len(played) == 3 and (folder / "episode0.mp4").exists()
-    assert train.main([*arguments, "planner=none"]) == 0
+    assert main([*arguments, "planner=none"]) == 0
     other = rows(folder.with_name(f"{folder.name}-planner-none") / "episodes.csv")
     assert [r["return"] for r in other] != [r["return"] for r in played] == [r["return"] for r in rows(folder / "episodes.csv")]
 
@@ -142,7 +143,7 @@ def test_evaluation_of_a_checkpoint_is_repeatable_and_takes_another_planner(fini
 def test_what_a_checkpoint_is_not_is_refused(
     finished: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
-    assert train.main(["mode=eval", f"checkpoint={finished}", "device=cpu", *overrides]) == 2
+    assert main(["mode=eval", f"checkpoint={finished}", "device=cpu", *overrides]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -211,7 +212,7 @@ def test_a_truncated_checkpoint_is_named(finished: Path, tmp_path: Path, capsys:
 def test_a_checkpoint_of_another_agent_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(finished, tmp_path / "toy-point-mass" / "tdmpc" / "default" / "seed1", symlinks=True)
     arguments = [o for o in SMALL if "policy_gradient" not in o]
-    assert train.main([*arguments, f"root={tmp_path}", "agent=tdmpc"]) == 2
+    assert main([*arguments, f"root={tmp_path}", "agent=tdmpc"]) == 2
     assert "'difftop_rl', not 'tdmpc'" in capsys.readouterr().err
 
 
@@ -231,17 +232,17 @@ def wait_for(path: Path, process: subprocess.Popen[bytes], timeout_s: float = 12
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path: Path, how: signal.Signals) -> None:
     more = ["run.frames=200", "run.checkpoint_every=25", "run.video=false"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    subprocess.run(command(tmp_path / "whole", *more), cwd=train.ROOT, check=True, env=environment, capture_output=True)
+    subprocess.run(command(tmp_path / "whole", *more), cwd=ROOT, check=True, env=environment, capture_output=True)
     folder = tmp_path / "parts" / FOLDER
     for step in (75, 125):
-        process = subprocess.Popen(command(tmp_path / "parts", *more), cwd=train.ROOT, env=environment, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command(tmp_path / "parts", *more), cwd=ROOT, env=environment, stderr=subprocess.PIPE)
         wait_for(folder / "checkpoints" / f"step_{step:09d}", process)
         process.send_signal(how)
         process.communicate(timeout=300)
         assert process.returncode == (-9 if how == signal.SIGKILL else 130)
         if how != signal.SIGKILL:
             assert load_checkpoint(folder).step >= step
-    subprocess.run(command(tmp_path / "parts", *more), cwd=train.ROOT, check=True, env=environment, capture_output=True)
+    subprocess.run(command(tmp_path / "parts", *more), cwd=ROOT, check=True, env=environment, capture_output=True)
     whole = tmp_path / "whole" / FOLDER
     assert_equal(final_state(folder), final_state(whole))
     for table in ("eval.csv", "metrics.csv"):
@@ -259,7 +260,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path: Path, how: signa
 def test_a_mistake_in_a_sweep_is_one_sentence_before_any_job(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
-    assert train.main(["-m", f"root={tmp_path}", *overrides]) == 2
+    assert main(["-m", f"root={tmp_path}", *overrides]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -270,7 +271,7 @@ def test_a_sweep_runs_every_combination_with_joblib(tmp_path: Path) -> None:
     sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "agent=tdmpc,difftop_rl", "run.frames=25"]
     small = [o for o in SMALL if "policy_gradient" not in o and not o.startswith("run.frames")]
     done = subprocess.run(
-        [sys.executable, "train.py", *sweep, *small, f"root={tmp_path}"], cwd=train.ROOT, capture_output=True, text=True
+        [sys.executable, "train.py", *sweep, *small, f"root={tmp_path}"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("eval.csv"))

@@ -15,8 +15,7 @@ from difftop.run.checkpoint import Checkpoint, load_checkpoint
 from difftop.run.offline import Batches
 from difftop.run.online import RunError
 from difftop.run.workers import Workers, joined
-from envs.demos import record
-from envs.tasks import TaskConfig
+from envs import EnvConfig, record
 from tests.run.test_imitate import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +48,7 @@ def test_one_process_is_alone() -> None:
 
 
 def test_a_batch_is_shared_without_rest(tmp_path: Path) -> None:
-    windows = open_demonstrations(record(TaskConfig(name="toy/reach"), 4, seed=0, folder=tmp_path)).windows(2, 2)
+    windows = open_demonstrations(record(EnvConfig(name="toy/reach", obs="low_dim"), 4, seed=0, folder=tmp_path)).windows(2, 2)
     whole = Batches(windows, 6, seed=3)
     parts = [Batches(windows, 6, seed=3, workers=Workers(rank, 3)) for rank in range(3)]
     for number in range(2 * whole.per_epoch):

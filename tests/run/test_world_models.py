@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from agents.difftop_rl import DiffTOPConfig, DiffTOPOnTDMPC2Config
 from agents.registry import make_agent
+from difftop.command import main, make_registry
 from difftop.options import ConfigError, build, defaults
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import Registry, Settings, checked, composed, help_text, run_name
@@ -24,7 +24,7 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return train.make_registry()
+    return make_registry()
 
 
 def again(registry: Registry, settings: Settings) -> Settings:
@@ -98,7 +98,7 @@ def test_help_shows_the_choice(registry: Registry) -> None:
 def test_a_run_in_two_parts_ends_as_one(tmp_path: Path, agent: list[str]) -> None:
     for root, lengths in (("whole", [75]), ("parts", [60, 75])):
         for frames in lengths:
-            assert train.main([*QUICK, *agent, f"run.frames={frames}", f"root={tmp_path / root}"]) == 0
+            assert main([*QUICK, *agent, f"run.frames={frames}", f"root={tmp_path / root}"]) == 0
     ends = [load_checkpoint(next((tmp_path / root).glob("*/*/*/seed1"))) for root in ("whole", "parts")]
     assert ends[0].model.keys() == ends[1].model.keys() and len(ends[0].model) > 40
     assert all(torch.equal(tensor, ends[1].model[key]) for key, tensor in ends[0].model.items())

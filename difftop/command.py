@@ -1,0 +1,181 @@
+"""The command line: `difftop ...` where it is installed, `python train.py ...` in a checkout; `--help` explains it.
+
+Here the registries of agents and environments meet the library, and every known error becomes one sentence and an exit status.
+`agents` and `envs` are imported by name, when they are needed: nothing in `difftop` depends on them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difftop.run.cli import Registry
+    from difftop.run.session import Factories, RunEnd
+
+_READERS = ("compare", "status", "envs")  # modes that only read; their options are their own
+
+
+def run_command() -> None:
+    """Entry point of the `difftop` command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def make_registry() -> Registry:
+    """All agents and environments, and the folder of YAML files."""
+    from difftop.run.cli import AgentInfo, Registry
+    from difftop.run.config_folder import config_folder
+
+    agents, envs = import_module("agents.registry"), import_module("envs")
+    known = {
+        name: AgentInfo(agents.config_class(name), entry.summary, entry.learns_from, agents.world_models(name))
+        for name, entry in agents.entries().items()
+    }
+    return Registry(
+        agents=known,
+        env_config=envs.EnvConfig,
+        list_envs=envs.list_envs,
+        canonical_env=envs.canonical_name,
+        gives=envs.gives,
+        planners=tuple(agents.PLANNERS),
+        config_dir=config_folder(),
+    )
+
+
+def make_factories() -> Factories:
+    """What the loops make agents and environments by."""
+    from difftop.run.session import Factories
+
+    agents, envs = import_module("agents.registry"), import_module("envs")
+    return Factories(
+        agent=agents.make_agent,
+        envs=envs.make_vector_env,
+        record=envs.record,
+        recorded_as=envs.recorded_as,
+        render_error=envs.RenderError,
+        died=envs.WorkerDiedError,
+    )
+
+
+def known_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is all that a user needs."""
+    from difftop.compare.curves import CompareError
+    from difftop.data.demonstrations import DemonstrationError
+    from difftop.options import ConfigError
+    from difftop.plot import CurveError
+    from difftop.run.checkpoint import CheckpointError
+    from difftop.run.logger import CsvError
+    from difftop.run.online import RunError
+
+    env_error: type[Exception] = import_module("envs").EnvError
+    return (ConfigError, CheckpointError, RunError, env_error, CompareError, CurveError, CsvError, DemonstrationError)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    from difftop.run.cli import composed, register
+    from difftop.run.help import help_text
+    from difftop.run.overrides import prepared_sweep
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("difftop").setLevel(logging.INFO)
+    logging.getLogger("envs").setLevel(logging.INFO)
+    try:
+        registry = make_registry()
+        if "--help" in arguments or "-h" in arguments:
+            sys.stdout.write(help_text(registry, arguments))
+            return 0
+        if any(argument.startswith("-") for argument in arguments):
+            sys.argv[1:], first = prepared_sweep(registry, arguments)
+            composed(registry, first)  # a mistake is said before any job begins
+            register(registry, arguments)
+            return _multirun(registry)
+        return run(arguments, registry).status
+    except known_errors() as error:
+        sys.stderr.write(f"error: {error}\n")
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        reads_only = any(f"mode={mode}" in arguments for mode in _READERS)
+        whole = "" if reads_only else " the last checkpoint is whole:"
+        sys.stderr.write(f"error: {what};{whole} mend this and run the same command again.\n")
+    return 2
+
+
+def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
+    """What `mode` says; returns how it ended, and where.
+
+    Raises:
+        ConfigError and the others of `known_errors`: one sentence each.
+    """
+    from difftop.options import ConfigError
+    from difftop.run.cli import composed
+    from difftop.run.imitate import record_demonstrations, train_imitation
+    from difftop.run.reinforce import train_online
+    from difftop.run.workers import started_by_torchrun
+
+    registry = registry or make_registry()
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.get("mode") in _READERS:
+        return _read(given["mode"], arguments)
+    if given.get("mode") == "eval":
+        return _evaluate(registry, given, arguments)
+    settings, factories = composed(registry, arguments), make_factories()
+    imitates = settings.agent["name"] in registry.imitators
+    if started_by_torchrun() and (settings.top.mode != "train" or not imitates):
+        raise ConfigError("torchrun trains imitation agents only, whose workers share batches; use `python train.py` here.")
+    if settings.top.mode == "demos":
+        return record_demonstrations(settings, factories)
+    return train_imitation(settings, factories) if imitates else train_online(settings, factories)
+
+
+def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str]) -> RunEnd:
+    """`mode=eval`: the checkpoint names agent and environment."""
+    from difftop.run.cli import composed
+    from difftop.run.imitate import evaluate_imitation
+    from difftop.run.reinforce import evaluate_online
+    from difftop.run.session import saved_checkpoint
+
+    saved = saved_checkpoint(given.get("checkpoint", ""))
+    named = {"agent": saved.agent_name, "env": saved.config["env"]["name"]}
+    settings = composed(registry, [*(f"{key}={value}" for key, value in named.items() if key not in given), *arguments])
+    play: Any = evaluate_imitation if saved.agent_name in registry.imitators else evaluate_online
+    end: RunEnd = play(saved, settings, registry, arguments, make_factories())
+    return end
+
+
+def _read(mode: str, arguments: Sequence[str]) -> RunEnd:
+    """The modes that only read."""
+    from pathlib import Path
+
+    from difftop.compare import compare_command, status_command
+    from difftop.run.session import RunEnd
+
+    if mode == "envs":
+        sys.stdout.write(import_module("envs.registry").table_text())
+    else:
+        (compare_command if mode == "compare" else status_command)(arguments)
+    return RunEnd(Path())
+
+
+def _multirun(registry: Registry) -> int:
+    """Sweeps (`-m`) and hydra's own flags (`--cfg job`): hydra calls `main` for every combination."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from difftop.run.session import STOPPED
+
+    @hydra.main(config_path=str(registry.config_dir.resolve()), config_name="config", version_base="1.3")
+    def job(_: DictConfig) -> int:
+        status = main(list(HydraConfig.get().overrides.task))
+        if status == STOPPED:
+            raise SystemExit(status)
+        if status:  # SystemExit would end the jobs that come after it too
+            raise RuntimeError(f"exit status {status}: this job failed; the same command runs it again, and no finished one")
+        return status
+
+    job()
+    return 0

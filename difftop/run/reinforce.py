@@ -1,0 +1,143 @@
+"""A run that learns from rewards, on disk: begun or gone on with, and its checkpoints played."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difftop.data.replay import ReplayBuffer
+from difftop.options import ConfigError
+from difftop.run.checkpoint import Checkpoint, restore_replay
+from difftop.run.cli import Registry, Settings
+from difftop.run.episodes import write_episodes
+from difftop.run.online import Hooks, OnlineRun
+from difftop.run.online_records import OnlineRecords
+from difftop.run.ownership import sole_owner
+from difftop.run.rollouts import Environments, roll_out
+from difftop.run.seeding import stream
+from difftop.run.session import (
+    Factories,
+    RunEnd,
+    can_render,
+    evaluation_folder,
+    last_checkpoint,
+    prepare_torch,
+    run_folder,
+    save_video,
+    with_overrides,
+)
+from difftop.run.signals import StopOnSignal
+from difftop.types import EnvSpec
+
+log = logging.getLogger(__name__)
+
+_EVALUATION = {"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}
+
+
+def train_online(settings: Settings, factories: Factories) -> RunEnd:
+    """Trains, or goes on with a run that was stopped."""
+    device, folder = prepare_torch(settings), run_folder(settings)
+    with sole_owner(folder):
+        checkpoint = last_checkpoint(folder, settings)
+        envs, eval_envs = _environments(settings, factories)
+        try:
+            return _train_in(folder, settings, factories, checkpoint, envs, eval_envs, device)
+        finally:
+            envs.close()
+            eval_envs.close()
+
+
+def _environments(settings: Settings, factories: Factories) -> tuple[Environments, Environments]:
+    """For training and for evaluation."""
+    run = settings.run
+    envs = factories.envs(settings.env, run.num_envs, run.parallel)
+    try:
+        return envs, factories.envs(settings.env, min(run.eval_envs, run.eval_episodes), run.parallel)
+    except BaseException:
+        envs.close()
+        raise
+
+
+def _train_in(
+    folder: Path,
+    settings: Settings,
+    factories: Factories,
+    checkpoint: Checkpoint | None,
+    envs: Environments,
+    eval_envs: Environments,
+    device: str,
+) -> RunEnd:
+    spec, seed = envs.difftop_spec, settings.top.seed
+    agent = factories.agent(settings.agent, spec, seed=stream(seed, "agent"), device=device, precision=settings.top.precision)
+    replay = make_replay(settings, spec)
+    with StopOnSignal() as stop:
+        records = OnlineRecords(folder, settings, spec, checkpoint)
+        config = replace(settings.run, video=can_render(eval_envs, settings, factories))
+        hooks = Hooks(records.on_eval, records.on_metrics, records.save, records.save_batch, stop, factories.died)
+        run = OnlineRun(agent, envs, eval_envs, replay, config, seed=seed, hooks=hooks)
+        if checkpoint:
+            _restore(checkpoint, agent, replay, run)
+        records.begin(run, resumed=checkpoint is not None)
+        finished = run.run()
+        records.end(run, finished)
+    return RunEnd(folder, finished)
+
+
+def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
+    """The replay buffer; raises `ConfigError` where its options don't fit the environment or the machine."""
+    if settings.run.replay_device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.replay_device=cuda: torch sees no CUDA device here; use run.replay_device=cpu.")
+    try:
+        return ReplayBuffer(
+            spec,
+            capacity=settings.run.capacity,
+            horizon=int(settings.agent["loss"]["horizon"]),
+            prioritized=settings.run.prioritized,
+            alpha=settings.run.priority_alpha,
+            beta=settings.run.priority_beta,
+            device=settings.run.replay_device,
+        )
+    except ValueError as error:
+        raise ConfigError(f"run.capacity: {error}") from error
+
+
+def evaluate_online(
+    saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], factories: Factories
+) -> RunEnd:
+    """`mode=eval`: plays a checkpoint with the configuration it was saved with, and records the first episode."""
+    settings = with_overrides(saved, settings, registry, overrides, _EVALUATION)
+    device, seed, episodes = prepare_torch(settings), settings.top.seed, settings.run.eval_episodes
+    agent = factories.agent(settings.agent, saved.spec, seed=0, device=device, precision=settings.top.precision)
+    agent.load_state_dict(saved.model)
+    envs = factories.envs(settings.env, min(settings.run.eval_envs, episodes), settings.run.parallel)
+    try:
+        found = roll_out(
+            envs,
+            lambda n: agent.actor(n, seed=stream(seed, "eval_mode_actor"), explore=False),
+            [stream(seed, "eval_mode", episode) for episode in range(episodes)],
+            steps=saved.step,
+            record=can_render(envs, settings, factories),
+            died=factories.died,
+        )
+    finally:
+        envs.close()
+    folder = evaluation_folder(saved, settings, ("top.planner", "env.render_quality"))
+    write_episodes(folder / "episodes.csv", found, range(saved.spec.action_dim))
+    if found.frames:
+        save_video(folder / "episode0.mp4", found.frames, saved.spec)
+    success = f", success {found.success:.0%}" if found.judged else ""
+    shown = f"return {found.return_mean:.1f} +- {found.return_std:.1f}{success}"
+    log.info("%s: %s over %d episodes; %s", saved.path, shown, episodes, folder)
+    return RunEnd(folder)
+
+
+def _restore(checkpoint: Checkpoint, agent: Any, replay: ReplayBuffer, run: OnlineRun) -> None:
+    agent.load_state_dict(checkpoint.model)
+    agent.load_train_state(checkpoint.train_state["agent"])
+    restore_replay(checkpoint, replay)
+    run.load_state_dict(checkpoint.train_state["run"])
