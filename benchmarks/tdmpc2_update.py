@@ -21,23 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agents.registry import make_agent
 from agents.tdmpc2 import TDMPC2
 from benchmarks.command import parse, save
-from benchmarks.update import AGENT_STEPS, CHEETAH, medians
-from difftop.types import Batch
+from benchmarks.update import AGENT_STEPS, CHEETAH, medians, random_batch
 from tests.plain_tdmpc2 import PlainTDMPC2
 
 BAR = 0.7
-
-
-def random_batch(size: int, steps: int, generator: torch.Generator) -> Batch:
-    """Noise in the shapes of a replayed batch."""
-    return Batch(
-        obs=torch.randn(size, steps + 1, *CHEETAH.obs_shape, generator=generator),
-        action=torch.rand(size, steps, CHEETAH.action_dim, generator=generator) * 2 - 1,
-        reward=torch.rand(size, steps, generator=generator),
-        terminated=torch.zeros(size, steps, dtype=torch.bool),
-        weight=torch.ones(size),
-        index=torch.arange(size),
-    )
 
 
 def made(model: dict[str, object]) -> TDMPC2:
@@ -59,7 +46,7 @@ def main() -> None:
     print(f"{'model':8s}{'ours ms':>9s}{'plain ms':>10s}{'ratio':>7s}{'plain, two heads ms':>21s}{'ratio':>7s}")
     for label, model in models.items():
         agent = made(model)
-        batch = random_batch(size, agent.config.loss.horizon, torch.Generator().manual_seed(0))
+        batch = random_batch(size, torch.Generator().manual_seed(0), agent.config.loss.horizon)
         plain, lean = PlainTDMPC2(made(model)), PlainTDMPC2(made(model), all_heads=False)
         candidates: dict[str, Callable[[], object]] = {
             "ours": lambda agent=agent, batch=batch: agent.update(batch, AGENT_STEPS),
