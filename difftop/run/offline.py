@@ -104,7 +104,7 @@ class Batches:
 
 @dataclass
 class OfflineCounters:
-    """Where the run is; `best` is the score of the best checkpoint so far (`Rollouts.score`), at gradient step `best_at`, or -1."""
+    """Where the run is; `best` is the best checkpoint's score (`Rollouts.score`), at gradient step `best_at`, -1 before there is one."""
 
     grad_steps: int = 0
     best: float = -1.0
@@ -129,8 +129,8 @@ class OfflineRun:
     """Trains an imitation agent on windows of demonstrations.
 
     Everything is a function of the configuration, the demonstrations and the seed: a run that was stopped goes on as if it had
-    not been. The checkpoint with the highest score (success, or the return where success isn't judged) over the selection episodes
-    is marked as the best, the later one among equals; these episodes' seeds are never those of the reported evaluation.
+    not been. The checkpoint with the highest score (success, or the return where success isn't judged) over the selection
+    episodes is marked as the best, the later one among equals; these episodes' seeds are never those of the reported evaluation.
 
     Args:
         agent: see `agents.imitation.ImitationAgent`.

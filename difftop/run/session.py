@@ -98,9 +98,9 @@ def prepare_torch(settings: Settings) -> str:
 def default_threads(settings: Settings) -> int:
     """CPU threads of `threads=0`: all that this process may use where images are learned from, else 1.
 
-    The networks for vectors are small: a second thread saves little when the machine is idle, and waits for its turn in every one of
-    thousands of products when it is not (40 times slower beside other work). A function of the configuration, not of a measurement,
-    since another number of threads rounds otherwise and runs go on bit for bit.
+    The networks for vectors are small: a second thread saves little when the machine is idle, and waits for its turn in every
+    one of thousands of products when it is not (40 times slower beside other work). A function of the configuration, not of a
+    measurement: another number of threads rounds otherwise, and runs go on bit for bit.
     """
     if settings.env.obs not in ("pixels", "image", "pointcloud"):
         return 1

@@ -1,0 +1,118 @@
+"""`mode=diagnose`: plays a checkpoint, measures its model, values and planner, and says what to try."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from difftop.diagnose import LatentView, Played, advice, diagnose, draw, table
+from difftop.options import ConfigError
+from difftop.run.checkpoint import Checkpoint
+from difftop.run.cli import Registry, Settings
+from difftop.run.rollouts import Environments, roll_out
+from difftop.run.seeding import stream
+from difftop.run.session import Factories, RunEnd, prepare_torch, with_overrides
+
+log = logging.getLogger(__name__)
+
+NOISE = 0.2  # std of what is added to the prior's actions: near what the agent does, and not only what it does
+DAMPINGS = (0.1, 10.0)  # of Levenberg-Marquardt, as multiples of the agent's own
+_SETTABLE = {"run.eval_episodes", "run.eval_envs"}
+
+
+def diagnose_checkpoint(
+    saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], factories: Factories
+) -> RunEnd:
+    """Writes diagnosis.json and diagnosis.png into `<run>/diagnosis/<checkpoint>/`, and says what they show.
+
+    Raises:
+        ConfigError: the agent has no latent model.
+    """
+    settings = with_overrides(saved, settings, registry, overrides, _SETTABLE)
+    settings = replace(settings, run=replace(settings.run, video=False))
+    device = prepare_torch(settings)
+    agent = restored(saved, settings, factories, device, {})
+    if not hasattr(agent, "latent_view"):
+        raise ConfigError(f"mode=diagnose: agent={saved.agent_name} has no latent model; it is for agents that plan in one.")
+    envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes), settings.run.parallel)
+    seeds = [stream(settings.top.seed, "diagnose", episode) for episode in range(settings.run.eval_episodes)]
+    try:
+        found = diagnose(agent.latent_view(), noisy_episodes(envs, agent.latent_view(), seeds, settings.top.seed, device))
+        returns = {
+            name: roll_out(
+                envs,
+                lambda n, acting=acting: restored(saved, settings, factories, device, acting).actor(n, seed=0, explore=False),
+                seeds,
+                steps=saved.step,
+                died=factories.died,
+            ).return_mean
+            for name, acting in ways_to_act(settings.agent).items()
+        }
+    finally:
+        envs.close()
+    folder = saved.path.parent.parent / "diagnosis" / saved.path.name
+    lines = advice(found, returns)
+    write(folder, {"measures": found.plain(), "returns": returns, "advice": lines, "episodes": len(seeds)})
+    draw(found, returns, folder / "diagnosis.png")
+    for line in [table(found, returns), "", *lines, f"numbers and picture: {folder}"]:
+        log.info("%s", line)
+    return RunEnd(folder)
+
+
+def ways_to_act(agent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Changes of the acting options by name: the prior alone, Levenberg-Marquardt with several dampings, MPPI."""
+    damping = float(agent["acting"]["lm"]["damping"])
+    ways: dict[str, dict[str, Any]] = {"prior": {"planner": "none"}, "lm": {"planner": "lm"}}
+    for factor in DAMPINGS:
+        ways[f"lm, damping {damping * factor:g}"] = {"planner": "lm", "lm": {"damping": damping * factor}}
+    return ways | {"mppi": {"planner": "mppi"}}
+
+
+def restored(saved: Checkpoint, settings: Settings, factories: Factories, device: str, acting: Mapping[str, Any]) -> Any:
+    """The checkpoint's agent, acting otherwise."""
+    options = dict(settings.agent) | {"acting": _merged(settings.agent["acting"], acting)}
+    agent = factories.agent(options, saved.spec, seed=0, device=device, precision=settings.top.precision)
+    agent.load_state_dict(saved.model)
+    return agent
+
+
+def noisy_episodes(envs: Environments, view: LatentView, seeds: Sequence[int], seed: int, device: str) -> list[Played]:
+    """One episode per seed by the prior with noise; each is a function of its seed."""
+    episodes = []
+    key = envs.difftop_spec.only_key
+    for number, episode_seed in enumerate(seeds):
+        rng = torch.Generator().manual_seed(stream(seed, "diagnose_noise", number))
+        obs = [envs.reset_at(0, episode_seed)[key]]
+        actions, rewards = [], []
+        terminated = truncated = False
+        while not (terminated or truncated):
+            with torch.no_grad():
+                mean = view.policy(view.encode(torch.from_numpy(obs[-1])[None].to(device)))[0].float().cpu()
+            action = (mean + NOISE * torch.randn(mean.shape, generator=rng)).clamp(-1, 1)
+            seen, reward, terminated, truncated, _ = envs.step_at(0, action.numpy())
+            obs.append(seen[key])
+            actions.append(action)
+            rewards.append(reward)
+        columns = torch.from_numpy(np.stack(obs)), torch.stack(actions), torch.tensor(rewards, dtype=torch.float32)
+        episodes.append(Played(*(x.to(device) for x in columns), terminated=bool(terminated)))
+    return episodes
+
+
+def write(folder: Path, found: Mapping[str, Any]) -> None:
+    """diagnosis.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "diagnosis.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        merged[key] = _merged(old[key], value) if isinstance(value, Mapping) else value
+    return merged
