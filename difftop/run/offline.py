@@ -104,7 +104,7 @@ class Batches:
 
 @dataclass
 class OfflineCounters:
-    """Where the run is; `best` is the best checkpoint's score (`Rollouts.score`), at gradient step `best_at`, -1 before there is one."""
+    """Where the run is; `best` is the best checkpoint's score, at gradient step `best_at`, which is -1 before there is one."""
 
     grad_steps: int = 0
     best: float = -1.0
