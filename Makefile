@@ -13,24 +13,27 @@ setup: .venv/done
 system:
 	@sh tools/system_packages.sh $(APT)
 
-# torch first: theseus-ai's build imports it. --no-deps: theseus-ai lists packages that we don't use and that don't build here.
-.venv/done: constraints.txt setup.cfg pyproject.toml tools/system_packages.sh
+# torch first: theseus-ai's build imports it. --no-deps: theseus-ai lists packages that we don't use and that need a compiler, dm-control
+# one that has no wheel for Python 3.13, where the extra leaves dm-control out; elsewhere that line finds it installed.
+.venv/done: constraints.txt pyproject.toml setup.py tools/system_packages.sh
 	@$(MAKE) --no-print-directory system
 	$(PYTHON) -m venv .venv
 	$(PIP) torch numpy scipy setuptools wheel
 	$(PIP) --no-build-isolation --no-deps theseus-ai torchlie torchkin urdf-parser-py semantic-version lxml pyyaml
-	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[dmc,metaworld,test]'
+	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[dmc,gym,metaworld,test]'
+	$(PIP) --no-deps dm-control
 	@touch $@
 
 # The manipulation suites. robosuite without its dependencies: of those, pynput needs a compiler (evdev), and mink and qpsolvers
-# belong to a controller that isn't used. OpenCV, which it does need, wants libglib; ManiSkill wants a Vulkan device.
+# belong to a controller that isn't used. OpenCV, which it does need, wants libglib; ManiSkill wants a Vulkan device, and on Python 3.13
+# comes without its motion planner.
 sims: .venv/sims
 
 .venv/sims: .venv/done tools/vulkan.sh
 	@sh tools/system_packages.sh $(APT) libglib2.0-0
 	@sh tools/vulkan.sh
-	$(PIP) --no-warn-conflicts mani-skill numba opencv-python termcolor
-	$(PIP) --no-deps robosuite
+	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[maniskill]' numba opencv-python termcolor
+	$(PIP) --no-deps mani-skill robosuite
 	@touch $@
 
 # For the test that opens a report in headless Chromium; without one it is skipped.

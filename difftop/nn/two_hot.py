@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -15,8 +14,14 @@ def symlog(x: Tensor) -> Tensor:
 
 
 def symexp(x: Tensor) -> Tensor:
-    """`sign(x) (exp|x| - 1)`, the inverse of `symlog`; its slope at 0 is 1, where the plain formula has autograd give 0."""
-    return torch.expm1(x.clamp(min=0)) - torch.expm1(F.relu(-x))
+    """`sign(x) (exp|x| - 1)`, the inverse of `symlog`.
+
+    Its slope at 0 is 1. Made of `where`, because what autograd makes of the kink of `abs`, `clamp` or `relu` at 0 is 0 or differs
+    between versions of torch.
+    """
+    negative = x < 0
+    size = torch.expm1(torch.where(negative, -x, x))
+    return torch.where(negative, -size, size)
 
 
 class TwoHot(nn.Module):

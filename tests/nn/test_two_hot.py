@@ -36,9 +36,27 @@ def test_symlog_and_symexp() -> None:
     expected = torch.tensor([-math.log(101), -math.log(2), 0, math.log(2), math.log(10001)], dtype=torch.float64)
     torch.testing.assert_close(symlog(x), expected)
     torch.testing.assert_close(symexp(symlog(x)), x)
-    x = torch.tensor([-3.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("x", [-50.0, -3.0, -1e-9, -0.0, 0.0, 1e-9, 2.0, 50.0])
+def test_symexp_has_the_value_and_slope_of_its_formula(x: float) -> None:
+    """At 0 too, whatever this version of torch takes for the slope of a clamp at its bound."""
+    point = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    value = symexp(point)
+    assert value.item() == pytest.approx(math.copysign(math.expm1(abs(x)), x), rel=1e-14, abs=0)
+    (slope,) = torch.autograd.grad(value, point)
+    step = 1e-5
+    with torch.no_grad():
+        difference = (symexp(point + step) - symexp(point - step)) / (2 * step)
+    assert slope.item() == pytest.approx(difference.item(), rel=2e-5)
+    assert slope.item() == pytest.approx(math.exp(abs(x)), rel=1e-14)
+
+
+def test_symexp_near_the_end_of_float32_has_no_nan() -> None:
+    assert symexp(torch.tensor([-100.0, 100.0])).tolist() == [-math.inf, math.inf]
+    x = torch.tensor([-88.0, 88.0], requires_grad=True)
     symexp(x).sum().backward()
-    torch.testing.assert_close(x.grad, torch.tensor([math.exp(3), 1.0, math.exp(2)], dtype=torch.float64))
+    torch.testing.assert_close(x.grad, torch.full((2,), math.exp(88.0)), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("x", [0.0, 0.3, -0.7, 5.0, 19.0, 1e6, -1e6, math.exp(0.5) - 1])
