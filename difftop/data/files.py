@@ -1,27 +1,66 @@
-"""Demonstration files of any layout that we read: RoboMimic's HDF5, or ManiSkill's .h5 beside its .json."""
+"""Demonstration files of every format: the registry, and the two questions that are asked of a file.
+
+A format is one module with a `difftop.data.demonstrations.Format`, and one entry in `FORMATS`; in a package of its own, it is one
+entry point of the group `difftop.datasets`, as docs/extend.md shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, open_hdf5
-from difftop.data.maniskill import open_maniskill, read_metadata
-from difftop.data.robomimic import open_robomimic, read_env
+from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+
+GROUP = "difftop.datasets"
+
+FORMATS: Mapping[str, str] = {
+    "maniskill": "difftop.data.maniskill:FORMAT",
+    "robomimic": "difftop.data.robomimic:FORMAT",
+}
 
 
-def is_maniskill(path: Path | str) -> bool:
-    """Whether the file has a ManiSkill trajectory's .json beside it."""
-    return Path(path).with_suffix(".json").is_file()
+def formats() -> Iterator[tuple[str, Format]]:
+    """Name and format, those of this package first; the modules of others are imported only when one asks that far.
+
+    Raises:
+        DemonstrationError: a package's entry can't be imported, or is no `Format`.
+    """
+    own = [EntryPoint(name, where, GROUP) for name, where in FORMATS.items()]
+    for entry in [*own, *sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]:
+        try:
+            made = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise DemonstrationError(
+                f"format {entry.name}: {entry.value} can't be imported ({error}); repair or remove it."
+            ) from error
+        if not isinstance(made, Format):
+            raise DemonstrationError(
+                f"format {entry.name}: {entry.value} is a {type(made).__name__}; it must be a difftop.data.demonstrations.Format."
+            )
+        yield entry.name, made
+
+
+def format_of(path: Path) -> Format:
+    """The first format that matches.
+
+    Raises:
+        DemonstrationError: there is no such file, or no format knows it; the message says which there are.
+    """
+    if not path.exists():
+        raise DemonstrationError(f"{path}: no such file.")
+    known = []
+    for name, made in formats():
+        if made.matches(path):
+            return made
+        known.append(f"{name} ({made.layout})")
+    raise DemonstrationError(f"{path}: no format knows this file; there are {', '.join(known)}.")
 
 
 def recorded_env(path: Path | str) -> EnvInfo:
     """The environment that a file was recorded in; raises `DemonstrationError`."""
     path = Path(path)
-    if is_maniskill(path):
-        return read_metadata(path.with_suffix(".json"))[0]
-    with open_hdf5(path) as file:
-        return read_env(path, file)
+    return format_of(path).recorded_env(path)
 
 
 def open_demonstrations(
@@ -36,16 +75,12 @@ def open_demonstrations(
 
     Args:
         path: of the file.
-        obs_keys: observations to use, in this order; None for the reader's usual ones.
-        filter_key: use only the demonstrations of this filter (RoboMimic's layout); empty for all.
+        obs_keys: observations to use, in this order; None for the format's usual ones.
+        filter_key: use only the demonstrations of this filter, where the format has filters; empty for all.
         limit: use the first so many; 0 for all.
         cache_bytes: memory for images.
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
     path = Path(path)
-    if is_maniskill(path):
-        if filter_key:
-            raise DemonstrationError(f"{path}: a ManiSkill file has no filters; leave run.filter_key={filter_key} out.")
-        return open_maniskill(path, obs_keys=obs_keys, limit=limit or None, cache_bytes=cache_bytes)
-    return open_robomimic(path, obs_keys=obs_keys, filter_key=filter_key or None, limit=limit or None, cache_bytes=cache_bytes)
+    return format_of(path).open(path, obs_keys=obs_keys, filter_key=filter_key, limit=limit, cache_bytes=cache_bytes)
