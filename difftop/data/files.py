@@ -1,56 +1,33 @@
 """Demonstration files of every format: the registry, and the two questions that are asked of a file.
 
-A format is one module with a `difftop.data.demonstrations.Format`, and one entry in `FORMATS`; in a package of its own, it is one
-entry point of the group `difftop.datasets`, as docs/extend.md shows.
+A format is one module with a `difftop.data.demonstrations.Format`, and one entry here; in a package of its own, it is one entry
+point of the group `difftop.datasets`, as docs/extend.md shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Sequence
 from pathlib import Path
 
+from difftop.data import maniskill, robomimic
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.entry_points import Extended
 
-GROUP = "difftop.datasets"
-
-FORMATS: Mapping[str, str] = {
-    "maniskill": "difftop.data.maniskill:FORMAT",
-    "robomimic": "difftop.data.robomimic:FORMAT",
-}
-
-
-def formats() -> Iterator[tuple[str, Format]]:
-    """Name and format, those of this package first; the modules of others are imported only when one asks that far.
-
-    Raises:
-        DemonstrationError: a package's entry can't be imported, or is no `Format`.
-    """
-    own = [EntryPoint(name, where, GROUP) for name, where in FORMATS.items()]
-    for entry in [*own, *sorted(entry_points(group=GROUP), key=lambda entry: entry.name)]:
-        try:
-            made = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise DemonstrationError(
-                f"format {entry.name}: {entry.value} can't be imported ({error}); repair or remove it."
-            ) from error
-        if not isinstance(made, Format):
-            raise DemonstrationError(
-                f"format {entry.name}: {entry.value} is a {type(made).__name__}; it must be a difftop.data.demonstrations.Format."
-            )
-        yield entry.name, made
+FORMATS: Extended[Format] = Extended({"maniskill": maniskill.FORMAT, "robomimic": robomimic.FORMAT}, "difftop.datasets")
 
 
 def format_of(path: Path) -> Format:
     """The first format that matches.
 
     Raises:
-        DemonstrationError: there is no such file, or no format knows it; the message says which there are.
+        DemonstrationError: no such file, no format knows it (the message says which there are), or an entry is no format.
     """
     if not path.exists():
         raise DemonstrationError(f"{path}: no such file.")
     known = []
-    for name, made in formats():
+    for name, made in FORMATS.items():  # packages of others are imported only if none of ours matches
+        if not isinstance(made, Format):
+            raise DemonstrationError(f"format {name}: it is {made!r}; it must be a difftop.data.demonstrations.Format.")
         if made.matches(path):
             return made
         known.append(f"{name} ({made.layout})")
