@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from difftop.data.demonstrations import DemonstrationError, open_hdf5
+from difftop.data.demonstrations import DemonstrationError
+from difftop.data.hdf5 import open_hdf5
 from difftop.data.robomimic import Recording, write_demonstrations
 from envs.keyed import Array, Observation, is_image
 from envs.robosuite import TASKS, RobosuiteSimulator, env_args, load

@@ -1,29 +1,24 @@
-"""Demonstrations in memory: what every file format becomes. Low-dimensional values are read at once, images when they are needed.
+"""The contract of demonstrations: what every format becomes, and what a format is.
 
-A reader says where its file keeps things (`Source`); `read_demonstrations` checks all of it and loads it. Every mistake in a file
-is one `DemonstrationError` that names the file, the place, what is there and what should be.
+Every mistake in a file is one `DemonstrationError` that names the file, the place, what is there and what should be.
 """
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from difftop.data.windows import Windows
+from difftop.data.windows import Images, Windows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_BLOCK_ROWS = 16  # images are read in blocks of this many steps: a window of 12 touches one or two
 _BOX_TOLERANCE = 1e-6  # rounding of actions stored as float32
 
 
@@ -43,9 +38,9 @@ class EnvInfo:
     """
 
     name: str
-    kwargs: Mapping[str, Any]
-    version: str | None
-    raw: Mapping[str, Any]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    version: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
 
     def check_version(self, installed: str, where: str = "the demonstrations") -> None:
         """Refuses demonstrations of another simulator version: features and controllers changed, and a policy silently scores 0.
@@ -62,33 +57,55 @@ class EnvInfo:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a file keeps one episode.
+class Demonstration:
+    """One demonstration.
 
     Attributes:
-        name: of the episode, for messages.
-        actions: dataset of actions `[T, A]`.
-        obs: dataset by key, `[T + extra_rows, ...]`.
-        length: T as the file's metadata promise it, None if they don't.
-        promise: what to call that promise in a message.
-        extra_rows: observations beyond T, after the last action; they are not used.
+        name: for messages.
+        actions: `[T, A]`, in [-1, 1].
+        obs: by key `[T, *shape]`, observed before each action: vectors, points, and images, channels first.
     """
-
-    name: str
-    actions: str
-    obs: Mapping[str, str]
-    length: int | None
-    promise: str
-    extra_rows: int = 0
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One demonstration: `actions [T, A]`, and `obs` by key `[T, *shape]`, observed before each action."""
 
     name: str
     actions: Tensor
     obs: dict[str, Tensor]
+
+
+class Opener(Protocol):
+    """Opens, checks and loads a file."""
+
+    def __call__(
+        self, path: Path, *, obs_keys: Sequence[str] | None, filter_key: str, limit: int, cache_bytes: int
+    ) -> Demonstrations:
+        """See `difftop.data.files.open_demonstrations`."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of files; `difftop.data.files` lists all.
+
+    Attributes:
+        layout: a few words for messages: what such a file is.
+        matches: whether a path that exists is one of these. It looks at names, or at little of the contents, and raises nothing.
+        recorded_env: the environment that a file was recorded in; raises `DemonstrationError`.
+        open: see `Opener`; raises `DemonstrationError`.
+    """
+
+    layout: str
+    matches: Callable[[Path], bool]
+    recorded_env: Callable[[Path], EnvInfo]
+    open: Opener
+
+
+class ImagesInMemory:
+    """Images of one key as one tensor `[T, C, H, W]` per episode."""
+
+    def __init__(self, episodes: Sequence[Tensor]) -> None:
+        self.episodes, self.shape = tuple(episodes), tuple(episodes[0].shape[1:])
+
+    def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
+        """See `difftop.data.windows.Images`."""
+        return torch.stack([self.episodes[number][rows] for number, rows in zip(episode.tolist(), steps, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ class Demonstrations:
         source: number of each episode among those that were read `[E]`.
         actions: `[R, A]`, float32, in [-1, 1].
         low_dim: by key `[R, *shape]`, float32.
-        images: by key, read from the file when they are needed.
+        images: by key; they may stay in the file until they are needed.
     """
 
     path: Path
@@ -114,7 +131,40 @@ class Demonstrations:
     source: Tensor
     actions: Tensor
     low_dim: Mapping[str, Tensor]
-    images: Mapping[str, ImageRows] = field(default_factory=dict)
+    images: Mapping[str, Images] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        env: EnvInfo,
+        episodes: Iterable[Demonstration],
+        *,
+        obs_keys: Sequence[str] | None = None,
+        limit: int = 0,
+    ) -> Demonstrations:
+        """Checks episodes and keeps them in memory.
+
+        Args:
+            path, env: the file, and what it was recorded in.
+            episodes: at least one; read as they come, and no more of them than needed.
+            obs_keys: observations to use, in this order; None for all that are no images.
+            limit: use the first so many; 0 for all.
+        Raises:
+            DemonstrationError: anything that is missing, has the wrong length or shape, is not finite, or is outside of the box.
+        """
+        taken = list(islice(episodes, limit or None))
+        if not taken:
+            raise DemonstrationError(f"{path}: it has no demonstration.")
+        if obs_keys is None:
+            obs_keys = [key for key, values in taken[0].obs.items() if values.dim() < 4]
+        return joined(
+            path,
+            env,
+            [episode.name for episode in taken],
+            [check_actions(f"{path}: {episode.name}, actions", episode.actions.numpy()) for episode in taken],
+            {key: [_checked(path, episode, key, taken[0]) for episode in taken] for key in obs_keys},
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,139 +205,38 @@ class Demonstrations:
         return Windows(self, window, horizon, pad_before=pad_before, pad_after=pad_after)
 
 
-class BlockCache:
-    """Blocks of rows of a file's datasets, the most recently used of them kept up to a number of bytes.
-
-    The file is opened when it is first read, once in every process that the cache is sent to. Not for several threads at once.
-    """
-
-    def __init__(self, path: Path, capacity_bytes: int) -> None:
-        self.path, self.capacity_bytes, self.used_bytes = path, capacity_bytes, 0
-        self._blocks: OrderedDict[tuple[str, int], Array] = OrderedDict()
-        self._file: Any = None
-        self._process = 0
-
-    def block(self, dataset: str, number: int) -> Array:
-        """Rows `16 number` to `16 number + 15` of a dataset `[T, H, W, C]` (fewer at its end), channels first.
-
-        Raises:
-            DemonstrationError: the file can't be read any more.
-        """
-        key = (dataset, number)
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
-        try:
-            if self._file is None or self._process != os.getpid():
-                self._file, self._process = h5py.File(self.path, "r"), os.getpid()
-            stored = self._file[dataset][_BLOCK_ROWS * number : _BLOCK_ROWS * (number + 1)]
-        except (OSError, KeyError) as error:
-            raise DemonstrationError(f"{self.path}: {dataset} can't be read ({error}); is the file damaged or gone?") from error
-        block = np.ascontiguousarray(np.moveaxis(stored, -1, 1))
-        self._blocks[key] = block
-        self.used_bytes += block.nbytes
-        while self.used_bytes > self.capacity_bytes:
-            self.used_bytes -= self._blocks.popitem(last=False)[1].nbytes
-        return block
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "capacity_bytes": self.capacity_bytes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["capacity_bytes"])  # type: ignore[misc]
-
-
-class ImageRows:
-    """Images of one key of all episodes, on disk.
-
-    Attributes:
-        shape: `(C, H, W)` of one image.
-    """
-
-    def __init__(self, cache: BlockCache, datasets: Sequence[str], shape: tuple[int, ...], dtype: Any) -> None:
-        self.cache, self.datasets, self.shape, self.dtype = cache, tuple(datasets), shape, dtype
-
-    def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
-        """Images `[B, T, C, H, W]` of steps `[B, T]` of episodes `[B]`."""
-        out = np.empty((*steps.shape, *self.shape), dtype=self.dtype)
-        for b, (number, rows) in enumerate(zip(episode.tolist(), steps.numpy(), strict=True)):
-            blocks = rows // _BLOCK_ROWS
-            for block in np.unique(blocks):
-                here = blocks == block
-                out[b, here] = self.cache.block(self.datasets[number], int(block))[rows[here] % _BLOCK_ROWS]
-        return torch.from_numpy(out)
-
-
-@contextmanager
-def open_hdf5(path: Path) -> Iterator[Any]:
-    """An HDF5 file to read.
-
-    Raises:
-        DemonstrationError: it does not exist, is no HDF5 file, or is truncated; also if reading fails later on.
-    """
-    if not path.is_file():
-        raise DemonstrationError(f"{path}: no such file.")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-            raise  # not h5py's: an environment's, say, while a file is played back
-        raise DemonstrationError(f"{path}: not a whole HDF5 file ({error}); a download or a copy may be incomplete.") from error
-
-
-def read_demonstrations(
-    path: Path, file: Any, sources: Sequence[Source], env: EnvInfo, keys: Sequence[str] | None, cache_bytes: int
+def joined(
+    path: Path,
+    env: EnvInfo,
+    names: Sequence[str],
+    actions: Sequence[Tensor],
+    obs: Mapping[str, Sequence[Tensor]],
+    images: Mapping[str, Images] | None = None,
 ) -> Demonstrations:
-    """Checks and loads episodes.
+    """Episodes that were checked, end to end.
 
     Args:
-        path, file: the file, and it opened.
-        sources: its episodes, at least one, in order.
-        env: what it was recorded in.
-        keys: observations to use, in this order; None for all that are no images.
-        cache_bytes: memory for images.
+        path, env: the file, and what it was recorded in.
+        names, actions: of E episodes, `[T, A]` each.
+        obs: by key, one tensor `[T, *shape]` per episode; those of 4 axes are images.
+        images: further keys, which are kept elsewhere.
     Raises:
-        DemonstrationError: anything that is missing, has the wrong length or shape, is not finite, or is outside of the box.
+        DemonstrationError: the number of entries of an action is not the same everywhere.
     """
-    if keys is None:
-        keys = [key for key, dataset in sources[0].obs.items() if len(_dataset(path, file, dataset).shape) < 4]
-    lengths, actions = [], []
-    low_dim: dict[str, list[Tensor]] = {key: [] for key in keys}
-    images: dict[str, list[str]] = {}
-    for source in sources:
-        action = check_actions(f"{path}: {source.actions}", _dataset(path, file, source.actions)[()])
-        if source.length is not None and source.length != len(action):
-            raise DemonstrationError(
-                f"{path}: {source.name} has {len(action)} actions but {source.promise} is {source.length}; the file is damaged "
-                "or was edited."
-            )
-        lengths.append(len(action))
-        actions.append(action)
-        for key in keys:
-            if key not in source.obs:
-                raise DemonstrationError(f"{path}: {source.name} has no observation {key!r}; it has {', '.join(source.obs)}.")
-            dataset = _dataset(path, file, source.obs[key])
-            _check_shape(path, source, key, dataset, len(action), file[sources[0].obs[key]].shape[1:])
-            if len(dataset.shape) >= 4:
-                images.setdefault(key, []).append(source.obs[key])
-            else:
-                low_dim[key].append(check_values(f"{path}: {source.obs[key]}", dataset[: len(action)]))
-    if len({a.shape[1] for a in actions}) > 1:
-        raise DemonstrationError(
-            f"{path}: episodes have actions of {sorted({a.shape[1] for a in actions})} entries; all must agree."
-        )
-    length, cache = torch.tensor(lengths), BlockCache(path, cache_bytes)
+    widths = sorted({rows.shape[1] for rows in actions})
+    if len(widths) > 1:
+        raise DemonstrationError(f"{path}: episodes have actions of {widths} entries; all must agree.")
+    length = torch.tensor([len(rows) for rows in actions])
     return Demonstrations(
         path=path,
         env=env,
-        names=tuple(source.name for source in sources),
+        names=tuple(names),
         first=length.cumsum(0) - length,
         length=length,
-        source=torch.arange(len(lengths)),
-        actions=torch.cat(actions),
-        low_dim={key: torch.cat(rows) for key, rows in low_dim.items() if rows},
-        images={key: _lazy(cache, file, datasets) for key, datasets in images.items()},
+        source=torch.arange(len(names)),
+        actions=torch.cat(list(actions)),
+        low_dim={key: torch.cat(list(rows)) for key, rows in obs.items() if rows[0].dim() < 4},
+        images=dict(images or {}) | {key: ImagesInMemory(rows) for key, rows in obs.items() if rows[0].dim() >= 4},
     )
 
 
@@ -326,27 +275,16 @@ def check_values(where: str, values: Array) -> Tensor:
     return numbers[:, None] if numbers.dim() == 1 else numbers
 
 
-def _dataset(path: Path, file: Any, name: str) -> Any:
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
-        raise DemonstrationError(f"{path}: {name} is {'missing' if found is None else 'a group'}; it must be a dataset.")
-    return found
-
-
-def _check_shape(path: Path, source: Source, key: str, dataset: Any, steps: int, row: tuple[int, ...]) -> None:
-    """Raises DemonstrationError unless the dataset has the right number of rows, each of the first episode's shape."""
-    rows = dataset.shape[0] if dataset.shape else 0
-    if rows != steps + source.extra_rows:
-        after = f" and {source.extra_rows} after the last" if source.extra_rows else ""
+def _checked(path: Path, episode: Demonstration, key: str, first: Demonstration) -> Tensor:
+    """Observation `key` of an episode, whose rows must have the shape of the first episode's."""
+    if key not in episode.obs:
+        raise DemonstrationError(f"{path}: {episode.name} has no observation {key!r}; it has {', '.join(episode.obs)}.")
+    values, where = episode.obs[key], f"{path}: {episode.name}, {key}"
+    if len(values) != len(episode.actions):
         raise DemonstrationError(
-            f"{path}: {source.obs[key]} has {rows} rows for {steps} actions; it must have one per action{after}."
+            f"{where} has {len(values)} rows for {len(episode.actions)} actions; it must have one per action."
         )
-    if dataset.shape[1:] != row:
-        raise DemonstrationError(
-            f"{path}: {source.obs[key]} has rows of shape {list(dataset.shape[1:])}, the first episode's are {list(row)}."
-        )
-
-
-def _lazy(cache: BlockCache, file: Any, datasets: Sequence[str]) -> ImageRows:
-    height, width, channels = file[datasets[0]].shape[1:]
-    return ImageRows(cache, datasets, (channels, height, width), file[datasets[0]].dtype)
+    if values.shape[1:] != first.obs[key].shape[1:]:
+        shapes = list(values.shape[1:]), list(first.obs[key].shape[1:])
+        raise DemonstrationError(f"{where} has rows of shape {shapes[0]}, the first episode's are {shapes[1]}.")
+    return values if values.dim() >= 4 else check_values(where, values.numpy())

@@ -1,27 +1,43 @@
-"""Demonstration files of any layout that we read: RoboMimic's HDF5, or ManiSkill's .h5 beside its .json."""
+"""Demonstration files of every format: the registry, and the two questions that are asked of a file.
+
+A format is one module with a `difftop.data.demonstrations.Format`, and one entry here; in a package of its own, it is one entry
+point of the group `difftop.datasets`, as docs/extend.md shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, open_hdf5
-from difftop.data.maniskill import open_maniskill, read_metadata
-from difftop.data.robomimic import open_robomimic, read_env
+from difftop.data import maniskill, robomimic
+from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.entry_points import Extended
+
+FORMATS: Extended[Format] = Extended({"maniskill": maniskill.FORMAT, "robomimic": robomimic.FORMAT}, "difftop.datasets")
 
 
-def is_maniskill(path: Path | str) -> bool:
-    """Whether the file has a ManiSkill trajectory's .json beside it."""
-    return Path(path).with_suffix(".json").is_file()
+def format_of(path: Path) -> Format:
+    """The first format that matches.
+
+    Raises:
+        DemonstrationError: no such file, no format knows it (the message says which there are), or an entry is no format.
+    """
+    if not path.exists():
+        raise DemonstrationError(f"{path}: no such file.")
+    known = []
+    for name, made in FORMATS.items():  # packages of others are imported only if none of ours matches
+        if not isinstance(made, Format):
+            raise DemonstrationError(f"format {name}: it is {made!r}; it must be a difftop.data.demonstrations.Format.")
+        if made.matches(path):
+            return made
+        known.append(f"{name} ({made.layout})")
+    raise DemonstrationError(f"{path}: no format knows this file; there are {', '.join(known)}.")
 
 
 def recorded_env(path: Path | str) -> EnvInfo:
     """The environment that a file was recorded in; raises `DemonstrationError`."""
     path = Path(path)
-    if is_maniskill(path):
-        return read_metadata(path.with_suffix(".json"))[0]
-    with open_hdf5(path) as file:
-        return read_env(path, file)
+    return format_of(path).recorded_env(path)
 
 
 def open_demonstrations(
@@ -36,16 +52,12 @@ def open_demonstrations(
 
     Args:
         path: of the file.
-        obs_keys: observations to use, in this order; None for the reader's usual ones.
-        filter_key: use only the demonstrations of this filter (RoboMimic's layout); empty for all.
+        obs_keys: observations to use, in this order; None for the format's usual ones.
+        filter_key: use only the demonstrations of this filter, where the format has filters; empty for all.
         limit: use the first so many; 0 for all.
         cache_bytes: memory for images.
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
     path = Path(path)
-    if is_maniskill(path):
-        if filter_key:
-            raise DemonstrationError(f"{path}: a ManiSkill file has no filters; leave run.filter_key={filter_key} out.")
-        return open_maniskill(path, obs_keys=obs_keys, limit=limit or None, cache_bytes=cache_bytes)
-    return open_robomimic(path, obs_keys=obs_keys, filter_key=filter_key or None, limit=limit or None, cache_bytes=cache_bytes)
+    return format_of(path).open(path, obs_keys=obs_keys, filter_key=filter_key, limit=limit, cache_bytes=cache_bytes)

@@ -19,15 +19,17 @@ from typing import Any
 
 import h5py
 
-from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Source, open_hdf5, read_demonstrations
+from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.data.hdf5 import Source, open_hdf5, read_demonstrations
 
 
 def open_maniskill(
     path: str | Path,
     *,
     obs_keys: Sequence[str] | None = None,
+    filter_key: str = "",
     successful_only: bool = False,
-    limit: int | None = None,
+    limit: int = 0,
     cache_bytes: int = 2**30,
 ) -> Demonstrations:
     """Opens, checks and loads a file.
@@ -35,14 +37,17 @@ def open_maniskill(
     Args:
         path: the .h5 file.
         obs_keys: observations to use, in this order; None for all that are no images.
+        filter_key: must be empty; these files have no filters.
         successful_only: leave out episodes that the .json doesn't call successful.
-        limit: use the first so many.
+        limit: use the first so many; 0 for all.
         cache_bytes: memory for images.
     Raises:
         DemonstrationError: the first thing that is wrong with either file. Raw files (control mode pd_joint_pos, no
             observations) have to be replayed before.
     """
     path = Path(path)
+    if filter_key:
+        raise DemonstrationError(f"{path}: a ManiSkill file has no filters; leave run.filter_key={filter_key} out.")
     env, episodes = read_metadata(path.with_suffix(".json"))
     with open_hdf5(path) as file:
         sources = [
@@ -50,11 +55,19 @@ def open_maniskill(
             for episode in sorted(episodes, key=lambda e: int(e["episode_id"]))
             if not successful_only or bool(episode.get("success"))
         ]
-        if not sources[:limit]:
-            raise DemonstrationError(
-                f"{path}: no episode is left of {len(episodes)} (successful_only={successful_only}, limit={limit})."
-            )
-        return read_demonstrations(path, file, sources[:limit], env, obs_keys, cache_bytes)
+        if not sources:
+            raise DemonstrationError(f"{path}: no episode is left of {len(episodes)} (successful_only={successful_only}).")
+        return read_demonstrations(path, file, sources[: limit or None], env, obs_keys, cache_bytes)
+
+
+def matches(path: Path) -> bool:
+    """Whether it is called .h5 or .hdf5 and a .json of the same name is beside it."""
+    return path.suffix in (".h5", ".hdf5") and path.with_suffix(".json").is_file()
+
+
+def recorded_env(path: Path) -> EnvInfo:
+    """The environment that a file was recorded in; raises `DemonstrationError`."""
+    return read_metadata(path.with_suffix(".json"))[0]
 
 
 def read_metadata(path: Path) -> tuple[EnvInfo, list[Mapping[str, Any]]]:
@@ -113,3 +126,6 @@ def _key(path: str) -> str:
     """`base_camera_image` for `sensor_data/base_camera/rgb`; other paths are keys already."""
     parts = path.split("/")
     return f"{parts[1]}_image" if len(parts) == 3 and parts[0] == "sensor_data" and parts[2] == "rgb" else path
+
+
+FORMAT = Format("ManiSkill's .h5 with its .json beside it", matches, recorded_env, open_maniskill)

@@ -24,17 +24,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from difftop.data.demonstrations import (
-    Array,
-    DemonstrationError,
-    Demonstrations,
-    EnvInfo,
-    Source,
-    check_actions,
-    check_values,
-    open_hdf5,
-    read_demonstrations,
-)
+from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
+from difftop.data.hdf5 import Source, is_hdf5, open_hdf5, read_demonstrations
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +57,8 @@ def open_robomimic(
     path: str | Path,
     *,
     obs_keys: Sequence[str] | None = None,
-    filter_key: str | None = None,
-    limit: int | None = None,
+    filter_key: str = "",
+    limit: int = 0,
     action_key: str = "actions",
     cache_bytes: int = 2**30,
 ) -> Demonstrations:
@@ -76,8 +67,8 @@ def open_robomimic(
     Args:
         path: the HDF5 file.
         obs_keys: observations to use, in this order (`LOW_DIM_KEYS`, camera images); None for all that are no images.
-        filter_key: use the demonstrations of `mask/<filter_key>` only: train, valid, better, 20_percent, ...
-        limit: use the first so many of them.
+        filter_key: use the demonstrations of `mask/<filter_key>` only: train, valid, better, 20_percent, ...; empty for all.
+        limit: use the first so many of them; 0 for all.
         action_key: dataset of actions.
         cache_bytes: memory for images.
     Raises:
@@ -87,15 +78,13 @@ def open_robomimic(
     with open_hdf5(path) as file:
         env, data = read_env(path, file), file["data"]
         names = _all_names(path, data)
-        if filter_key is not None:
+        if filter_key:
             names = _filtered(path, file, filter_key, names)
-        if limit is not None and limit != len(names):
+        if limit and limit != len(names):
             log.info("%s: %s of its %d demonstrations", path, f"the first {limit}" if limit < len(names) else "all", len(names))
-        sources = [_source(path, data[name], action_key) for name in names[:limit]]
+        sources = [_source(path, data[name], action_key) for name in names[: limit or None]]
         if not sources:
-            raise DemonstrationError(
-                f"{path}: no demonstration is left of {len(names)} (filter_key={filter_key}, limit={limit})."
-            )
+            raise DemonstrationError(f"{path}: it has no demonstration{f' of filter_key={filter_key}' if filter_key else ''}.")
         return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes)
 
 
@@ -160,6 +149,23 @@ def _write(group: Any, episode: Recording, where: str) -> int:
     for name, text in episode.attributes.items():
         group.attrs[name] = text
     return steps
+
+
+def matches(path: Path) -> bool:
+    """Whether it is an HDF5 file with a group `data`, or one too damaged to tell."""
+    if not is_hdf5(path):
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return isinstance(file.get("data"), h5py.Group)
+    except OSError:
+        return True  # opening it says what is wrong
+
+
+def recorded_env(path: Path) -> EnvInfo:
+    """The environment that a file was recorded in; raises `DemonstrationError`."""
+    with open_hdf5(path) as file:
+        return read_env(path, file)
 
 
 def read_env(path: Path, file: Any) -> EnvInfo:
@@ -228,3 +234,6 @@ def _source(path: Path, group: Any, action_key: str) -> Source:
         )
     obs = {key: f"{group.name}/obs/{key}" for key in group["obs"]}
     return Source(name, f"{group.name}/{action_key}", obs, int(group.attrs["num_samples"]), "num_samples")
+
+
+FORMAT = Format("RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic)

@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from difftop.data.demonstrations import Demonstrations
+
+class Images(Protocol):
+    """Images of one key of all episodes, wherever they are kept."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(C, H, W)` of one image."""
+
+    def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
+        """Images `[B, T, C, H, W]` of steps `[B, T]` of episodes `[B]`, numbered as they were read."""
+
+
+class Episodes(Protocol):
+    """What windows are cut from; the attributes are those of `difftop.data.demonstrations.Demonstrations`."""
+
+    @property
+    def path(self) -> Path:
+        """Of the file, for messages."""
+
+    @property
+    def first(self) -> Tensor:
+        """First row of each episode `[E]`."""
+
+    @property
+    def length(self) -> Tensor:
+        """Steps of each episode `[E]`."""
+
+    @property
+    def source(self) -> Tensor:
+        """Number of each episode in the file `[E]`."""
+
+    @property
+    def actions(self) -> Tensor:
+        """`[R, A]`."""
+
+    @property
+    def low_dim(self) -> Mapping[str, Tensor]:
+        """By key `[R, *shape]`."""
+
+    @property
+    def images(self) -> Mapping[str, Images]:
+        """By key."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +112,7 @@ class Windows:
         ValueError: sizes below 1, padding of a whole window, or no window at all.
     """
 
-    def __init__(
-        self, demonstrations: Demonstrations, window: int, horizon: int, *, pad_before: int = 0, pad_after: int = 0
-    ) -> None:
+    def __init__(self, demonstrations: Episodes, window: int, horizon: int, *, pad_before: int = 0, pad_after: int = 0) -> None:
         self.demonstrations, self.window, self.span = demonstrations, window, window + horizon - 1
         if window < 1 or horizon < 1 or not (0 <= pad_before < self.span and 0 <= pad_after < self.span):
             raise ValueError(

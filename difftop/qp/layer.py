@@ -33,6 +33,13 @@ class SolveInfo:
     slack: Tensor
     rounds: Tensor
 
+    @classmethod
+    def solved(cls, e: Tensor) -> SolveInfo:
+        """Every one of the samples e `[B, n]` SOLVED without a program: residual, slack and rounds are 0."""
+        zero = e.new_zeros(len(e), dtype=torch.float64)
+        status = torch.full_like(zero, int(SolveStatus.SOLVED), dtype=torch.int64)
+        return cls(status, zero, zero, torch.zeros_like(status))
+
     @property
     def certified(self) -> Tensor:
         """`[B]` bool: the action is the certified optimum of the given or the relaxed problem."""

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from difftop.data.demonstrations import BlockCache, DemonstrationError, EnvInfo
+from difftop.data.demonstrations import DemonstrationError, EnvInfo
+from difftop.data.hdf5 import BlockCache
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 
 FLAT = {"type": "OSC_POSE", "input_max": 1, "kp": 150, "control_delta": True}
