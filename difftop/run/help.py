@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,8 @@ def _screen(registry: Registry) -> Iterator[str]:
     yield from _rows("agent=", agents)
     yield ""
     yield from _wrapped("env=", [f"{tasks[0]} ({len(tasks)})" for tasks in _suites(registry).values()] + ["(number of tasks)"])
-    for group in ("obs", "preset", _WORLD):
-        yield from _wrapped(f"{group}=", [name for name, _ in _choices(registry, group)])
+    others = [f"{group}=  {'  '.join(name for name, _ in _choices(registry, group))}" for group in ("preset", _WORLD)]
+    yield from _wrapped("obs=", [*(name for name, _ in _choices(registry, "obs")), *(f"   {text}" for text in others)])
     yield from _wrapped("experiment=", experiment_names(registry.config_dir))
     yield ""
     of_rewards = [*describe(TopConfig), *describe(LOOPS["online"], "run"), *describe(registry.env_config, "env")]
@@ -134,10 +135,11 @@ def _mode(name: str) -> Iterator[str]:
 
 def _experiment(registry: Registry, name: str) -> Iterator[str]:
     experiment = read_experiment(registry.config_dir, name)
-    yield f"experiment={name}: {experiment.summary}"
+    yield from _told(f"experiment={name}: ", experiment.summary, len(name) + 13)
     yield from _wrapped("  chooses ", [f"{group}={option}" for group, option in experiment.groups.items()])
+    width = max((len(pattern) for pattern in experiment.tasks), default=0)
     for pattern, differs in experiment.tasks.items():
-        yield f"  env={pattern}" + (f": {_flow(differs)}" if differs else "")
+        yield from _told(f"  env={pattern}", _flow(differs), width + 8)
     if experiment.tasks:
         yield "  another env: " + ("is refused" if experiment.elsewhere == "refuse" else "the general settings")
     yield f"  configs/experiment/{name}.yaml has the rest"
@@ -146,7 +148,8 @@ def _experiment(registry: Registry, name: str) -> Iterator[str]:
 def _flow(values: Any) -> str:
     if not isinstance(values, Mapping):
         return str(values)
-    return ", ".join(f"{key} {{{_flow(value)}}}" if isinstance(value, Mapping) else f"{key}={value}" for key, value in values.items())
+    inner = {key: f"{{{_flow(value)}}}" if isinstance(value, Mapping) else str(value) for key, value in values.items()}
+    return ", ".join(f"{key}: {value}" for key, value in inner.items())
 
 
 def _choices(registry: Registry, group: str) -> list[tuple[str, str]]:
@@ -176,13 +179,14 @@ def _options(config: type, where: str, choices: Mapping[str, Sequence[str]] | No
 
 
 def _told(key: str, told: str, column: int = 44) -> Iterator[str]:
+    """`told` beside `key`, on as many lines as it takes; a range `[>= 0, <= 1]` stays in one."""
     lines = [""]
-    for word in told.split():
+    for word in re.findall(r"\[[^]]{,40}\]|\S+", told):
         if len(lines[-1]) + len(word) + 1 > WIDTH - column:
             lines.append("")
         lines[-1] += f"{word} "
-    if len(key) >= column:
-        yield key
+    if len(key) > column:
+        yield key.rstrip()
         key = ""
     for line in lines:
         yield f"{key:{column}s}{line}".rstrip()
@@ -192,7 +196,7 @@ def _told(key: str, told: str, column: int = 44) -> Iterator[str]:
 def _rows(group: str, rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     width = max(len(name) for name, _ in rows)
     for name, what in rows:
-        yield _cut(f"{group:{_INDENT}s}{name:{width}s}  {what}")
+        yield from _told(f"{group:{_INDENT}s}{name:{width}s}  ", what, _INDENT + width + 2)
         group = ""
 
 

@@ -16,7 +16,7 @@ from difftop.run.settings import DEMONSTRATED_TASK, Registry
 
 
 def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
-    """The overrides as hydra takes them: what is usual for imitation, then what the experiment sets for the task, then what is given.
+    """The overrides as hydra takes them: what is usual for imitation, what the experiment sets for the task, what is given.
 
     Raises:
         ConfigError: one sentence that names the override.

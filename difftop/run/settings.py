@@ -19,6 +19,7 @@ MODES: Mapping[str, str] = {
     "demos": "write demonstrations by the task's scripted expert: mode=demos env=SUITE/TASK",
     "compare": "report of runs beside published curves: mode=compare runs=RUNS",
     "status": "what of a sweep is finished, stopped or missing: mode=status root=RUNS",
+    "diagnose": "is a checkpoint's world model worth planning with: mode=diagnose checkpoint=RUN",
     "envs": "table of all environments, and what each gives",
 }
 DEMONSTRATED_TASK = "metaworld/button-press-topdown"  # of imitation, where none is named
@@ -37,8 +38,8 @@ class TopConfig:
     planner: str = option("auto", "optimizer of the action; auto is the agent's own")  # choices: Registry.planners
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
-    threads: int = option(0, "CPU threads; 0 takes every core", low=0)
-    checkpoint: str = option("", "mode=eval: a checkpoint or a run folder")
+    threads: int = option(0, "CPU threads; 0 takes one for vectors, every core for images", low=0)
+    checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")
     head: str = option(
         "", "mode=eval, imitation: act by this head in place of the trained one", choices=("", "none", "clip", "qp")
     )
@@ -212,7 +213,9 @@ def _check_pair(registry: Registry, agent: str, env: Any, dataset: str) -> None:
 def rewarding(registry: Registry, env: str) -> str:
     """An environment with rewards: the one most like `env` whose task has its task's name in it, else an easy one."""
     task = _letters(env.rpartition("/")[2])
-    named = [name for name in registry.list_envs() if task in _letters(name.partition("/")[2]) and "reward" in registry.gives(name)]
+    named = [
+        name for name in registry.list_envs() if task in _letters(name.partition("/")[2]) and "reward" in registry.gives(name)
+    ]
     shared = {name: sum(1 for a, b in zip(name, env, strict=False) if a == b) for name in named}
     return max(named, key=shared.__getitem__) if named else "dmc/walker-walk"
 
