@@ -132,7 +132,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
 
 def _allowed(metadata: Mapping[str, Any], form: str) -> str:
     if metadata.get("choices") is not None:
-        return form.format(" | ".join(str(c) for c in metadata["choices"]))
+        return form.format(" | ".join(str(c) or "''" for c in metadata["choices"]))
     parts = []
     if metadata.get("low") is not None:
         parts.append(f">= {metadata['low']:g}")

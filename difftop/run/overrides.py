@@ -1,85 +1,180 @@
-"""What a command line says, read before hydra sees it: names made canonical, mistakes turned into one sentence."""
+"""What a command line says, read before hydra sees it: names made canonical, what an experiment sets for its task put in front,
+mistakes turned into one sentence."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from difftop.options import ConfigError, suggest
-
-if TYPE_CHECKING:
-    from difftop.run.cli import Registry
-
-_TASK = "metaworld/button-press-topdown"  # of imitation, where none is named
+from difftop.options import ConfigError, defaults, suggest
+from difftop.run.experiments import TABLE_KEYS, Experiment, as_named_now, experiment_names, read_experiment
+from difftop.run.settings import DEMONSTRATED_TASK, Registry
 
 
 def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
-    """The overrides with canonical names, whole numbers as such, and imitation's loop in front where it is wanted.
+    """The overrides as hydra takes them: what is usual for imitation, what the experiment sets for the task, what is given.
 
     Raises:
         ConfigError: one sentence that names the override.
     """
-    return [_known(registry, _readable(text)) for text in for_imitation(registry, overrides)]
+    given = _in_new_names(registry, [_known(registry, _readable(text)) for text in overrides])
+    words = _words(given)
+    experiment = chosen_experiment(registry, words)
+    groups = experiment.groups if experiment else {}
+    agent = words.get("agent", groups.get("agent", ""))
+    _check_agent(registry, experiment, agent)
+    demos = words.get("mode") == "demos"
+    if demos or agent in registry.imitators:
+        _check_preset(words.get("preset", "standard"), "mode=demos" if demos else f"agent={agent}")
+    if demos:
+        _check_has_expert(registry, words.get("env", groups.get("env", "")))
+    usual = usual_of_imitation(registry, [agent], demos=demos)
+    usual = {key: value for key, value in usual.items() if key not in words and key not in groups}
+    env = words.get("env") or groups.get("env") or usual.get("env") or default_env(registry)
+    differs = experiment.differences(env) if experiment else []
+    differs = [text for text in differs if text.partition("=")[0] not in words]
+    return [*(f"{key}={value}" for key, value in usual.items()), *differs, *given]
 
 
 def prepared_sweep(registry: Registry, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments of a sweep with canonical names, and the overrides of its first job, to be checked before any job begins.
+    """Arguments that hydra itself reads (`-m`, `--cfg job`), and the overrides of the first job, to be checked before any begins.
 
-    Values that hydra expands by functions (`seed=range(1,4)`) are left to it, and are not in the first job's overrides.
+    Each job of a sweep prepares its own overrides, so here names are made canonical only. Values that hydra expands by functions
+    (`seed=range(1,4)`) are left to it, and are not in the first job's overrides.
     """
+    if not {"-m", "--multirun"} & set(arguments):
+        return _not_run(registry, arguments)
     whole, first = [], []
-    for text in for_imitation(registry, arguments):
-        key, equals, value = text.partition("=")
-        if text.startswith("-") or not equals or any(c in value for c in "([{'\""):  # hydra's own flags and their values, too
+    values: dict[str, list[str]] = {}
+    for text in arguments:
+        key, equals, _ = text.partition("=")
+        expanded = _expanded(text) if equals and not text.startswith("-") else None
+        if expanded is None:
             whole.append(text)
             continue
-        jobs = [_known(registry, _readable(f"{key}={v}")) for v in value.split(",")]
-        whole.append(f"{key}={','.join(job.partition('=')[2] for job in jobs)}")
+        jobs = [_known(registry, _readable(f"{key}={value}")) for value in expanded]
+        key = jobs[0].partition("=")[0]
+        values[key] = [job.partition("=")[2] for job in jobs]
+        whole.append(f"{key}={','.join(values[key])}")
         if not key.startswith("hydra"):
             first.append(jobs[0])
-    return whole, first
+    return [*whole, *_usual_of_sweep(registry, values)], first
 
 
-def for_imitation(registry: Registry, overrides: Sequence[str]) -> list[str]:
-    """The overrides, with the loop of imitation, low-dimensional observations and a task in front where all agents imitate.
+def usual_of_imitation(registry: Registry, agents: Sequence[str], *, demos: bool) -> dict[str, str]:
+    """Choices of groups that all these agents take where none is given; `demos`: no agent is needed, but a task is.
 
     Raises:
-        ConfigError: agents of both kinds in one sweep, a preset, whose sizes are those of the other agents, or `mode=demos`
-            without a task that has an expert.
+        ConfigError: agents of both kinds.
     """
-    given = {override.partition("=")[0]: override.partition("=")[2] for override in overrides}
-    chosen = given.get("agent", "").split(",")
-    imitating = [name in registry.imitators for name in chosen]
-    preset, demos = given.get("preset", "standard"), given.get("mode") == "demos"
-    if preset != "standard" and (demos or all(imitating)):
-        who = "mode=demos" if demos else f"agent={given['agent']}"
-        raise ConfigError(f"preset={preset}: has sizes of agents that learn from rewards; {who} takes none.")
+    imitating = [name in registry.imitators for name in agents]
+    if demos:
+        return {"run": "offline", "obs": "low_dim"}
     if not any(imitating):
-        if demos:
-            _check_has_expert(registry, given)
-        usual = {"run": "offline", "obs": "low_dim"} if demos else {}  # no agent is needed
-        return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
+        return {}
     if not all(imitating):
         raise ConfigError(
-            f"agent={given['agent']}: some of these imitate and some learn from rewards; sweep over one kind at a time."
+            f"agent={','.join(agents)}: some of these imitate and some learn from rewards; sweep over one kind at a time."
         )
-    usual = {"run": "offline", "obs": "low_dim", "env": _TASK}
-    return [*(f"{key}={value}" for key, value in usual.items() if key not in given), *overrides]
+    return {"run": "offline", "obs": "low_dim", "env": DEMONSTRATED_TASK}
 
 
-def _check_has_expert(registry: Registry, given: Mapping[str, str]) -> None:
-    if "experiment" in given:  # which names a task
-        return
-    for env in given.get("env", "").split(","):
-        if not env:
-            raise ConfigError(f"mode=demos: of which task? Add env=TASK, such as env={_TASK}.")
-        name = registry.canonical_env(env)
-        if name not in registry.tasks:
-            raise ConfigError(f"env={name}: has no scripted expert, so no demonstrations; take a task such as env={_TASK}.")
+def chosen_experiment(registry: Registry, words: Mapping[str, str]) -> Experiment | None:
+    """The experiment that the words name, None for none."""
+    name = words.get("experiment", "null")
+    return None if name == "null" else read_experiment(registry.config_dir, name)
+
+
+def default_env(registry: Registry) -> str:
+    """The environment where none is named."""
+    return str(defaults(registry.env_config)["name"])
+
+
+def _not_run(registry: Registry, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of hydra's own flags that print: arguments with the whole configuration of the run, without the experiment's table."""
+    flags = [text for text in arguments if text.startswith(("-", "hydra")) or "=" not in text]
+    given = prepared(registry, [text for text in arguments if text not in flags])
+    experiment = chosen_experiment(registry, _words(given))
+    written = (registry.config_dir / "experiment" / f"{experiment.name}.yaml").read_text() if experiment else ""
+    table = [f"~{key}" for key in TABLE_KEYS if re.search(f"^{key}:", written, re.MULTILINE)]
+    return [*flags, *given, *table], given
+
+
+def _usual_of_sweep(registry: Registry, values: Mapping[str, Sequence[str]]) -> list[str]:
+    """The loop that all jobs of a sweep run in, without which hydra doesn't know their options."""
+    demos = values.get("mode") == ["demos"]
+    agents = list(values.get("agent", []))
+    if not agents:
+        names = [name for name in values.get("experiment", []) if name != "null"]
+        now = [_words(as_named_now(name)).get("experiment", name) for name in names]
+        experiments = [read_experiment(registry.config_dir, name) for name in now]
+        agents = [experiment.groups.get("agent", "") for experiment in experiments]
+    usual = usual_of_imitation(registry, agents, demos=demos)
+    if usual:
+        for preset in values.get("preset", []):
+            _check_preset(preset, "mode=demos" if demos else f"agent={','.join(agents)}")
+    return [f"run={usual['run']}"] if usual and "run" not in values else []
+
+
+def _expanded(text: str) -> list[str] | None:
+    """The values of an override in a sweep; None where they are left to hydra."""
+    key, _, value = text.partition("=")
+    if not any(c in value for c in "([{'\""):
+        return value.split(",")
+    if key not in ("env", "agent", "experiment"):
+        return None
+    try:
+        override = OverridesParser.create().parse_override(text)
+        return list(override.sweep_string_iterator()) if override.is_sweep_override() else None
+    except HydraException:
+        return None
+
+
+def _in_new_names(registry: Registry, given: Sequence[str]) -> list[str]:
+    """The overrides, with what an experiment's name of before stands for in its place."""
+    words = _words(given)
+    name = words.get("experiment", "null")
+    if name == "null" or name in experiment_names(registry.config_dir):
+        return list(given)
+    now = as_named_now(name)
+    if not now:
+        return list(given)
+    stands_for = _words(now)
+    try:
+        env = registry.canonical_env(stands_for["env"])
+    except ConfigError as error:
+        raise ConfigError(f"experiment={name}: a name of before, for {' '.join(now)}; {error}") from error
+    if words.get("env", env) != env:
+        raise ConfigError(
+            f"experiment={name}: is of env={env}, and env={words['env']} is given; write experiment={stands_for['experiment']} "
+            f"env={words['env']}."
+        )
+    stands_for = {key: value for key, value in (stands_for | {"env": env}).items() if key == "experiment" or key not in words}
+    return [*(f"{key}={value}" for key, value in stands_for.items()), *(t for t in given if not t.startswith("experiment="))]
+
+
+def _check_agent(registry: Registry, experiment: Experiment | None, agent: str) -> None:
+    own = experiment.groups.get("agent", agent) if experiment else agent
+    if experiment and (own in registry.imitators) != (agent in registry.imitators):
+        raise ConfigError(f"experiment={experiment.name}: is of agent={own}; leave out agent={agent}.")
+
+
+def _check_preset(preset: str, who: str) -> None:
+    if preset != "standard":
+        raise ConfigError(f"preset={preset}: has sizes of agents that learn from rewards; {who} takes none.")
+
+
+def _check_has_expert(registry: Registry, env: str) -> None:
+    if not env:
+        raise ConfigError(f"mode=demos: of which task? Add env=TASK, such as env={DEMONSTRATED_TASK}.")
+    if "expert" not in registry.gives(env):
+        raise ConfigError(
+            f"env={env}: has no scripted expert, so no demonstrations; take a task such as env={DEMONSTRATED_TASK}."
+        )
 
 
 def _readable(text: str) -> str:
@@ -89,21 +184,28 @@ def _readable(text: str) -> str:
     key, equals, value = text.partition("=")
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE]\+?\d+", value) and float(value).is_integer():
         text = f"{key}={int(float(value))}"
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        quoted = f" Blanks and brackets need quotes inside the shell's: '{key}=\"{value}\"'." if equals else ""
-        raise ConfigError(f"{text}: can't be read; write KEY=VALUE or GROUP=OPTION.{quoted}") from error
-    if override.is_sweep_override():
+    if _parsed(text, equals).is_sweep_override():
         raise ConfigError(f"{text}: several values are a sweep; add -m.")
     return text
+
+
+def _parsed(text: str, equals: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        quoted = f" Blanks and brackets need quotes inside the shell's: '{text.partition('=')[0]}=\"{text.partition('=')[2]}\"'."
+        raise ConfigError(f"{text}: can't be read; write KEY=VALUE or GROUP=OPTION.{quoted if equals else ''}") from error
 
 
 def _known(registry: Registry, text: str) -> str:
     """The override, with the canonical name of an environment; hydra's own message for an unknown one lists a folder of files."""
     name, _, value = text.partition("=")
-    if name == "env":
+    if name in ("env", "env.name"):
         return f"env={registry.canonical_env(value)}"
     if name == "agent" and value not in registry.agents:
         raise ConfigError(f"agent={value}: unknown.{suggest(value, list(registry.agents))} Known: {', '.join(registry.agents)}.")
     return text
+
+
+def _words(overrides: Sequence[str]) -> dict[str, str]:
+    return {text.partition("=")[0]: text.partition("=")[2] for text in overrides}

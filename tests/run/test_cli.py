@@ -1,30 +1,43 @@
-"""The command line: composition, names, help, and the sentences that mistakes get."""
+"""The command line: composition, names, pairs of agent and environment, and the sentences that mistakes get."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-import train
-from agents.registry import AGENTS, make_agent, make_policy, names
+from agents.registry import make_agent, names
+from difftop.command import make_registry
 from difftop.options import ConfigError, describe
-from difftop.run.cli import Registry, TopConfig, composed, help_text, run_name
+from difftop.run.cli import Registry, TopConfig, checked, composed, run_name
 from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
 from difftop.run.overrides import prepared_sweep
-from difftop.types import TaskSpec
-from envs import EnvConfig, env_spec, list_envs
+from difftop.types import EnvSpec, ObsSpec
+from tests.conftest import PIXELS, STATE
 
-EXPERIMENTS = sorted(path.stem for path in (train.ROOT / "configs" / "experiment").glob("*.yaml"))
-PAPER_TASKS = [
-    "cartpole-swingup-sparse", "cheetah-run", "cup-catch", "finger-spin", "finger-turn-easy", "finger-turn-hard",
-    "hopper-stand", "pendulum-swingup", "quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard", "walker-run",
-    "walker-stand", "walker-walk",
-]  # fmt: skip
+LOW_DIM = EnvSpec("test/task", {"robot0_eef_pos": ObsSpec("vector", (3,)), "object": ObsSpec("vector", (10,))}, 7, 400, 0.05)
+FILE = "dataset=demonstrations.hdf5"
 
 
 @pytest.fixture(scope="module")
 def registry() -> Registry:
-    return train.make_registry()
+    return make_registry()
+
+
+@pytest.fixture
+def refused(registry: Registry) -> Callable[..., str]:
+    """The one sentence that a command line gets."""
+
+    def message(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            composed(registry, overrides)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return message
 
 
 def test_defaults(registry: Registry) -> None:
@@ -41,12 +54,57 @@ def test_groups_and_keys(registry: Registry) -> None:
     assert settings.env.obs == "pixels" and settings.run.batch_size == 256 and settings.agent["loss"]["learning_rate"] == 3e-4
     assert settings.agent["acting"]["planner"] == "mppi" and settings.agent["acting"]["mppi"]["samples"] == 70
     assert settings.top.seed == 3
-    assert env_spec(settings.env).obs_shape == (9, 84, 84)
+    assert settings.choices["env"] == "dmc/walker-walk" and settings.choices["agent"] == "tdmpc"
 
 
-@pytest.mark.parametrize("name", ["dmc/cup-catch", "dmc/ball_in_cup-catch", "DMC/cup_catch"])
-def test_other_spellings_of_an_environment(registry: Registry, name: str) -> None:
-    assert composed(registry, [f"env={name}"]).env.name == "dmc/cup-catch"
+@pytest.mark.parametrize(
+    "spelling", ["env=dmc/cup-catch", "env=dmc/ball_in_cup-catch", "env=DMC/cup_catch", "env.name=dmc/cup-catch"]
+)
+def test_other_spellings_of_an_environment(registry: Registry, spelling: str) -> None:
+    settings = composed(registry, [spelling])
+    assert settings.env.name == settings.choices["env"] == "dmc/cup-catch"
+
+
+@pytest.mark.parametrize(
+    "env", ["gym/Pendulum-v1", "gym/HalfCheetah-v5", "metaworld/reach", "robosuite/Lift", "maniskill/PickCube-v1"]
+)
+def test_an_agent_of_rewards_takes_every_environment_that_gives_them(registry: Registry, env: str) -> None:
+    for agent in names("rewards"):
+        settings = composed(registry, [f"agent={agent}", f"env={env}"])
+        assert settings.env.name == env and settings.env.obs == "state"
+
+
+def test_what_an_agent_needs_and_an_environment_lacks(refused: Callable[..., str]) -> None:
+    assert refused("agent=difftop_rl", "env=robomimic/can") == (
+        "agent=difftop_rl learns from rewards; robomimic/can gives none (it gives states, success): take robosuite/PickPlaceCan, "
+        "or an agent that imitates, such as leto."
+    )
+    assert "take robosuite/ToolHang," in refused("agent=tdmpc", "env=robomimic/tool_hang")
+    assert refused("agent=leto", "env=dmc/walker-walk") == (
+        "agent=leto learns from demonstrations; dmc/walker-walk has no scripted expert that makes them (it gives reward): give "
+        "dataset=PATH, or take metaworld/button-press-topdown."
+    )
+    assert "obs=low_dim: agent=tdmpc learns from rewards, from obs=state or pixels." in refused("agent=tdmpc", "obs=low_dim")
+    assert "obs=pixels: agent=bc imitates, from obs=low_dim" in refused("agent=bc", "obs=pixels")
+
+
+def test_a_file_of_demonstrations_is_enough_to_imitate(registry: Registry) -> None:
+    assert composed(registry, ["agent=leto", "env=robomimic/can", FILE]).env.name == "robomimic/can"
+
+
+def test_an_environment_of_another_package(registry: Registry) -> None:
+    """Names are not known ahead: what `canonical_env` accepts is registered when the command line asks for it."""
+    theirs = replace(registry, canonical_env=lambda name: name, gives=lambda name: frozenset({"reward"}))
+    assert composed(theirs, ["env=theirs/deep/Task-v9", "seed=2"]).env.name == "theirs/deep/Task-v9"
+    mute = replace(theirs, gives=lambda name: frozenset())
+    with pytest.raises(ConfigError, match="gives none \\(it gives nothing to learn from\\)"):
+        composed(mute, ["env=theirs/deep/Task-v9"])
+
+
+def test_an_agent_that_is_not_here_any_more(registry: Registry) -> None:
+    saved = composed(registry, []).plain()
+    with pytest.raises(ConfigError, match="agent=dreamer: unknown"):
+        checked(registry, saved["top"] | {key: saved[key] for key in ("run", "env")} | {"agent": {"name": "dreamer"}}, {})
 
 
 @pytest.mark.parametrize(
@@ -56,13 +114,11 @@ def test_other_spellings_of_an_environment(registry: Registry, name: str) -> Non
         (["preset=cpu", "planner=none"], "cpu-planner-none"),
         (["obs=pixels"], "pixels"),
         (["name=mine", "preset=cpu"], "mine"),
-        (["experiment=difftori_walker-run"], "difftori"),
-        (["experiment=difftori_walker-run", "env=dmc/walker-walk"], "difftori_walker-run"),
-        (["experiment=leto_can_ph"], "image-leto_ph"),
-        (["experiment=leto_square_ph_acc_0.1"], "image-leto_ph_acc_0.1"),
-        (["experiment=leto_lift_plate"], "leto"),
-        (["experiment=difftop_il_metaworld_push-back"], "difftop_il"),
-        (["experiment=difftop_il_tool_hang_diffusion"], "image-difftop_il_diffusion"),
+        (["experiment=difftori", "env=dmc/walker-walk"], "difftori"),
+        (["experiment=difftori", "env=dmc/walker-walk", "obs=pixels"], "pixels-difftori"),
+        (["experiment=leto_ph", FILE], "image-leto_ph"),
+        (["experiment=difftop_il", "env=metaworld/push-back"], "difftop_il"),
+        (["experiment=difftop_il_diffusion", "env=robomimic/tool_hang", FILE], "image-difftop_il_diffusion"),
         (["experiment=ablation_no_reward_loss", "env=dmc/cup-catch"], "ablation_no_reward_loss"),
     ],
 )
@@ -70,8 +126,10 @@ def test_run_name_tells_the_groups(registry: Registry, overrides: list[str], nam
     assert run_name(composed(registry, overrides)) == name
 
 
-def test_planner_reaches_the_agent(registry: Registry) -> None:
+def test_planner_reaches_the_agent(registry: Registry, refused: Callable[..., str]) -> None:
     assert composed(registry, ["agent=tdmpc", "planner=none"]).agent["acting"]["planner"] == "none"
+    assert "planner=lmm: must be auto | lm | mppi | none. Did you mean 'lm'?" in refused("planner=lmm")
+    assert "planner=lm: agent=leto has no planner to choose" in refused("agent=leto", "planner=lm")
 
 
 @pytest.mark.parametrize(
@@ -79,14 +137,16 @@ def test_planner_reaches_the_agent(registry: Registry) -> None:
     [
         ("env=dmc/walker-wlak", "dmc/walker-wlak: unknown environment. Did you mean 'dmc/walker-walk'?"),
         ("agent=dreamer", "agent=dreamer: unknown. Known: tdmpc, "),
-        ("preset=gpu", "preset=gpu: unknown."),
+        ("agent=let", "agent=let: unknown. Did you mean 'leto'?"),
+        ("preset=gpu", "preset=gpu: unknown. Did you mean 'cpu'? Known: cpu, standard."),
         ("obs=pixel", "obs=pixel: unknown. Did you mean 'pixels'?"),
-        ("experiment=difftori_walker-rum", "experiment=difftori_walker-rum: unknown. Did you mean 'difftori_walker-run'?"),
+        ("experiment=difftory", "experiment=difftory: unknown. Did you mean 'difftori'?"),
         ("agent.lm.damping=3", "agent.lm.damping: unknown option. Did you mean 'agent.acting.lm.damping'?"),
         ("agent.acting.lm.dampng=3", "Did you mean 'agent.acting.lm.damping'?"),
-        ("sede=3", "sede: unknown option. Did you mean 'seed'?"),
+        ("sede=3", "sede: unknown option. Did you mean 'seed'? `python train.py --help options` lists all."),
+        ("env.obss=state", "env.obss: unknown option. Did you mean 'env.obs'? `python train.py --help env` lists all."),
         ("run.frames=-3", "run.frames=-3: must be >= 1. length of the run"),
-        ("mode=trian", "mode=trian: must be train | eval | demos | compare | status."),
+        ("mode=trian", "mode=trian: must be train | eval | demos |"),
         ("seed=x", "seed: Value 'x'"),
         ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none."),
         ("walker", "walker: can't be read; write KEY=VALUE or GROUP=OPTION."),
@@ -98,11 +158,8 @@ def test_planner_reaches_the_agent(registry: Registry) -> None:
         ("mode=demos", "mode=demos: of which task? Add env=TASK"),
     ],
 )
-def test_mistakes_get_one_sentence(registry: Registry, override: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        composed(registry, [override])
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_mistakes_get_one_sentence(refused: Callable[..., str], override: str, message: str) -> None:
+    assert message in refused(override)
 
 
 @pytest.mark.parametrize(
@@ -110,106 +167,77 @@ def test_mistakes_get_one_sentence(registry: Registry, override: str, message: s
     [
         (["mode=demos", "env=dmc/walker-walk"], "env=dmc/walker-walk: has no scripted expert"),
         (
-            ["experiment=difftori_walker-walk", "agent=tdmpc2"],
-            "experiment=difftori_walker-walk: sets options that agent=tdmpc2 hasn't",
+            ["mode=demos", "env=metaworld/reach", "preset=cpu"],
+            "preset=cpu: has sizes of agents that learn from rewards; mode=demos",
         ),
+        (["agent=bc", "preset=cpu"], "agent=bc takes none."),
+        (["agent=leto", "run.frames=3"], "run.frames: unknown option."),
+        (["checkpoint=runs/x"], "checkpoint=runs/x: is for mode=eval"),
+        ([FILE], "dataset=demonstrations.hdf5: is for agents that imitate"),
     ],
 )
-def test_what_does_not_fit_together_is_named(registry: Registry, overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        composed(registry, overrides)
-    assert message in str(caught.value)
+def test_what_does_not_fit_together_is_named(refused: Callable[..., str], overrides: list[str], message: str) -> None:
+    assert message in refused(*overrides)
 
 
-def test_whole_numbers_may_be_written_short_and_names_have_aliases(registry: Registry) -> None:
+def test_whole_numbers_may_be_written_short(registry: Registry) -> None:
     assert composed(registry, ["run.frames=1e5"]).run.frames == 100_000
     assert composed(registry, ["agent.loss.learning_rate=1e-4"]).agent["loss"]["learning_rate"] == 1e-4
+
+
+def test_a_sweep_has_canonical_names_and_a_first_job(registry: Registry) -> None:
     arguments, first = prepared_sweep(
         registry, ["-m", "env=dmc/ball_in_cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1e3,2e3"]
     )
     assert arguments == ["-m", "env=dmc/cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1000,2000"]
     assert first == ["env=dmc/cup-catch", "run.frames=1000"]
+    assert (
+        prepared_sweep(registry, ["-m", "env=choice(dmc/cup_catch,gym/Pendulum-v1)"])[0][1] == "env=dmc/cup-catch,gym/Pendulum-v1"
+    )
     assert prepared_sweep(registry, ["--cfg", "job", "seed=2"]) == (["--cfg", "job", "seed=2"], ["seed=2"])
 
 
-def test_help_names_every_option_and_choice(registry: Registry) -> None:
-    text = help_text(registry)
-    keys = [
-        info.key
-        for config, where in [(TopConfig, ""), (RunConfig, "run"), (EnvConfig, "env")]
-        for info in describe(config, where)
+def test_a_sweep_of_imitation_runs_its_loop(registry: Registry) -> None:
+    assert "run=offline" in prepared_sweep(registry, ["-m", "agent=bc,leto"])[0]
+    assert "run=offline" in prepared_sweep(registry, ["-m", "experiment=leto_ph,leto_square_mh", "seed=1,2"])[0]
+    assert "run=offline" not in prepared_sweep(registry, ["-m", "experiment=tdmpc,difftori_cup-catch"])[0]
+    with pytest.raises(ConfigError, match="sweep over one kind at a time"):
+        prepared_sweep(registry, ["-m", "agent=bc,tdmpc"])
+    with pytest.raises(ConfigError, match="preset=cpu: has sizes of agents that learn from rewards"):
+        prepared_sweep(registry, ["-m", "agent=bc", "preset=standard,cpu"])
+
+
+def test_a_choice_is_a_file_only_where_it_sets_something(registry: Registry) -> None:
+    """Options have their defaults in the dataclasses: no file of a group is without a difference."""
+    files = [path for group in ("agent", "world_model", "preset", "obs") for path in (registry.config_dir / group).glob("*.yaml")]
+    empty = [
+        path.name for path in files if not [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     ]
-    keys += [info.key for config, _ in registry.agents.values() for info in describe(config, "agent")]
-    missing = [name for name in [*keys, *AGENTS, *list_envs(), *EXPERIMENTS] if name not in text]
-    assert missing == []
-    undocumented = [
-        info.key for config, _ in registry.agents.values() for info in describe(config, "agent") if len(info.help) < 10
-    ]
-    assert undocumented == []
+    assert empty == [] and {path.stem for path in files} >= {"tdmpc2", "cpu", "pixels"}
 
 
-def test_there_is_an_experiment_for_each_row_of_the_papers() -> None:
-    for agent in ("tdmpc", "tdmpc2", "difftop_rl", "difftori"):
-        assert {f"{agent}_{task}" for task in PAPER_TASKS} <= set(EXPERIMENTS)
-    leto = {f"leto_{task}_{kind}" for task in ("can", "square") for kind in ("ph", "mh")}
-    limits = {f"leto_square_ph_acc_{limit}" for limit in ("0.05", "0.1", "0.2", "0.5", "1.0")}
-    improved = {f"difftop_il_{task}_{base}" for task in ("square", "transport", "tool_hang") for base in ("rnn_gmm", "diffusion")}
-    ablations = {f"ablation_no_{what}" for what in ("policy_gradient", "prior_start", "reward_loss", "dynamics_loss")}
-    assert leto | limits | improved | ablations <= set(EXPERIMENTS)
-    assert sum(name.startswith("difftop_il_metaworld_") for name in EXPERIMENTS) == 22
+def test_every_option_has_help(registry: Registry) -> None:
+    configs = [TopConfig, RunConfig, OfflineConfig, registry.env_config, *(info.config for info in registry.agents.values())]
+    assert [info.key for config in configs for info in describe(config) if len(info.help) < 10] == []
 
 
-@pytest.mark.parametrize("agent", names("rl"))
-@pytest.mark.parametrize("obs", ["state", "pixels"])
-def test_every_agent_of_rewards_composes_and_is_built(registry: Registry, agent: str, obs: str) -> None:
+@pytest.mark.parametrize("agent", names("rewards"))
+@pytest.mark.parametrize("spec", [STATE, PIXELS], ids=["state", "pixels"])
+def test_every_agent_of_rewards_composes_and_is_built(registry: Registry, agent: str, spec: EnvSpec) -> None:
     tiny = ["agent.model.mlp_dim=8", "agent.model.encoder_dim=8"]
-    settings = composed(registry, [f"agent={agent}", "preset=cpu", f"obs={obs}", *tiny])
-    assert make_agent(settings.agent, env_spec(settings.env), seed=0).config.name == agent
+    settings = composed(registry, [f"agent={agent}", "preset=cpu", f"obs={spec.only_key}", *tiny])
+    assert make_agent(settings.agent, spec, seed=0).config.name == agent
 
 
-@pytest.mark.parametrize("agent", names("il"))
+@pytest.mark.parametrize("agent", names("demonstrations"))
 def test_every_imitator_composes_and_is_built(registry: Registry, agent: str) -> None:
     base = ["agent.base=bc", "agent.base_checkpoint=runs/none"] if agent == "residual" else []
     settings = composed(registry, [f"agent={agent}", *base])
-    assert settings.env.name == "metaworld/button-press-topdown" and isinstance(settings.run, OfflineConfig)
-    assert make_policy(settings.agent, LOW_DIM, seed=0).config.name == agent
+    assert settings.env.name == "metaworld/button-press-topdown" and settings.env.obs == "low_dim"
+    assert isinstance(settings.run, OfflineConfig)
+    assert make_agent(settings.agent, LOW_DIM, seed=0, total_steps=1).policy.config.name == agent
 
 
-LOW_DIM = TaskSpec("test/task", {"robot0_eef_pos": (3,), "object": (10,)}, 7, 400, 0.05)
-IMAGES = TaskSpec("test/task", {"robot0_eef_pos": (3,), "eye_image": (3, 84, 84)}, 7, 400, 0.05)
-POINTS = TaskSpec("test/task", {"state": (9,), "pointcloud": (64, 3)}, 7, 400, 0.05)
-
-
-QUICK = [  # one or two of each family; the others are slow
-    "tdmpc_walker-walk", "tdmpc2_walker-walk", "difftop_rl_walker-walk", "difftori_walker-walk", "leto_can_ph_low_dim",
-    "leto_square_ph_acc_0.5", "difftop_il_square_rnn_gmm", "difftop_il_metaworld_basketball", "difftop_il_maniskill_PickCube-v1",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "experiment", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
-)
-def test_every_experiment_composes_and_builds_its_agent(registry: Registry, experiment: str) -> None:
-    settings = composed(registry, [f"experiment={experiment}"])
-    name = settings.agent["name"]
-    if name in names("il"):
-        spec = {"low_dim": LOW_DIM, "image": IMAGES, "pointcloud": POINTS}[settings.env.obs]
-        policy = make_policy(settings.agent, spec, seed=0)
-        assert policy.config.name == name and experiment.startswith(name)
-        return
-    agent = make_agent(settings.agent, env_spec(settings.env), seed=0)
-    assert agent.config.name == name
-    if not experiment.startswith("ablation"):
-        assert settings.env.name == f"dmc/{experiment.removeprefix('difftori_').removeprefix(f'{name}_')}"
-    if experiment.startswith("difftori"):
-        assert agent.config.policy_gradient.mode == "on_policy" and agent.config.acting.lm.objective == "return"
-
-
-def test_what_an_ablation_takes_away_is_away(registry: Registry) -> None:
-    agents = {name: composed(registry, [f"experiment=ablation_no_{name}"]).agent for name in ABLATIONS}
-    assert agents["policy_gradient"]["policy_gradient"]["mode"] == "none"
-    assert agents["reward_loss"]["loss"]["reward"] == 0 and agents["dynamics_loss"]["loss"]["consistency"] == 0
-    assert agents["prior_start"]["acting"]["prior_start"] is False
-
-
-ABLATIONS = ("policy_gradient", "prior_start", "reward_loss", "dynamics_loss")
+def test_the_folder_of_files_may_be_anywhere(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert composed(registry, ["preset=cpu"]).agent["model"]["mlp_dim"] == 256

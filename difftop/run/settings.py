@@ -1,0 +1,224 @@
+"""What a command line is made into: options outside any group, what can be chosen, and the checked whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from difftop.options import ConfigError, build, option, suggest
+from difftop.run.offline import OfflineConfig
+from difftop.run.online import RunConfig
+
+MODES: Mapping[str, str] = {
+    "train": "train, or continue a stopped run",
+    "eval": "play and record a checkpoint: mode=eval checkpoint=RUN",
+    "demos": "write demonstrations by the task's scripted expert: mode=demos env=SUITE/TASK",
+    "compare": "report of runs beside published curves: mode=compare runs=RUNS",
+    "status": "what of a sweep is finished, stopped or missing: mode=status root=RUNS",
+    "diagnose": "is a checkpoint's world model worth planning with: mode=diagnose checkpoint=RUN",
+    "envs": "table of all environments, and what each gives",
+}
+DEMONSTRATED_TASK = "metaworld/button-press-topdown"  # of imitation, where none is named
+LOOPS: Mapping[str, type] = {"online": RunConfig, "offline": OfflineConfig}
+GROUPS = ("agent", "world_model", "env", "obs", "preset", "experiment")
+REWARD_OBS = ("state", "pixels")  # what agents that learn from rewards see; imitation has the others
+
+
+@dataclass(frozen=True)
+class TopConfig:
+    """Options outside any group."""
+
+    mode: str = option("train", "what to do", choices=tuple(MODES))
+    seed: int = option(1, "of every random stream of the run", low=0)
+    name: str = option("auto", "name of the run; auto tells obs, preset, planner and experiment where they aren't the defaults")
+    planner: str = option("auto", "optimizer of the action; auto is the agent's own")  # choices: Registry.planners
+    device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
+    threads: int = option(0, "CPU threads; 0 takes one for vectors, every core for images", low=0)
+    checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")
+    head: str = option(
+        "", "mode=eval, imitation: act by this head in place of the trained one", choices=("", "none", "clip", "qp")
+    )
+    dataset: str = option("", "imitation: file of demonstrations; empty makes them by the task's scripted expert")
+    episodes: int = option(0, "mode=demos: demonstrations to write; 0 for 50", low=0)
+    data: str = option("data", "folder of the demonstrations that are made")
+    root: str = option("runs", "folder of all runs")
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """What the command line knows of an agent.
+
+    Attributes:
+        config: its options class.
+        summary: one line about it.
+        learns_from: `rewards` or `demonstrations`.
+        worlds: its options class on each world model it can be given (`auto`: its own); empty where it has no choice.
+    """
+
+    config: type
+    summary: str
+    learns_from: str
+    worlds: Mapping[str, type] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """What can be chosen, handed in because this package knows no agent and no simulator.
+
+    Attributes:
+        agents: by name.
+        env_config: options class of every environment.
+        list_envs: all canonical names that are known ahead.
+        canonical_env: any accepted spelling of an environment's name to the canonical one; `ConfigError` for an unknown one.
+        gives: what an environment gives, of `reward`, `success`, `expert` and `states`.
+        planners: names of the planners.
+        config_dir: folder of the YAML files.
+    """
+
+    agents: Mapping[str, AgentInfo]
+    env_config: type
+    list_envs: Callable[[], list[str]]
+    canonical_env: Callable[[str], str]
+    gives: Callable[[str], frozenset[str]]
+    planners: Sequence[str]
+    config_dir: Path
+
+    @property
+    def imitators(self) -> list[str]:
+        """The agents that learn from demonstrations."""
+        return [name for name, info in self.agents.items() if info.learns_from == "demonstrations"]
+
+    def options(self, agent: Mapping[str, Any]) -> type:
+        """Options class of an agent given as a plain mapping; raises `ConfigError` for an unknown one."""
+        name = str(agent.get("name"))
+        if name not in self.agents:
+            raise ConfigError(f"agent={name}: unknown.{suggest(name, list(self.agents))} Known: {', '.join(self.agents)}.")
+        info = self.agents[name]
+        return info.worlds.get(str(agent.get("world_model", "")), info.config)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A composed configuration, checked.
+
+    Attributes:
+        top: options outside any group.
+        run: of the loop, `RunConfig` or, for imitation, `OfflineConfig`.
+        agent: plain mapping, for the agent registry (which checks it).
+        env: instance of `Registry.env_config`.
+        choices: option chosen in each group (`preset`: `cpu`).
+    """
+
+    top: TopConfig
+    run: Any
+    agent: dict[str, Any]
+    env: Any
+    choices: dict[str, str]
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain containers, as it is saved."""
+        plain = {key: OmegaConf.to_container(OmegaConf.structured(getattr(self, key))) for key in ("top", "run", "env")}
+        return plain | {"agent": self.agent, "choices": self.choices}
+
+
+def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, str]) -> Settings:
+    """Settings from plain containers (`top`-level keys beside `run`, `agent`, `env`); raises `ConfigError`."""
+    top = build(TopConfig, {key: value for key, value in plain.items() if key not in ("run", "agent", "env")})
+    agent = dict(plain["agent"])
+    options = registry.options(agent)
+    _check_mode(top, imitates=agent["name"] in registry.imitators)
+    if top.planner != "auto":
+        _check_planner(registry, top.planner, agent)
+        agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
+    _check_world_model(registry, agent["name"], choices.get("world_model", "auto"))
+    build(options, agent, "agent")
+    env = build(registry.env_config, plain["env"], "env")
+    if top.mode == "train":
+        _check_pair(registry, agent["name"], env, top.dataset)
+    loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
+    return Settings(top, build(loop, plain["run"], "run"), agent, env, dict(choices))
+
+
+def run_name(settings: Settings) -> str:
+    """`top.name`, or a name that tells the groups that aren't at their defaults."""
+    if settings.top.name != "auto":
+        return settings.top.name
+    chosen = settings.choices
+    usual = {"obs": ("state", "low_dim"), "preset": ("standard",), "experiment": ("None",)}
+    parts = [chosen[group] for group in usual if chosen[group] not in usual[group]]
+    if chosen.get("world_model", "auto") != "auto":
+        parts.append(f"world_model-{chosen['world_model']}")
+    if settings.top.planner != "auto":
+        parts.append(f"planner-{settings.top.planner}")
+    return "-".join(parts).replace("/", "-") or "default"
+
+
+def _check_mode(top: TopConfig, *, imitates: bool) -> None:
+    """Raises where an option is of another mode, or of the other kind of agents, and would be without effect."""
+    if top.mode != "train":
+        return
+    if top.checkpoint:
+        raise ConfigError(
+            f"checkpoint={top.checkpoint}: is for mode=eval; training goes on by the same command line, from its own folder."
+        )
+    if top.head:
+        raise ConfigError(f"head={top.head}: is for mode=eval; in training it is agent.head.")
+    if top.dataset and not imitates:
+        raise ConfigError(f"dataset={top.dataset}: is for agents that imitate, such as agent=leto.")
+    if top.episodes:
+        raise ConfigError(f"episodes={top.episodes}: is for mode=demos; training takes run.demos.")
+
+
+def _check_planner(registry: Registry, planner: str, agent: Mapping[str, Any]) -> None:
+    known = ["auto", *registry.planners]
+    if planner not in known:
+        raise ConfigError(f"planner={planner}: must be {' | '.join(known)}.{suggest(planner, known)}")
+    if not isinstance(agent.get("acting"), Mapping):
+        raise ConfigError(f"planner={planner}: agent={agent['name']} has no planner to choose; leave it out.")
+
+
+def _check_world_model(registry: Registry, agent: str, world: str) -> None:
+    if world != "auto" and world not in registry.agents[agent].worlds:
+        choosers = ", ".join(name for name, info in registry.agents.items() if info.worlds)
+        raise ConfigError(f"world_model={world}: agent={agent} has its own; one can be chosen for {choosers}.")
+
+
+def _check_pair(registry: Registry, agent: str, env: Any, dataset: str) -> None:
+    """Raises where an environment doesn't give what an agent learns from, or shows it in the other kind's way."""
+    gives = registry.gives(env.name)
+    there = f"(it gives {', '.join(sorted(gives)) or 'nothing to learn from'})"
+    if agent in registry.imitators:
+        if "expert" not in gives and not dataset:
+            raise ConfigError(
+                f"agent={agent} learns from demonstrations; {env.name} has no scripted expert that makes them {there}: "
+                f"give dataset=PATH, or take {DEMONSTRATED_TASK}."
+            )
+        if env.obs in REWARD_OBS:
+            raise ConfigError(f"obs={env.obs}: agent={agent} imitates, from obs=low_dim, image or pointcloud.")
+        return
+    if "reward" not in gives:
+        raise ConfigError(
+            f"agent={agent} learns from rewards; {env.name} gives none {there}: "
+            f"take {rewarding(registry, env.name)}, or an agent that imitates, such as {registry.imitators[0]}."
+        )
+    if env.obs not in REWARD_OBS:
+        raise ConfigError(f"obs={env.obs}: agent={agent} learns from rewards, from obs={' or '.join(REWARD_OBS)}.")
+
+
+def rewarding(registry: Registry, env: str) -> str:
+    """An environment with rewards: the one most like `env` whose task has its task's name in it, else an easy one."""
+    task = _letters(env.rpartition("/")[2])
+    named = [
+        name for name in registry.list_envs() if task in _letters(name.partition("/")[2]) and "reward" in registry.gives(name)
+    ]
+    shared = {name: sum(1 for a, b in zip(name, env, strict=False) if a == b) for name in named}
+    return max(named, key=shared.__getitem__) if named else "dmc/walker-walk"
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
