@@ -1,136 +1,111 @@
 """One Gymnasium environment over any simulator.
 
-A simulator only moves its state and draws it. Action repeat, frame stacking, checks, seeding and errors are here, once.
+A simulator only moves its state, looks at it and draws it. Action repeat, frame stacking, time limit, checks, seeding and errors
+are here, once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
-from difftop.types import EnvSpec
+from difftop.types import EnvSpec, ObsSpec
+from envs.config import EnvConfig
 from envs.errors import EnvError
-
-Array = NDArray[Any]
+from envs.suites import Array, Observation, Outcome, Simulator, TaskInfo
 
 ACTION_TOLERANCE = 1e-6  # float32 arithmetic may step this far out of [-1, 1]; such an action is clipped
 
 
-@dataclass(frozen=True)
-class TaskInfo:
-    """What is known of a task without loading its simulator.
-
-    Attributes:
-        obs_dim: length of the state observation.
-        action_dim: A.
-        action_repeat: control steps per action, unless the configuration says otherwise.
-        control_steps: control steps until the time limit.
-    """
-
-    obs_dim: int
-    action_dim: int
-    action_repeat: int
-    control_steps: int
-
-
-class ControlStep(NamedTuple):
-    """Outcome of one control step; `truncated` is the time limit, `terminated` a state from which nothing follows."""
-
-    reward: float
-    terminated: bool
-    truncated: bool
-
-
-class Simulator(Protocol):
-    """What a simulator offers. It may raise anything; `SimulatedEnv` names the environment and the step."""
-
-    control_dt_s: float
-
-    def reset(self, seed: int) -> None:
-        """Begins the episode that `seed` determines, whatever came before."""
-
-    def step(self, action: Array) -> ControlStep:
-        """One control step under `action [A]` in [-1, 1], float64."""
-
-    def state(self) -> Array:
-        """The task's observations as one vector."""
-
-    def render(self, height: int, width: int) -> Array:
-        """Camera image `[height, width, 3]`, uint8."""
-
-    def close(self) -> None:
-        """Frees memory and graphics contexts."""
-
-
-class SimulatedEnv(gymnasium.Env[Array, Array]):
+class SimulatedEnv(gymnasium.Env[Observation, Array]):
     """Gymnasium environment over a `Simulator`.
 
-    Observations: float32 `[O]`, or uint8 `[3 * frame_stack, size, size]` with the newest frame last (`obs[-3:]`); an episode's
-    first frame fills its whole first stack. Actions: float32 `[A]` in [-1, 1]. `reset(seed=k)` makes the episode a function
-    of k and of the actions alone; `reset()` draws the next seed from the generator that the last seed set up.
+    Observations are dictionaries, see `difftop.types.ObsSpec`. With `obs=pixels` the newest frame is the last one
+    (`pixels[-3:]`), and an episode's first frame fills its whole first stack. Actions: float32 `[A]` in [-1, 1]. `reset(seed=k)`
+    makes the episode a function of k and of the actions alone; `reset()` draws the next seed from the generator that the last
+    seed set up.
+
+    An action is held for `action_repeat` control steps, and rewards are summed. The time limit truncates; only the simulator
+    terminates. Success ends nothing: `info` has `success` (0 or 1) where the task says it, and `contact_force_n` where it is
+    measured.
 
     Attributes:
         difftop_spec: the `EnvSpec` that agents are built from.
     """
 
-    def __init__(self, simulator: Simulator, spec: EnvSpec, video_size: int = 256, render_mode: str | None = "rgb_array") -> None:
-        """`render` gives frames `[video_size, video_size, 3]`, whatever the agent observes."""
+    def __init__(
+        self, simulator: Simulator, config: EnvConfig, task: TaskInfo | None = None, render_mode: str | None = "rgb_array"
+    ) -> None:
+        """Takes over `simulator`, which was made with `config`; `config.name` is the canonical one."""
         if render_mode not in (None, "rgb_array"):
-            raise EnvError(f"{spec.name}: render_mode={render_mode!r} is not offered; take 'rgb_array' or None.")
-        self.difftop_spec = spec
+            raise EnvError(f"{config.name}: render_mode={render_mode!r} is not offered; take 'rgb_array' or None.")
+        spec = self.difftop_spec = spec_of(simulator, config, task)
         self.render_mode = render_mode
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / (simulator.control_dt_s * spec.action_repeat)}
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 1 / spec.control_dt_s}
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (spec.action_dim,), np.float32)
-        if spec.obs_kind == "pixels":
-            self.observation_space = gymnasium.spaces.Box(0, 255, spec.obs_shape, np.uint8)
-        else:
-            largest = float(np.finfo(np.float32).max)  # every finite number; others raise
-            self.observation_space = gymnasium.spaces.Box(-largest, largest, spec.obs_shape, np.float32)
+        self.observation_space: gymnasium.spaces.Dict = gymnasium.spaces.Dict(  # type: ignore[assignment]
+            {key: _space(seen) for key, seen in spec.obs.items()}
+        )
         self._simulator: Simulator | None = simulator
-        self._video_size = video_size
+        self._joined, self._stacked = config.obs == "state", config.obs == "pixels"
+        self._limit = config.episode_steps * spec.action_repeat or simulator.episode_steps
+        self._video_size = config.video_size
         self._frames = np.zeros(0, np.uint8)
-        self._steps = 0
-        self._episode_seed: int | None = None
+        self._steps = self._control_steps = 0
+        self._seed = -1
         self._running = False
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    @property
+    def simulator(self) -> Simulator:
+        """What is simulated, for experts, who may look at more than observations.
+
+        Raises:
+            EnvError: the environment is closed.
+        """
+        if self._simulator is None:
+            raise EnvError(f"{self.difftop_spec.name}: the environment is closed; make a new one.")
+        return self._simulator
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Begins an episode; `options` are ignored."""
         super().reset(seed=seed)
-        self._running, self._steps, self._episode_seed = False, 0, seed
+        self._running, self._steps, self._control_steps = False, 0, 0
+        self._seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         with self._named_errors():
-            self._open_simulator().reset(int(self.np_random.integers(2**31)))
+            self.simulator.reset(self._seed)
             obs = self._observe(first=True)
         self._running = True
         return obs, {}
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Repeats `action` for `action_repeat` control steps, or until the episode ends; the reward is their sum."""
-        simulator = self._open_simulator()
+        simulator = self.simulator
         if not self._running:
             raise EnvError(
                 f"{self.difftop_spec.name}: step() before reset(), or after the end of the episode; call reset() first."
             )
         control = self._check_action(action)
         self._running, self._steps = False, self._steps + 1  # an error below ends the episode
-        total = 0.0
+        outcomes: list[Outcome] = []
         with self._named_errors():
             for _ in range(self.difftop_spec.action_repeat):
-                reward, terminated, truncated = simulator.step(control)
-                total += float(reward)
+                outcomes.append(simulator.step(control))
+                self._control_steps += 1
+                terminated, over = bool(outcomes[-1].terminated), self._control_steps >= self._limit
+                truncated = not terminated and (over or bool(outcomes[-1].truncated))
                 if terminated or truncated:
                     break
-            if not math.isfinite(total):
-                raise EnvError(f"{self._where()}: the reward is {total}.")
+            reward = sum(float(outcome.reward) for outcome in outcomes)
+            if not math.isfinite(reward):
+                raise EnvError(f"{self._where()}: the reward is {reward}.")
             obs = self._observe(first=False)
         self._running = not (terminated or truncated)
-        return obs, total, bool(terminated), bool(truncated), {}
+        return obs, reward, terminated, truncated, _info(outcomes)
 
     def render(self) -> Array | None:
         """The current camera image `[video_size, video_size, 3]`, uint8; None if made with `render_mode=None`.
@@ -141,18 +116,13 @@ class SimulatedEnv(gymnasium.Env[Array, Array]):
         if self.render_mode is None:
             return None
         with self._named_errors():
-            return self._open_simulator().render(self._video_size, self._video_size)
+            return self.simulator.render(self._video_size, self._video_size)
 
     def close(self) -> None:
         """Frees the simulator; closing twice is fine."""
         if self._simulator is not None:
             self._simulator.close()
         self._simulator, self._running = None, False
-
-    def _open_simulator(self) -> Simulator:
-        if self._simulator is None:
-            raise EnvError(f"{self.difftop_spec.name}: the environment is closed; make a new one.")
-        return self._simulator
 
     def _check_action(self, action: Array) -> Array:
         control = np.asarray(action, np.float64)
@@ -166,25 +136,38 @@ class SimulatedEnv(gymnasium.Env[Array, Array]):
             )
         return control.clip(-1, 1)
 
-    def _observe(self, first: bool) -> Array:
-        simulator = self._open_simulator()
-        spec = self.difftop_spec
-        if spec.obs_kind == "pixels":
-            frame = simulator.render(*spec.obs_shape[1:]).transpose(2, 0, 1)
-            older = [frame] * (spec.frame_stack - 1) if first else [self._frames[3:]]
+    def _observe(self, first: bool) -> Observation:
+        """What the simulator shows, as the spec promises it."""
+        seen = self.simulator.observe()
+        obs = {key: self._checked(key, seen[key], expected) for key, expected in self.simulator.obs.items()}
+        if self._joined and list(obs) != ["state"]:
+            return {"state": np.concatenate(list(obs.values()))}
+        if self._stacked:
+            frame = obs["pixels"]
+            older = [frame] * (self.difftop_spec.frame_stack - 1) if first else [self._frames[3:]]
             self._frames = np.concatenate([*older, frame])
-            return self._frames.copy()
-        with np.errstate(over="ignore"):  # overflow becomes inf, which is reported below
-            obs = simulator.state().astype(np.float32)
-        bad = np.flatnonzero(~np.isfinite(obs))
-        if bad.size:
-            which = f"{obs[bad[0]]} at index {bad[0]}, {bad.size} of {obs.size} entries are not finite"
-            raise EnvError(f"{self._where()}: the observation is {which}.")
+            return {"pixels": self._frames.copy()}
         return obs
 
+    def _checked(self, key: str, value: Any, expected: ObsSpec) -> Array:
+        """A copy of an observation; raises where it is misshapen, of another type, or not finite."""
+        seen = np.asarray(value)
+        if seen.shape != expected.shape:
+            raise EnvError(f"{self._where()}: observation {key} has shape {seen.shape}; the task's is {expected.shape}.")
+        if expected.kind == "image":
+            if seen.dtype != np.uint8:
+                raise EnvError(f"{self._where()}: observation {key} is an image of {seen.dtype}; it must be uint8.")
+            return np.array(seen, order="C")
+        with np.errstate(over="ignore"):  # overflow becomes inf, which is reported below
+            seen = seen.astype(np.float32)
+        if not np.isfinite(seen).all():
+            bad = np.flatnonzero(~np.isfinite(seen))
+            which = f"{seen.flat[bad[0]]} at index {bad[0]}, {bad.size} of {seen.size} entries are not finite"
+            raise EnvError(f"{self._where()}: observation {key} is {which}.")
+        return seen
+
     def _where(self, step: int | None = None) -> str:
-        seed = "unseeded episode" if self._episode_seed is None else f"episode of seed {self._episode_seed}"
-        return f"{self.difftop_spec.name}, step {self._steps if step is None else step} in the {seed}"
+        return f"{self.difftop_spec.name}, step {self._steps if step is None else step} in the episode of seed {self._seed}"
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -194,3 +177,48 @@ class SimulatedEnv(gymnasium.Env[Array, Array]):
             raise
         except Exception as error:  # simulators raise what they like
             raise EnvError(f"{self._where()}: the simulator raised {type(error).__name__}: {error}") from error
+
+
+def spec_of(simulator: Simulator, config: EnvConfig, task: TaskInfo | None = None) -> EnvSpec:
+    """What an agent needs to know of the environment over `simulator`."""
+    info = task or TaskInfo(simulator.episode_steps)
+    repeat = config.action_repeat or info.action_repeat
+    return EnvSpec(
+        name=config.name,
+        obs=_seen(simulator.obs, config),
+        action_dim=simulator.action_dim,
+        episode_steps=config.episode_steps or -(-simulator.episode_steps // repeat),
+        control_dt_s=simulator.control_dt_s * repeat,
+        action_repeat=repeat,
+        frame_stack=config.frame_stack if config.obs == "pixels" else 1,
+        gives=info.gives,
+    )
+
+
+def _seen(obs: Mapping[str, ObsSpec], config: EnvConfig) -> dict[str, ObsSpec]:
+    """The environment's observations, given the simulator's."""
+    if config.obs == "state":
+        return {"state": ObsSpec("vector", (sum(part.shape[0] for part in obs.values()),))}
+    if config.obs == "pixels":
+        channels, height, width = obs["pixels"].shape
+        return {"pixels": ObsSpec("image", (channels * config.frame_stack, height, width))}
+    return dict(obs)
+
+
+def _space(seen: ObsSpec) -> gymnasium.spaces.Box:
+    if seen.kind == "image":
+        return gymnasium.spaces.Box(0, 255, seen.shape, np.uint8)
+    largest = float(np.finfo(np.float32).max)  # every finite number; others raise
+    return gymnasium.spaces.Box(-largest, largest, seen.shape, np.float32)
+
+
+def _info(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Success in any of the control steps, and the largest force of all."""
+    info: dict[str, Any] = {}
+    told = [outcome.success for outcome in outcomes if outcome.success is not None]
+    if told:
+        info["success"] = float(any(told))
+    forces = [float(outcome.contact_force_n) for outcome in outcomes if not math.isnan(outcome.contact_force_n)]
+    if forces:
+        info["contact_force_n"] = max(forces)
+    return info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from difftop.options import option
+from difftop.options import ConfigError, option
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,8 @@ class EnvConfig:
     name: str = option("dmc/cartpole-swingup", "environment, SUITE/TASK; `python train.py mode=envs` lists all")
     obs: str = option(
         "state",
-        "state: one vector; pixels: stacked frames of one camera; and by key, as imitation has them: low_dim: vectors; image: camera "
-        "images beside the robot's vectors; pointcloud: points beside them",
+        "state: one vector; pixels: stacked frames of one camera; and by key, as imitation has them: low_dim: vectors; image: "
+        "camera images beside the robot's vectors; pointcloud: points beside them",
         choices=("state", "pixels", "low_dim", "image", "pointcloud"),
     )
     action_repeat: int = option(0, "simulator steps per action, rewards summed; 0 takes the task's own", low=0, high=100)
@@ -32,3 +32,11 @@ class EnvConfig:
     )
     video_size: int = option(256, "height and width of video frames, pixels", low=16, high=480)
     made_with: str = option("", "JSON of the arguments that a demonstration file's environment was made with; set from the file")
+
+
+def refuse(config: EnvConfig, *keys: str) -> None:
+    """Raises `ConfigError` where one of `keys`, options that a task has no use for, was set."""
+    for key in keys:
+        value = getattr(config, key)
+        if value != getattr(EnvConfig(), key):
+            raise ConfigError(f"{config.name}: env.{key}={value} is not offered; leave it out.")

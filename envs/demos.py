@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from difftop.data.robomimic import Recording, write_demonstrations
 from difftop.options import ConfigError
 from difftop.run.ownership import in_turn
 from difftop.run.seeding import stream
+from envs.base import SimulatedEnv
+from envs.config import EnvConfig
 from envs.errors import EnvError
-from envs.keyed import Array, KeyedEnv, Observation, is_image
-from envs.tasks import SUITES, Expert, TaskConfig, canonical_task, make_expert, make_task
+from envs.registry import find_task, make_env, make_expert, recorded_as
+from envs.suites import Array, Expert, Observation
 
 log = logging.getLogger(__name__)
 
@@ -26,25 +28,27 @@ _ATTEMPTS = 4  # per demonstration that is wanted
 
 
 def demonstrations_file(
-    config: TaskConfig, episodes: int, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
+    config: EnvConfig, episodes: int, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
 ) -> Path:
     """Where `record` puts such demonstrations: a function of what they are, simulator versions aside."""
-    name = canonical_task(config.name).replace("/", "-")
-    kind = "" if config.obs == "low_dim" else f"-{config.obs}{config.image_size}"
-    if config.obs == "image":
+    task = find_task(config.name)
+    planned = hasattr(task.module, "make_demonstrations")  # by the suite's own planner, which adds no noise
+    kind = {"low_dim": "", "state": "-state"}.get(config.obs, f"-{config.obs}{config.image_size}")
+    if config.obs in ("image", "pixels"):
         kind += "".join(f"-{camera}" for camera in config.cameras)
-        kind += f"-{config.render_quality}" if config.render_quality != TaskConfig().render_quality else ""
+        kind += f"-{config.render_quality}" if config.render_quality != EnvConfig().render_quality else ""
+    kind += f"-stack{config.frame_stack}" if config.obs == "pixels" else ""
+    kind += f"-repeat{config.action_repeat}" if config.action_repeat else ""
     kind += f"-steps{config.episode_steps}" if config.episode_steps else ""
     kind += f"-{config.control}" if config.control else ""
-    if _noise_applies(config):
+    if not planned:
         kind += f"-noise{noise:g}" if noise != NOISE else ""
         kind += f"-{labels}" if labels != "executed" else ""
-    suffix = ".h5" if config.name.startswith("maniskill/") else ".hdf5"
-    return Path(folder) / name / f"expert{kind}-{episodes}-seed{seed}{suffix}"
+    return Path(folder) / task.name.replace("/", "-") / f"expert{kind}-{episodes}-seed{seed}{'.h5' if planned else '.hdf5'}"
 
 
 def record(
-    config: TaskConfig, episodes: int, *, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
+    config: EnvConfig, episodes: int, *, seed: int, folder: Path | str, noise: float = NOISE, labels: str = "executed"
 ) -> Path:
     """Demonstrations by the task's expert; nothing is done where the file is there already, or another process makes it.
 
@@ -62,6 +66,7 @@ def record(
         ConfigError: the task has no expert.
         EnvError: the expert fails too often, or the simulator is missing.
     """
+    check_expert(config)
     path = demonstrations_file(config, episodes, seed, folder, noise, labels)
     if path.exists():
         return path
@@ -72,18 +77,16 @@ def record(
     return path
 
 
-def _record(config: TaskConfig, episodes: int, seed: int, path: Path, noise: float, labels: str) -> None:
-    suite = SUITES[config.name.partition("/")[0]].loaded()
-    if hasattr(suite, "make_demonstrations"):  # the suite has its own planner and format
-        suite.make_demonstrations(config.name.partition("/")[2], episodes, path, seed, config)
+def _record(config: EnvConfig, episodes: int, seed: int, path: Path, noise: float, labels: str) -> None:
+    task, config = find_task(config.name), replace(config, reward="sparse")
+    if hasattr(task.module, "make_demonstrations"):  # the suite has its own planner and format
+        task.module.make_demonstrations(task.task, episodes, path, seed, config)
         return
-    env = make_task(config)
+    env = make_env(config)
     try:
-        simulator: Any = env._simulator
         rng = np.random.default_rng(stream(seed, "expert_noise"))
-        expert = Disturbed(make_expert(config, simulator, rng), rng, noise, labels)
-        args = suite.env_args(canonical_task(config.name).partition("/")[2], config)
-        write_demonstrations(path, _episodes(env, simulator, expert, episodes, seed), args)
+        expert = Disturbed(make_expert(config, env.simulator, rng), rng, noise, labels)
+        write_demonstrations(path, _episodes(env, expert, episodes, seed), recorded_as(config))
     finally:
         env.close()
 
@@ -110,17 +113,13 @@ class Disturbed:
         return executed, executed if self.labels == "executed" else intended.clip(-1, 1)
 
 
-def _noise_applies(config: TaskConfig) -> bool:
-    return not config.name.startswith("maniskill/")
-
-
-def _episodes(env: KeyedEnv, simulator: Any, expert: Disturbed, episodes: int, seed: int) -> Iterator[Recording]:
+def _episodes(env: SimulatedEnv, expert: Disturbed, episodes: int, seed: int) -> Iterator[Recording]:
     """Successful episodes, `episodes` of them."""
     kept = 0
     for attempt in range(_ATTEMPTS * episodes):
         if kept == episodes:
             break
-        recording = _play(env, simulator, expert, stream(seed, "demonstration", attempt))
+        recording = _play(env, expert, stream(seed, "demonstration", attempt))
         if recording is not None:
             kept += 1
             yield recording
@@ -128,14 +127,15 @@ def _episodes(env: KeyedEnv, simulator: Any, expert: Disturbed, episodes: int, s
         attempt = _ATTEMPTS * episodes
     if kept < episodes:
         raise EnvError(
-            f"{env.task_spec.name}: the expert solved {kept} of {attempt} episodes, {episodes} are wanted; ask for fewer, less "
-            "noise, or longer episodes (env.episode_steps)."
+            f"{env.difftop_spec.name}: the expert solved {kept} of {attempt} episodes, {episodes} are wanted; ask for fewer, "
+            "less noise, or longer episodes (env.episode_steps)."
         )
-    log.info("%s: %d demonstrations, %d of %d attempts failed", env.task_spec.name, kept, attempt - kept, attempt)
+    log.info("%s: %d demonstrations, %d of %d attempts failed", env.difftop_spec.name, kept, attempt - kept, attempt)
 
 
-def _play(env: KeyedEnv, simulator: Any, expert: Disturbed, seed: int) -> Recording | None:
+def _play(env: SimulatedEnv, expert: Disturbed, seed: int) -> Recording | None:
     """One episode, or None where it fails."""
+    simulator: Any = env.simulator  # that may know states and scenes too
     obs, _ = env.reset(seed=seed)
     expert.reset()
     rows: list[Observation] = []
@@ -157,15 +157,15 @@ def _play(env: KeyedEnv, simulator: Any, expert: Disturbed, seed: int) -> Record
     if not solved:
         return None
     columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    columns = {key: np.moveaxis(x, 1, -1) if is_image(x.shape[1:]) else x for key, x in columns.items()}
+    images = [key for key, seen in env.difftop_spec.obs.items() if seen.kind == "image"]
+    columns |= {key: np.moveaxis(columns[key], 1, -1) for key in images}  # channels last, as files keep them
     attributes = {"model_file": simulator.model_xml()} if hasattr(simulator, "model_xml") else {}
     return Recording(
         columns, np.stack(actions), np.array(rewards), states=np.stack(states) if states else None, attributes=attributes
     )
 
 
-def check_expert(config: TaskConfig) -> None:
+def check_expert(config: EnvConfig) -> None:
     """Raises `ConfigError` where demonstrations of the task can't be made here."""
-    suite = SUITES[canonical_task(config.name).partition("/")[0]].loaded()
-    if not (hasattr(suite, "expert") or hasattr(suite, "make_demonstrations")):
+    if "expert" not in find_task(config.name).info.gives:
         raise ConfigError(f"env={config.name}: there is no scripted expert; give demonstrations with dataset=PATH.")

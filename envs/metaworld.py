@@ -1,24 +1,26 @@
 """Meta-World's 50 tasks with the goal in sight, and its scripted experts.
 
-Observations: `hand_pos` (3, m), `gripper` (1, opening from 0 to 1), `objects` (14: position and quaternion of two objects, zeros
-where there is one) and `goal_pos` (3, m). Actions: 3 displacements of the hand, 0.01 m at 1, and the gripper; 80 Hz.
+    state      state [39]: the suite's own: hand, gripper and objects, the same of the step before, and the goal
+    low_dim    hand_pos [3], m; gripper [1], opening from 0 to 1; objects [14]: position and quaternion of two objects, zeros
+               where there is one; goal_pos [3], m
+    image      hand_pos and gripper, and <camera>_image: what tells nothing of objects and goal but by sight
+    pixels     one camera
 
-Differs: from the suite's 39 numbers, which repeat those of the step before.
+Actions: 3 displacements of the hand, 0.01 m at 1, and the gripper; 80 Hz. The dense reward is the suite's own, from 0 to 10.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from difftop.types import TaskSpec
+from difftop.types import ObsSpec
+from envs.config import EnvConfig, refuse
 from envs.errors import EnvError, RenderError
-from envs.keyed import Array, Observation, TaskStep
 from envs.opengl import advice, choose_backend
-
-if TYPE_CHECKING:
-    from envs.tasks import Expert, TaskConfig
+from envs.suites import Array, Observation, Outcome, TaskInfo
 
 _NAMES = """
 assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press button-press-wall
@@ -29,64 +31,73 @@ reach reach-wall push-back push push-wall shelf-place soccer stick-pull stick-pu
 """
 _STEPS = 200  # DiffTORI's episodes; Meta-World's own are 500
 _LONG = {"basketball": 400, "peg-insert-side": 400, "stick-pull": 300, "handle-pull-side": 300}  # where its experts take over 100
-TASKS: dict[str, int] = {name: _LONG.get(name, _STEPS) for name in _NAMES.split()}  # to actions of an episode
+_GIVES = frozenset({"reward", "success", "expert"})
+TASKS: Mapping[str, TaskInfo] = {name: TaskInfo(_LONG.get(name, _STEPS), gives=_GIVES) for name in _NAMES.split()}
+OBS = ("state", "pixels", "low_dim", "image")
 
 METRES_PER_ACTION = 0.01
 _CONTROL_DT_S = 0.0125
-_LOW_DIM = {"hand_pos": (3,), "gripper": (1,), "objects": (14,), "goal_pos": (3,)}
-_CAMERAS = ("corner2",)  # the camera of Meta-World's published images
-_UPSIDE_DOWN = ("corner2",)  # the suite mounts it that way
+_STATE_DIM = 39
+_VECTORS = {"hand_pos": slice(0, 3), "gripper": slice(3, 4), "objects": slice(4, 18), "goal_pos": slice(36, 39)}
 _IMAGE_KEYS = ("hand_pos", "gripper")  # an image policy doesn't see objects and goal as numbers
+_CAMERA = "corner2"  # of Meta-World's published images
+_ENDLESS = 10**9  # control steps; the time limit is not the simulator's business
 
 
 class MetaWorldSimulator:
     """One task; `last` is the suite's own observation, for its experts."""
 
-    def __init__(self, task: str, config: TaskConfig) -> None:
+    action_dim, control_dt_s = 4, _CONTROL_DT_S
+
+    def __init__(self, task: str, config: EnvConfig) -> None:
         """Loads `task` of `TASKS`.
 
         Raises:
-            EnvError: metaworld is missing, or observations that it doesn't offer.
+            EnvError: metaworld is missing, or a camera that isn't there.
         """
         package = _import_metaworld()
-        if config.obs == "pointcloud":
-            raise EnvError(f"metaworld/{task}: env.obs=pointcloud is not offered; take low_dim or image.")
-        if config.control:
-            raise EnvError(
-                f"metaworld/{task}: env.control={config.control} is not offered, there is one control mode; leave it out."
-            )
-        self._cameras = tuple(config.cameras or _CAMERAS) if config.obs == "image" else ()
-        size = config.image_size
-        keys = _IMAGE_KEYS if self._cameras else tuple(_LOW_DIM)
-        shapes = {key: _LOW_DIM[key] for key in keys} | {f"{name}_image": (3, size, size) for name in self._cameras}
-        self.spec = TaskSpec(f"metaworld/{task}", shapes, 4, config.episode_steps or TASKS[task], _CONTROL_DT_S)
+        self.episode_steps, self._sparse = TASKS[task].episode_steps, config.reward == "sparse"
+        self._cameras = _shown(config)
+        self._keys = {"image": _IMAGE_KEYS, "low_dim": tuple(_VECTORS)}.get(config.obs, ())
+        self.obs = {key: ObsSpec("vector", (len(range(*_VECTORS[key].indices(_STATE_DIM))),)) for key in self._keys}
+        self.obs |= {"state": ObsSpec("vector", (_STATE_DIM,))} if config.obs == "state" else {}
+        self.obs |= {key: ObsSpec("image", (3, config.image_size, config.image_size)) for key in self._cameras}
         self._env = package.env_dict.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)
         self._env._freeze_rand_vec, self._env.seeded_rand_vec = False, True
-        self._env.max_path_length = self.spec.episode_steps + 1  # the suite raises beyond it; the time limit is not its business
+        self._env.max_path_length = _ENDLESS  # the suite raises beyond it
         if config.render_quality == "fast":
             quality = self._env.model.vis.quality
             quality.shadowsize, quality.offsamples = 0, 0
         cameras = [self._env.model.camera(i).name for i in range(self._env.model.ncam)]
-        for name in self._cameras:
+        for name in self._cameras.values():
             if name not in cameras:
                 raise EnvError(f"metaworld/{task}: env.cameras: there is no {name!r}; it has {', '.join(cameras)}.")
         self._renderers: dict[tuple[int, int], Any] = {}
-        self.last = np.zeros(39)
+        self.last = np.zeros(_STATE_DIM)
 
-    def reset(self, seed: int) -> Observation:
+    def reset(self, seed: int) -> None:
         """Draws objects and goal from `seed`."""
         self._env.seed(seed)
         self.last, _ = self._env.reset()
-        return self._observe()
 
-    def step(self, action: Array) -> tuple[Observation, TaskStep]:
+    def step(self, action: Array) -> Outcome:
         """One action of 0.0125 s."""
         self.last, reward, _, _, info = self._env.step(action)
-        return self._observe(), TaskStep(float(reward), bool(info["success"]))
+        solved = bool(info["success"])
+        return Outcome(float(solved) if self._sparse else float(reward), success=solved)
+
+    def observe(self) -> Observation:
+        """Of the suite's own observation, and of the cameras."""
+        obs: Observation = {key: self.last[_VECTORS[key]] for key in self._keys}
+        if "state" in self.obs:
+            obs["state"] = self.last
+        for key, camera in self._cameras.items():
+            obs[key] = self._image(camera, *self.obs[key].shape[1:]).transpose(2, 0, 1)
+        return obs
 
     def render(self, height: int, width: int) -> Array:
         """The camera of the suite's published images."""
-        return self._image(_CAMERAS[0], height, width)
+        return self._image(_CAMERA, height, width)
 
     def states(self) -> Array:
         """Time, positions and velocities of the simulation, as RoboMimic files keep them."""
@@ -99,15 +110,6 @@ class MetaWorldSimulator:
             renderer.close()
         self._renderers = {}
 
-    def _observe(self) -> Observation:
-        hand, gripper, objects, goal = self.last[:3], self.last[3:4], self.last[4:18], self.last[36:39]
-        values = {"hand_pos": hand, "gripper": gripper, "objects": objects, "goal_pos": goal}
-        obs: Observation = {key: values[key] for key in self.spec.shapes if key in values}
-        for name in self._cameras:
-            size = self.spec.shapes[f"{name}_image"][1]
-            obs[f"{name}_image"] = self._image(name, size, size).transpose(2, 0, 1)
-        return obs
-
     def _image(self, camera: str, height: int, width: int) -> Array:
         backend = choose_backend()
         try:
@@ -118,11 +120,15 @@ class MetaWorldSimulator:
             renderer = self._renderers[height, width]
             renderer.update_scene(self._env.data, camera=camera)
             image: Array = renderer.render()
-            if camera in _UPSIDE_DOWN:
-                image = np.ascontiguousarray(image[::-1, ::-1])
         except Exception as error:  # OpenGL, EGL and MuJoCo each have their own
             raise RenderError(f"Meta-World can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
-        return image
+        return np.ascontiguousarray(image[::-1, ::-1]) if self._hangs(camera) else image
+
+    def _hangs(self, camera: str) -> bool:
+        """Whether a camera that stands still is mounted upside down, as all three of the corners are."""
+        number = self._env.model.camera(camera).id
+        upwards = self._env.data.cam_xmat[number].reshape(3, 3)[2, 1]  # how much of "up" in its image is up in the world
+        return bool(self._env.model.cam_bodyid[number] == 0 and upwards < 0)
 
 
 class ScriptedExpert:
@@ -143,12 +149,13 @@ class ScriptedExpert:
         return np.asarray(self._policy.get_action(self._simulator.last), np.float64)
 
 
-def load(task: str, config: TaskConfig) -> MetaWorldSimulator:
+def load(task: str, config: EnvConfig) -> MetaWorldSimulator:
     """The simulator of a task."""
+    refuse(config, "control")
     return MetaWorldSimulator(task, config)
 
 
-def expert(task: str, simulator: MetaWorldSimulator, rng: np.random.Generator) -> Expert:
+def expert(task: str, simulator: MetaWorldSimulator, rng: np.random.Generator) -> ScriptedExpert:
     """The suite's scripted expert."""
     return ScriptedExpert(task, simulator)
 
@@ -161,7 +168,7 @@ def version() -> str:
     return installed("metaworld")
 
 
-def env_args(task: str, config: TaskConfig) -> dict[str, Any]:
+def env_args(task: str, config: EnvConfig) -> dict[str, Any]:
     """What a demonstration file says of its environment; `type` 2 is RoboMimic's number for Gym."""
     return {
         "env_name": f"{task}-v3",
@@ -169,6 +176,14 @@ def env_args(task: str, config: TaskConfig) -> dict[str, Any]:
         "env_version": version(),
         "env_kwargs": {"suite": "metaworld", "obs": config.obs},
     }
+
+
+def _shown(config: EnvConfig) -> dict[str, str]:
+    """Key of each image to its camera."""
+    cameras = config.cameras or [_CAMERA]
+    if config.obs == "pixels":
+        return {"pixels": cameras[0]}
+    return {f"{camera}_image": camera for camera in cameras} if config.obs == "image" else {}
 
 
 def _policy_class(task: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.keyed import Array
+from envs.suites import Array
 
 
 def farthest_points(points: Array, count: int) -> Array:

@@ -3,12 +3,19 @@
 A suite's module has
 
     TASKS: Mapping[str, TaskInfo]                  what is known without its package
+    OBS: tuple[str, ...]                           values of env.obs that it offers
     load(task, config) -> Simulator                imports its package lazily, raises EnvError where it is missing
-    version() -> str                               of the installed package
+
+and, where it can,
+
+    version() -> str                               of the installed package; with env_args, for demonstrations
     env_args(task, config) -> dict                 what a demonstration file recorded here says of its environment
     expert(task, simulator, rng) -> Expert         where some tasks give `expert`
     make_demonstrations(task, episodes, ...)       instead of `expert`, where the suite has its own planner and format
-    canonical(task) -> str | None                  where more names are accepted than TASKS has
+    canonical(task) -> str | None                  the name that `task` means, where more names are accepted than TASKS has
+    info(task) -> TaskInfo                         where there are tasks beyond TASKS
+
+Packages of others add suites by entry points of the group `difftop.envs`, whose name is the suite's and whose value its module.
 """
 
 from __future__ import annotations
@@ -18,7 +25,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from difftop.types import ObsSpec
@@ -116,11 +122,13 @@ class Suite:
         module: see this file's docstring; imported lazily.
         summary: one line for `mode=envs`.
         extra: of pyproject.toml, empty where nothing needs to be installed.
+        package: that the extra installs.
     """
 
     module: str
     summary: str
     extra: str = ""
+    package: str = ""
 
     def loaded(self) -> Any:
         """The module."""
@@ -128,11 +136,11 @@ class Suite:
 
 
 SUITES: Mapping[str, Suite] = {
-    "dmc": Suite("envs.dm_control", "the DeepMind Control suite, from state or pixels", "dmc"),
+    "dmc": Suite("envs.dm_control", "the DeepMind Control suite, from state or pixels", "dmc", "dm_control"),
     "gym": Suite("envs.gym", "every installed Gymnasium environment with a Box action, by its id"),
-    "metaworld": Suite("envs.metaworld", "Meta-World's 50 tasks, with scripted experts", "metaworld"),
-    "robosuite": Suite("envs.robosuite", "robosuite's tabletop tasks, with scripted experts", "robosuite"),
-    "robomimic": Suite("envs.robomimic", "the same tasks as RoboMimic's files name them", "robosuite"),
-    "maniskill": Suite("envs.maniskill", "ManiSkill 3's tasks, with motion planners for some", "maniskill"),
+    "metaworld": Suite("envs.metaworld", "Meta-World's 50 tasks, with scripted experts", "metaworld", "metaworld"),
+    "robosuite": Suite("envs.robosuite", "robosuite's tabletop tasks, with scripted experts", "robosuite", "robosuite"),
+    "robomimic": Suite("envs.robomimic", "the same tasks as RoboMimic's files name them", "robosuite", "robosuite"),
+    "maniskill": Suite("envs.maniskill", "ManiSkill 3's tasks, with motion planners for some", "maniskill", "mani_skill"),
     "toy": Suite("envs.toy", "point-mass and reach: no simulator, for tests and first steps"),
 }

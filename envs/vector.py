@@ -18,30 +18,27 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from difftop.options import ConfigError
-from difftop.types import EnvSpec, TaskSpec
-from envs.base import Array
+from difftop.types import EnvSpec
 from envs.config import EnvConfig
 from envs.errors import EnvError, WorkerDiedError
 from envs.registry import make_env
-from envs.tasks import TaskConfig, make_task
+from envs.suites import Array, Observation
 
 _CLOSE_TIMEOUT_S = 5.0
-
-Observations = Any  # an array, or a dictionary of them where observations are by key
 
 
 class VectorStep(NamedTuple):
     """Outcome of one step of N environments.
 
     Attributes:
-        obs: `[N, *obs_shape]`, or by key; of an episode that ended, its last observation.
+        obs: by key, `[N, *shape]`; of an episode that ended, its last observation.
         reward: `[N]`, float64.
         terminated: `[N]` bool.
         truncated: `[N]` bool.
         infos: one dict per environment.
     """
 
-    obs: Observations
+    obs: Observation
     reward: Array
     terminated: Array
     truncated: Array
@@ -57,13 +54,13 @@ class VectorEnv(Protocol):
     """
 
     num_envs: int
-    difftop_spec: EnvSpec | TaskSpec
+    difftop_spec: EnvSpec
 
-    def reset(self, seeds: Sequence[int]) -> Observations:
-        """Begins N episodes, one seed each; returns observations `[N, *obs_shape]`."""
+    def reset(self, seeds: Sequence[int]) -> Observation:
+        """Begins N episodes, one seed each; returns observations by key, `[N, *shape]`."""
 
-    def reset_at(self, i: int, seed: int) -> Observations:
-        """Begins an episode in environment i; returns its observation `[*obs_shape]`."""
+    def reset_at(self, i: int, seed: int) -> Observation:
+        """Begins an episode in environment i; returns its observation by key."""
 
     def step(self, actions: Array) -> VectorStep:
         """Steps all with `actions [N, A]`. An environment whose episode ended must be reset first.
@@ -72,7 +69,7 @@ class VectorEnv(Protocol):
             EnvError: an environment failed, its worker died, or an action is outside [-1, 1].
         """
 
-    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+    def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Steps environment i alone, as Gymnasium's `step` does."""
 
     def render_at(self, i: int) -> Array:
@@ -89,7 +86,7 @@ class VectorEnv(Protocol):
         """Frees everything; closing twice is fine."""
 
 
-def make_vector_env(config: EnvConfig | TaskConfig, num_envs: int, parallel: bool = False) -> VectorEnv:
+def make_vector_env(config: EnvConfig, num_envs: int, parallel: bool = False) -> VectorEnv:
     """Makes `num_envs` environments, each in a process of its own if `parallel`.
 
     A round trip to a worker costs about 0.2 ms. So processes pay off for pixels, given a free core each; small state tasks are
@@ -103,17 +100,17 @@ def make_vector_env(config: EnvConfig | TaskConfig, num_envs: int, parallel: boo
 class LocalVectorEnv:
     """A `VectorEnv` in this process."""
 
-    def __init__(self, config: EnvConfig | TaskConfig, num_envs: int) -> None:
+    def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self.num_envs = num_envs
-        self._envs = [_made(config) for _ in range(num_envs)]
-        self.difftop_spec = _spec(self._envs[0])
+        self._envs = [make_env(config) for _ in range(num_envs)]
+        self.difftop_spec = self._envs[0].difftop_spec
 
-    def reset(self, seeds: Sequence[int]) -> Observations:
+    def reset(self, seeds: Sequence[int]) -> Observation:
         """See `VectorEnv.reset`."""
         _check_count("seeds", len(seeds), self.num_envs)
         return stack_observations([self.reset_at(i, seed) for i, seed in enumerate(seeds)])
 
-    def reset_at(self, i: int, seed: int) -> Observations:
+    def reset_at(self, i: int, seed: int) -> Observation:
         """See `VectorEnv.reset_at`."""
         return self._envs[i].reset(seed=seed)[0]
 
@@ -122,10 +119,9 @@ class LocalVectorEnv:
         _check_count("actions", len(actions), self.num_envs)
         return _stacked([env.step(action) for env, action in zip(self._envs, actions, strict=True)])
 
-    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+    def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """See `VectorEnv.step_at`."""
-        result: tuple[Observations, float, bool, bool, dict[str, Any]] = self._envs[i].step(action)
-        return result
+        return self._envs[i].step(action)
 
     def render_at(self, i: int) -> Array:
         """See `VectorEnv.render_at`."""
@@ -147,7 +143,7 @@ class ProcessVectorEnv:
     Workers are spawned: a forked copy of a process that has rendered hangs in OpenGL. They end when this process ends.
     """
 
-    def __init__(self, config: EnvConfig | TaskConfig, num_envs: int) -> None:
+    def __init__(self, config: EnvConfig, num_envs: int) -> None:
         self.num_envs, self._config = num_envs, config
         self._pipes: list[Connection] = []
         self._workers: list[multiprocessing.process.BaseProcess] = []
@@ -160,7 +156,7 @@ class ProcessVectorEnv:
         except (EnvError, ConfigError):
             self.close()
             raise
-        self.difftop_spec: EnvSpec | TaskSpec = specs[0]
+        self.difftop_spec: EnvSpec = specs[0]
 
     def _spawn(self, i: int) -> tuple[Connection, multiprocessing.process.BaseProcess]:
         context = multiprocessing.get_context("spawn")
@@ -176,14 +172,14 @@ class ProcessVectorEnv:
         self._pipes[i], self._workers[i] = self._spawn(i)
         _raised(self._receive(i))
 
-    def reset(self, seeds: Sequence[int]) -> Observations:
+    def reset(self, seeds: Sequence[int]) -> Observation:
         """See `VectorEnv.reset`."""
         _check_count("seeds", len(seeds), self.num_envs)
         return stack_observations([obs for obs, _ in self._call_all("reset", [{"seed": seed} for seed in seeds])])
 
-    def reset_at(self, i: int, seed: int) -> Observations:
+    def reset_at(self, i: int, seed: int) -> Observation:
         """See `VectorEnv.reset_at`."""
-        obs, _ = self._call(i, "reset", {"seed": seed})
+        obs: Observation = self._call(i, "reset", {"seed": seed})[0]
         return obs
 
     def step(self, actions: Array) -> VectorStep:
@@ -191,9 +187,9 @@ class ProcessVectorEnv:
         _check_count("actions", len(actions), self.num_envs)
         return _stacked(self._call_all("step", [{"action": action} for action in actions]))
 
-    def step_at(self, i: int, action: Array) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+    def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """See `VectorEnv.step_at`."""
-        result: tuple[Observations, float, bool, bool, dict[str, Any]] = self._call(i, "step", {"action": action})
+        result: tuple[Observation, float, bool, bool, dict[str, Any]] = self._call(i, "step", {"action": action})
         return result
 
     def render_at(self, i: int) -> Array:
@@ -245,7 +241,7 @@ class ProcessVectorEnv:
         )
 
 
-def _serve(pipe: Connection, config: EnvConfig | TaskConfig) -> None:
+def _serve(pipe: Connection, config: EnvConfig) -> None:
     """Body of a worker: answers (method, arguments) with the result, or with the error that the environment raised.
 
     Anything but an `EnvError` is a bug: it ends the worker with a traceback, and the parent reports the death.
@@ -255,11 +251,11 @@ def _serve(pipe: Connection, config: EnvConfig | TaskConfig) -> None:
     os.environ["LP_NUM_THREADS"] = "0"  # one rendering thread per worker: several workers' threads only fight
     with suppress(EOFError, OSError):  # the parent closed the pipe, or is gone
         try:
-            env = _made(config)
+            env = make_env(config)
         except (EnvError, ConfigError) as error:
             pipe.send(error)
             return
-        pipe.send(_spec(env))
+        pipe.send(env.difftop_spec)
         with closing(env):
             while True:
                 method, arguments = pipe.recv()
@@ -271,20 +267,9 @@ def _serve(pipe: Connection, config: EnvConfig | TaskConfig) -> None:
                 pipe.send(result)
 
 
-def _made(config: EnvConfig | TaskConfig) -> Any:
-    return make_task(config) if isinstance(config, TaskConfig) else make_env(config)
-
-
-def _spec(env: Any) -> EnvSpec | TaskSpec:
-    spec: EnvSpec | TaskSpec = env.task_spec if hasattr(env, "task_spec") else env.difftop_spec
-    return spec
-
-
-def stack_observations(rows: Sequence[Observations]) -> Observations:
-    """One observation per environment to one array, or one array per key, with N rows."""
-    if isinstance(rows[0], dict):
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return np.stack(rows)
+def stack_observations(rows: Sequence[Observation]) -> Observation:
+    """One observation per environment to arrays with N rows, by key."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def _attempted(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -306,6 +291,6 @@ def _check_count(what: str, given: int, num_envs: int) -> None:
         raise EnvError(f"{given} {what} for {num_envs} environments; give one each.")
 
 
-def _stacked(results: Sequence[tuple[Observations, float, bool, bool, dict[str, Any]]]) -> VectorStep:
+def _stacked(results: Sequence[tuple[Observation, float, bool, bool, dict[str, Any]]]) -> VectorStep:
     obs, reward, terminated, truncated, infos = zip(*results, strict=True)
     return VectorStep(stack_observations(obs), np.array(reward), np.array(terminated), np.array(truncated), list(infos))

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.errors import EnvError
-from envs.keyed import Array, Observation
-from envs.robosuite import METRES_PER_ACTION, RADIANS_PER_ACTION, TASKS
+from envs.robosuite.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, TASKS
+from envs.suites import Array, Observation
 
 _GAIN = 1.5
 _OPEN, _CLOSED = -1.0, 1.0

@@ -23,9 +23,11 @@ import numpy as np
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.hdf5 import open_hdf5
 from difftop.data.robomimic import Recording, write_demonstrations
-from envs.keyed import Array, Observation, is_image
-from envs.robosuite import TASKS, RobosuiteSimulator, env_args, load
-from envs.tasks import TaskConfig
+from envs.config import EnvConfig
+from envs.registry import recorded_as
+from envs.robosuite.simulator import RobosuiteSimulator
+from envs.robosuite.tasks import TASKS
+from envs.suites import Array, Observation
 
 _WIDTHS = {"free": (7, 6), "ball": (4, 3), "slide": (1, 1), "hinge": (1, 1)}  # positions and velocities of a joint
 
@@ -78,7 +80,7 @@ class RecordedScene:
         if renamed != own:
             other = sorted(set(renamed) ^ set(own)) or ["the kinds of joints"]
             raise DemonstrationError(
-                f"{where}: its scene is not that of {simulator.spec.name} in the installed robosuite; they differ in "
+                f"{where}: its scene is not that of {simulator.name} in the installed robosuite; they differ in "
                 f"{', '.join(other[:4])}."
             )
         self._columns = _columns(renamed, list(own))
@@ -90,7 +92,7 @@ class RecordedScene:
         return rows
 
 
-def convert_raw(path: str | Path, out: str | Path, *, config: TaskConfig | None = None, limit: int | None = None) -> Converted:
+def convert_raw(path: str | Path, out: str | Path, *, config: EnvConfig | None = None, limit: int | None = None) -> Converted:
     """Writes a RoboMimic file with observations, rewards and success from a file with states, actions and scenes only.
 
     Args:
@@ -108,7 +110,7 @@ def convert_raw(path: str | Path, out: str | Path, *, config: TaskConfig | None 
         name, kwargs = _environment(path, file)
         names = _numbered(path, file)[:limit]
         masks: dict[str, list[int]] = _masks(file, names) | {"success": []}
-    task = replace(config or TaskConfig(), name=f"robosuite/{name}", made_with=json.dumps(kwargs))
+    task = replace(config or EnvConfig(obs="low_dim"), name=f"robosuite/{name}", reward="sparse", made_with=json.dumps(kwargs))
     steps: list[int] = []
 
     def episodes(simulator: RobosuiteSimulator) -> Iterator[Recording]:
@@ -119,8 +121,8 @@ def convert_raw(path: str | Path, out: str | Path, *, config: TaskConfig | None 
                 masks["success"].append(k)  # masks are written after the last episode
             yield episode
 
-    with closing(load(name, task)) as simulator:
-        write_demonstrations(out, episodes(simulator), env_args(name, task), masks)
+    with closing(RobosuiteSimulator(task.name, name, task)) as simulator:
+        write_demonstrations(out, episodes(simulator), recorded_as(task), masks)
     return Converted(len(steps), len(masks["success"]), sum(steps))
 
 
@@ -140,18 +142,19 @@ def _read(path: Path, demo: str) -> tuple[Array, Array, str]:
 def _play(simulator: RobosuiteSimulator, recorded: Array, actions: Array, xml: str, where: str) -> tuple[Recording, bool]:
     """Looks at each recorded state; also whether the task is solved in one of them."""
     scene = RecordedScene(simulator, xml, where)
-    _check(recorded, actions, (scene.width, simulator.spec.action_dim), where)
+    _check(recorded, actions, (scene.width, simulator.action_dim), where)
     states = scene.states(recorded)
     simulator.set_state(states[0])  # what robosuite computes from the look before is then right in the first row
     seen: list[Observation] = []
     judged: list[tuple[float, bool]] = []
     for state in states:
-        seen.append(simulator.set_state(state))
+        simulator.set_state(state)
+        seen.append(simulator.observe())
         judged.append(simulator.judge())
     reward, success = (np.array(column) for column in zip(*judged, strict=True))
     after = np.minimum(np.arange(len(states)) + 1, len(states) - 1)
     episode = Recording(
-        obs={key: _rows([obs[key] for obs in seen]) for key in simulator.spec.shapes},
+        obs={key: _rows([obs[key] for obs in seen]) for key in simulator.obs},
         actions=actions.clip(-1, 1),  # as the controller clips them
         rewards=reward[after],
         dones=success[after] | (np.arange(len(states)) == len(states) - 1),
@@ -175,7 +178,7 @@ def _check(states: Array, actions: Array, widths: tuple[int, int], where: str) -
 def _rows(values: Sequence[Array]) -> Array:
     """One row per step; images channels last, as files keep them, numbers as float32, as environments show them."""
     stacked = np.stack(values)
-    return np.moveaxis(stacked, 1, -1) if is_image(stacked.shape[1:]) else stacked.astype(np.float32)
+    return np.moveaxis(stacked, 1, -1) if stacked.ndim == 4 else stacked.astype(np.float32)
 
 
 def _environment(path: Path, file: Any) -> tuple[str, dict[str, Any]]:

@@ -17,17 +17,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
 
 from difftop.run.seeding import stream
+from envs.config import EnvConfig
 from envs.errors import EnvError
-from envs.maniskill import CONTROL, OBS_MODES, TASKS, chosen_points, version
-
-if TYPE_CHECKING:
-    from envs.tasks import TaskConfig
+from envs.maniskill.observations import chosen_points
+from envs.maniskill.package import version
+from envs.maniskill.tasks import CONTROL, OBS_MODES, TASKS
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class DemonstrationReport:
     seconds: float
 
 
-def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, config: TaskConfig) -> DemonstrationReport:
+def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, config: EnvConfig) -> DemonstrationReport:
     """Writes `episodes` successful episodes in ManiSkill's layout; `difftop.data.maniskill.open_maniskill` reads them.
 
     Observations have the keys and shapes of the simulator that is loaded with the same `config`, all cameras included. Initial
@@ -78,7 +78,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
     started, out, control = time.monotonic(), Path(out), config.control or CONTROL
     _check_request(task, episodes, control)
     request = {"task": task, "episodes": episodes, "seed": seed, "obs": config.obs, "control": control, "version": version()}
-    request |= {} if config.obs == "low_dim" else {"image_size": config.image_size}
+    request |= {} if config.obs in ("low_dim", "state") else {"image_size": config.image_size}
     if out.exists():
         return _kept(out, request)
     attempts = planned = converted = 0
@@ -111,7 +111,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
 
 
 def _check_request(task: str, episodes: int, control: str) -> None:
-    planners = [name for name, known in TASKS.items() if known.planner]
+    planners = [name for name, known in TASKS.items() if "expert" in known.gives]
     if task not in planners:
         raise EnvError(
             f"maniskill/{task}: ManiSkill has no motion planner for it, only for {', '.join(planners)}; give demonstrations of "
@@ -139,7 +139,7 @@ def _kept(out: Path, request: Mapping[str, Any]) -> DemonstrationReport:
 def _plan(task: str, seeds: list[int], folder: str, sensor_size: int) -> int:
     """Plans the episodes of `seeds` to `folder`; how many were solved."""
     arguments = {"task": task, "seeds": seeds, "folder": folder, "sensor_size": sensor_size}
-    printed = _run(["envs.maniskill_planner", json.dumps(arguments)], folder, len(seeds))
+    printed = _run(["envs.maniskill.planner", json.dumps(arguments)], folder, len(seeds))
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith('{"seed"')]
     for line in lines:
         if line["reason"]:
@@ -161,7 +161,7 @@ def _run(module_and_arguments: list[str], folder: str, episodes: int) -> str:
     Raises:
         EnvError: it failed or took too long; with the last thing that it said.
     """
-    here = str(Path(__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = os.environ | {"GIT_PYTHON_REFRESH": "quiet", "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     limit_s, name = _START_S + _EPISODE_S * episodes, module_and_arguments[0]

@@ -15,8 +15,8 @@ import mujoco
 import numpy as np
 
 from envs.errors import RenderError
-from envs.keyed import Array
 from envs.opengl import advice, choose_backend
+from envs.suites import Array
 
 _LARGEST = 480  # height and width of the buffer that is drawn to, pixels
 _MAX_GEOMS = 10000

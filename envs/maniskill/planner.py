@@ -1,4 +1,4 @@
-"""ManiSkill's motion planner in a process of its own, `python -m envs.maniskill_planner JSON`, since mplib may crash or not end.
+"""ManiSkill's motion planner in a process of its own, `python -m envs.maniskill.planner JSON`, since mplib may crash or not end.
 
 Writes `planned.h5` and `planned.json` in ManiSkill's raw form (joint positions, no observations) with the episodes that were
 solved, and prints one line per attempt: seed, success, and the reason where planning raised.

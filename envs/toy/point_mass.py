@@ -7,12 +7,15 @@ Small, fast and without a simulator, with an optimum that is known: for testing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from envs.base import Array, ControlStep, TaskInfo
+from difftop.types import ObsSpec
+from envs.config import EnvConfig
+from envs.suites import Array, Observation, Outcome
 
 CONTROL_STEPS = 25
-TASKS = {"point-mass": TaskInfo(obs_dim=4, action_dim=2, action_repeat=1, control_steps=CONTROL_STEPS)}
 
 _KEEP, _PUSH, _MOVE, _ACTION_COST = 0.8, 0.4, 0.25, 0.1
 _VIEW = 1.5  # half the side of the square that is drawn
@@ -20,31 +23,33 @@ _RADIUS = 0.15
 
 
 class PointMassSimulator:
-    """The system of the module's docstring; state (p, v)."""
+    """The system of the module's docstring; vectors `position` and `velocity`, or its picture."""
 
-    control_dt_s = _MOVE
+    action_dim, control_dt_s, episode_steps = 2, _MOVE, CONTROL_STEPS
 
-    def __init__(self) -> None:
+    def __init__(self, config: EnvConfig) -> None:
+        size = config.image_size
+        vectors = {"position": ObsSpec("vector", (2,)), "velocity": ObsSpec("vector", (2,))}
+        self.obs: Mapping[str, ObsSpec] = {"pixels": ObsSpec("image", (3, size, size))} if config.obs == "pixels" else vectors
         self._position, self._velocity = np.zeros(2), np.zeros(2)
-        self._steps = 0
 
     def reset(self, seed: int) -> None:
         """Draws p0."""
         self._position = np.random.default_rng(seed).uniform(-1, 1, 2)
         self._velocity = np.zeros(2)
-        self._steps = 0
 
-    def step(self, action: Array) -> ControlStep:
-        """Moves the point; only the time limit ends an episode."""
+    def step(self, action: Array) -> Outcome:
+        """Moves the point; nothing ends an episode."""
         self._velocity = _KEEP * self._velocity + _PUSH * action
         self._position = self._position + _MOVE * self._velocity
-        self._steps += 1
         reward = 1 - self._position @ self._position - _ACTION_COST * action @ action
-        return ControlStep(float(reward), False, self._steps >= CONTROL_STEPS)
+        return Outcome(float(reward))
 
-    def state(self) -> Array:
-        """(p, v)."""
-        return np.concatenate([self._position, self._velocity])
+    def observe(self) -> Observation:
+        """(p, v), or a picture."""
+        if "pixels" in self.obs:
+            return {"pixels": self.render(*self.obs["pixels"].shape[1:]).transpose(2, 0, 1)}
+        return {"position": self._position, "velocity": self._velocity}
 
     def render(self, height: int, width: int) -> Array:
         """A white disc at p (held at the edge where p is outside), the origin's axes in red."""

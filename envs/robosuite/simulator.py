@@ -1,0 +1,211 @@
+"""One robosuite environment: stepped, looked at, put into states and drawn."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from difftop.types import ObsSpec
+from envs.config import EnvConfig
+from envs.errors import EnvError
+from envs.opengl import choose_backend
+from envs.robosuite.arguments import OURS, UNUSED, env_kwargs, image_sizes
+from envs.robosuite.tasks import TASKS
+from envs.suites import Array, Observation, Outcome
+
+if TYPE_CHECKING:
+    from envs.robosuite.camera import SceneCamera
+
+_ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
+
+
+class RobosuiteSimulator:
+    """One task.
+
+    Attributes:
+        name: of the environment, for messages.
+        env: robosuite's own environment; experts look at it, nothing else should.
+    """
+
+    def __init__(self, name: str, task: str, config: EnvConfig) -> None:
+        """Makes `task` of `TASKS`, to be known as `name`.
+
+        Raises:
+            EnvError: robosuite is missing, or it refuses the arguments that a file names.
+        """
+        self.name, suite, known = name, import_robosuite(), TASKS[task]
+        arguments = env_kwargs(task, config)
+        try:
+            self.env = suite.make(task, **{k: v for k, v in arguments.items() if k not in UNUSED}, **OURS, seed=0)
+        except Exception as error:  # robosuite raises what it likes
+            raise EnvError(f"{name}: robosuite can't make {task} with {arguments} ({type(error).__name__}: {error}).") from error
+        low, high = self.env.action_spec
+        if not ((low == -1).all() and (high == 1).all()):
+            raise EnvError(f"{name}: its actions are in [{low.min()}, {high.max()}]; only delta actions in [-1, 1] are offered.")
+        shown = image_sizes(known, config, arguments) if config.obs in ("image", "pixels") else {}
+        keys = ["pixels"] if config.obs == "pixels" else [f"{camera}_image" for camera in shown]
+        self._images = dict(zip(keys, shown.items(), strict=True))  # key to camera and size
+        self._fast, self._camera = config.render_quality == "fast", cast("SceneCamera | None", None)
+        self._refresh, self.env._update_observables = self.env._update_observables, self._watch
+        self._hands: list[Array] = []
+        self._force, self._xml = 0.0, ""
+        self.env.reset()
+        self._seen = self._look()
+        self.obs = {key: ObsSpec("vector", np.shape(self._seen[key])) for key in self._vectors(config.obs)}
+        self.obs |= {key: ObsSpec("image", (3, *size)) for key, (_, size) in self._images.items()}
+        self.action_dim = int(self.env.action_dim)
+        self.control_dt_s = 1 / float(self.env.control_freq)
+        self.episode_steps = int(arguments.get("horizon") or known.episode_steps)
+
+    def reset(self, seed: int) -> None:
+        """Draws the robot's posture, and the sizes and poses of the objects, from `seed`."""
+        # In place: the samplers of poses keep the generator that they were made with.
+        self.env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        self.env.reset()
+        self._begin()
+        self._look()  # robosuite computes poses seen from the hand with the objects' poses of the look before
+        self._seen = self._look()
+
+    def step(self, action: Array) -> Outcome:
+        """One action of 0.05 s; the force is the largest of its 25 simulator steps."""
+        self._force = 0.0
+        self.env.step(action)
+        self._seen = self._look()
+        reward, success = self.judge()
+        return Outcome(reward, success=success, contact_force_n=self._force)
+
+    def observe(self) -> Observation:
+        """Of the state at the end of the step."""
+        obs: Observation = {key: np.asarray(self._seen[key], np.float64) for key in self.obs if key not in self._images}
+        for key, (camera, (height, width)) in self._images.items():
+            obs[key] = self._image(camera, height, width).transpose(2, 0, 1)
+        return obs
+
+    def states(self) -> Array:
+        """Time, positions and velocities of the simulation, as RoboMimic's files keep them."""
+        flat: Array = self.env.sim.get_state().flatten()
+        return flat
+
+    def model_xml(self) -> str:
+        """The scene, with the sizes that this episode drew."""
+        return self._xml
+
+    def load_scene(self, xml: str) -> None:
+        """Takes a scene of `model_xml` in place of one that is drawn; its files are looked for in the installed robosuite."""
+        self.env.reset_from_xml_string(xml)
+        self._begin()
+
+    def resize(self, shapes: Mapping[str, tuple[Array, Array, Array]]) -> None:
+        """Gives geoms, by name, another size `[3]`, position `[3]` and quaternion `[4]` in their bodies."""
+        model = self.env.sim.model
+        for name, (size, position, quaternion) in shapes.items():
+            geom = model.geom_name2id(name)
+            model.geom_size[geom], model.geom_pos[geom], model.geom_quat[geom] = size, position, quaternion
+            model.geom_rbound[geom] = np.linalg.norm(size)
+        self._begin()
+
+    def set_state(self, state: Array) -> None:
+        """Puts the simulation into a state of `states`, and looks at it."""
+        self.env.sim.set_state_from_flattened(state)
+        self._seen = self._look()
+
+    def judge(self) -> tuple[float, bool]:
+        """The task's reward and success in the state that was looked at last."""
+        return float(self.env.reward(None)), bool(self.env._check_success())
+
+    def render(self, height: int, width: int) -> Array:
+        """The frontal camera of RoboMimic's videos."""
+        return self._image("agentview" if "agentview" in self.env.sim.model.camera_names else "frontview", height, width)
+
+    def close(self) -> None:
+        """Frees the simulation and its graphics context."""
+        if self._camera is not None:
+            self._camera.close()
+        self._camera = None
+        if getattr(self.env, "sim", None) is not None:
+            self.env.close()
+
+    def _vectors(self, obs: str) -> list[str]:
+        """Keys of the vectors that are seen; a policy on images doesn't see the objects as numbers."""
+        robots = range(len(self.env.robots))
+        if obs == "state":
+            return ["object", *(f"robot{i}_proprio-state" for i in robots)]
+        arms = [f"robot{i}_{key}" for i in robots for key in _ARM_KEYS]
+        return {"low_dim": ["object", *arms], "image": arms}.get(obs, [])
+
+    def _look(self) -> dict[str, Any]:
+        """robosuite's observables of the state as it is; what they are computed from is brought up to date first."""
+        import mujoco
+
+        mujoco.mj_fwdPosition(self.env.sim.model._model, self.env.sim.data._data)
+        mujoco.mj_fwdVelocity(self.env.sim.model._model, self.env.sim.data._data)
+        seen: dict[str, Any] = self.env._get_observations(force_update=True)
+        return {"object": seen.get("object-state"), **seen}
+
+    def _image(self, camera: str, height: int, width: int) -> Array:
+        from envs.robosuite.camera import SceneCamera
+
+        if self._camera is None:
+            self._camera = SceneCamera(self._fast)
+        image: Array = self._camera.image(self.env.sim.model._model, self.env.sim.data._data, camera, height, width)
+        return image
+
+    def _watch(self, force: bool = False) -> None:
+        """Stands in for robosuite's refresh of the observables after each simulator step: nobody looks at them in between."""
+        if force:
+            self._refresh(force=True)
+        else:
+            self._force = max(self._force, self.hand_force_n())
+
+    def hand_force_n(self) -> float:
+        """Magnitude of the sum of all contact forces on a hand (the largest of two hands'), N.
+
+        As a sensor at the wrist feels it, but for the hand's own weight: the squeeze of the two fingers cancels.
+        """
+        import mujoco
+
+        data = self.env.sim.data._data
+        mujoco.mj_rnePostConstraint(self.env.sim.model._model, data)
+        return max((float(np.linalg.norm(data.cfrc_ext[bodies, 3:].sum(0))) for bodies in self._hands), default=0.0)
+
+    def _begin(self) -> None:
+        """Keeps what belongs to the scene. MuJoCo writes the XML of the model that it compiled last, so it is asked now."""
+        import mujoco
+
+        with TemporaryDirectory() as folder:  # robosuite's own get_xml leaves the file open
+            path = Path(folder) / "scene.xml"
+            mujoco.mj_saveLastXML(str(path), self.env.sim.model._model)
+            self._xml = path.read_text()
+        names = self.env.sim.model.body_names
+        self._hands = [
+            np.array([i for i, n in enumerate(names) if n.startswith(gripper.naming_prefix) or n == f"robot{k}_{arm}_hand"])
+            for k, robot in enumerate(self.env.robots)
+            for arm, gripper in robot.gripper.items()
+        ]
+
+
+def import_robosuite() -> Any:
+    """The package, with our own task added to it.
+
+    Raises:
+        EnvError: it is missing.
+    """
+    choose_backend()  # robosuite takes EGL where nothing is said, also where it doesn't work
+    logging.getLogger("robosuite_logs").addFilter(_errors_only)  # it tells each of its settings, at its import
+    try:
+        import robosuite
+
+        import envs.robosuite.plate  # noqa: F401 - adds our own task to robosuite's
+    except ModuleNotFoundError as error:
+        install = "run `make sims`, or `pip install -e .[robosuite] -c constraints.txt`"
+        raise EnvError(f"robosuite tasks need the package robosuite ({error}): {install}.") from error
+    return robosuite
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
