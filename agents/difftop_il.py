@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from agents.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
-from agents.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
-from agents.il_model import CostModel, ILModelConfig, Posterior, kl_to_standard
-from agents.imitation import TrainingConfig, WindowShape
-from agents.noise import Noise
+from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
+from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
+from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
+from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.noise import Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import option
 from difftop.planning.config import LMConfig
-from difftop.types import PlanResult, SolveStatus, TaskSpec
+from difftop.types import PlanResult, SolveStatus, EnvSpec
 
 if TYPE_CHECKING:
     from difftop.planning.theseus_lm import TheseusPlanner
@@ -90,7 +90,7 @@ class DiffTOPIL(WindowPolicy):
 
     config: DiffTOPILConfig
 
-    def __init__(self, config: DiffTOPILConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: DiffTOPILConfig, spec: EnvSpec, *, seed: int) -> None:
         window = max(config.window, config.base_window or _MEMORY[config.base])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -204,7 +204,7 @@ class DiffTOPIL(WindowPolicy):
         return self.acted(self.encoded(obs, noise), self.starts(obs, noise), noise).actions
 
     def actor(self, num_envs: int, *, seed: int, head: str | None = None) -> ChunkActor:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         return _PlanningActor(self, num_envs, seed, self.deployed_head(self.config.head if head is None else head))
 
     def predictor(self, num_envs: int, seed: int) -> WindowPredictor:
@@ -230,7 +230,7 @@ class _Planning(WindowPredictor):
         self.counters = torch.zeros(2, dtype=torch.float64)  # plans, failures
 
     def predict(self, obs: Mapping[str, Tensor], t0: Tensor, due: Tensor) -> Tensor:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         starts = None if self.base is None else self.base.predict(obs, t0, due)
         wanted = super().predict(obs, t0, torch.zeros_like(due))  # only remembers
         rows, policy = due.nonzero()[:, 0], self.planning
@@ -244,7 +244,7 @@ class _Planning(WindowPredictor):
         return wanted
 
     def begin(self, index: int, seed: int) -> None:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         super().begin(index, seed)
         if self.base is not None:
             self.base.begin(index, seed)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from agents.base import Agent
-from agents.imitation import ImitationAgent, TrainingConfig
+from agents.policies.training import ImitationAgent, TrainingConfig
 from difftop.options import ConfigError, build, suggest
-from difftop.types import EnvSpec, TaskSpec
+from difftop.types import EnvSpec, EnvSpec
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ def make_agent(values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: s
     return made
 
 
-def make_policy(values: Mapping[str, Any], spec: TaskSpec, *, seed: int) -> Any:
-    """Builds the policy that `values["name"]` names, on the CPU; see `agents.imitation.Policy`."""
+def make_policy(values: Mapping[str, Any], spec: EnvSpec, *, seed: int) -> Any:
+    """Builds the policy that `values["name"]` names, on the CPU; see `agents.policies.training.Policy`."""
     config, cls = _imitation(values)
     return cls(config, spec, seed=seed)
 
 
 def make_imitation_agent(
-    values: Mapping[str, Any], spec: TaskSpec, *, seed: int, device: str = "cpu", precision: str = "fp32", total_steps: int
+    values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: str = "cpu", precision: str = "fp32", total_steps: int
 ) -> ImitationAgent:
     """Builds the policy that `values["name"]` names, and what trains it.
 

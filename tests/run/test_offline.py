@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agents.imitation import WindowShape
+from agents.policies.training import WindowShape
 from difftop.data.files import open_demonstrations
 from difftop.losses import NonFiniteLossError
 from difftop.run.offline import Batches, OfflineConfig, OfflineHooks, OfflineRun, split

@@ -18,7 +18,7 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.options import ConfigError, option
 from difftop.qp import ClipHead, QPHead, SolveInfo, TrajectoryLimits
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import SolveStatus, TaskSpec
+from difftop.types import SolveStatus, EnvSpec
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class LimitsConfig:
     position_min: list[float] = option([], "lowest position, m, one per axis; -.inf for none")
     position_max: list[float] = option([], "highest position, m, one per axis; .inf for none")
 
-    def make(self, spec: TaskSpec, horizon: int) -> TrajectoryLimits:
+    def make(self, spec: EnvSpec, horizon: int) -> TrajectoryLimits:
         """The limits of trajectories `[horizon, A]`, per step: dt is 1, velocities are actions, positions are sums of actions.
 
         Raises:
@@ -125,7 +125,7 @@ class LimitsConfig:
                 )
         return [i for i in range(action_dim) if i not in indices[0]]
 
-    def _check_positions(self, spec: TaskSpec, constrained: list[int]) -> None:
+    def _check_positions(self, spec: EnvSpec, constrained: list[int]) -> None:
         key, axes, low, high = self.position_key, self.position_axes, self.position_min, self.position_max
         if not len(axes) == len(low) == len(high) or bool(axes) != bool(key) or not set(axes) <= set(constrained):
             raise ConfigError(
@@ -137,7 +137,7 @@ class LimitsConfig:
                 f"limits.position_key={key}, position_axes={list(axes)}: no such observations; there are {dict(spec.shapes)}."
             )
 
-    def _per_step(self, spec: TaskSpec, constrained: list[int]) -> tuple[list[float], list[float]]:
+    def _per_step(self, spec: EnvSpec, constrained: list[int]) -> tuple[list[float], list[float]]:
         """Largest velocity and acceleration of each constrained action, in action units per step."""
         if self.units == "action":
             if self.velocity > 1:

@@ -58,7 +58,7 @@ class WindowShape:
 class Policy(Protocol):
     """A network that imitates; an `nn.Module`.
 
-    Its constructor takes `(config, spec: TaskSpec, *, seed: int)`.
+    Its constructor takes `(config, spec: EnvSpec, *, seed: int)`.
     """
 
     windows: WindowShape

@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.imitation import TrainingConfig, WindowShape
-from agents.limits import HEADS, FreeHead, LimitsConfig, brake, make_head
-from agents.noise import BatchNoise, EnvironmentNoise, Noise
-from agents.observing import NORMALIZATIONS, Observer
+from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.limits import HEADS, FreeHead, LimitsConfig, brake, make_head
+from agents.policies.noise import BatchNoise, EnvironmentNoise, Noise
+from agents.policies.observing import NORMALIZATIONS, Observer
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.nn.observation import EncoderConfig
 from difftop.options import ConfigError, option
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import SolveStatus, TaskSpec
+from difftop.types import SolveStatus, EnvSpec
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ChunkPolicy(nn.Module):
 
     config: PolicyConfig
 
-    def __init__(self, config: PolicyConfig, spec: TaskSpec, windows: WindowShape) -> None:
+    def __init__(self, config: PolicyConfig, spec: EnvSpec, windows: WindowShape) -> None:
         super().__init__()
         self.spec, self.windows = spec, windows
         self.config = config
@@ -90,11 +90,11 @@ class ChunkPolicy(nn.Module):
         return next(self.parameters()).device
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         self.observer.fit_(demonstrations)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         raise NotImplementedError
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class ChunkPolicy(nn.Module):
         raise NotImplementedError
 
     def actor(self, num_envs: int, *, seed: int, head: str | None = None) -> ChunkActor:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         return ChunkActor(self, num_envs, seed, self.deployed_head(self.config.head if head is None else head))
 
     def deployed_head(self, name: str) -> nn.Module:
