@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from agents.latent.lm import LM
 from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
 from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
 from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
@@ -33,9 +33,6 @@ from difftop.nn.mlp import mlp
 from difftop.options import option
 from difftop.planning.config import LMConfig
 from difftop.types import PlanResult, SolveStatus, EnvSpec
-
-if TYPE_CHECKING:
-    from difftop.planning.theseus_lm import TheseusPlanner
 
 _MEMORY = {"none": 1, "bc": 1, "diffusion": 2, "rnn_gmm": 10}  # observations that a base's prediction depends on, usually
 
@@ -103,16 +100,10 @@ class DiffTOPIL(WindowPolicy):
                 hidden = list(sizes.posterior_dims)
                 self.posterior = Posterior(sizes.state_dim, config.horizon, spec.action_dim, hidden, sizes.latent_dim)
             self.cost_model = CostModel(sizes, config.horizon, spec.action_dim, config.planner.objective)
+        self.planner = LM(config.planner, self.cost_model.step_dim)
         self.base = None
         if config.base != "none":
             self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec)
-
-    @cached_property
-    def planner(self) -> TheseusPlanner:
-        """Imported when it is first used, because theseus takes a second to load."""
-        from difftop.planning.theseus_lm import TheseusPlanner
-
-        return TheseusPlanner(self.config.planner, self.cost_model.step_dim)
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes the normalization, and the base from its run."""

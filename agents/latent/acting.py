@@ -1,103 +1,31 @@
-"""Acting by planning in a latent model: one actor for every agent with a world model and every planner."""
+"""Acting by planning in a latent world: one actor for every agent with a world model and every planner."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from agents.world_model import LatentWorld, add_noise
+from agents.latent.planners import planner_option
+from agents.latent.planning import Decision, Planner, PlanSettings, Situation
+from agents.latent.world import World
 from difftop.losses import full_precision
-from difftop.options import ConfigError, option
-from difftop.planning.config import LMConfig, MPPIConfig
-from difftop.schedules import linear
-from difftop.types import PlanResult, SolveStatus
-
-if TYPE_CHECKING:
-    from agents.latent_agent import LatentAgent
+from difftop.types import SolveStatus
 
 
 @dataclass(frozen=True)
-class ActingConfig:
+class ActingConfig(PlanSettings):
     """How actions are chosen in any latent world model."""
 
-    planner: str = option("mppi", "optimizer of the action; none acts by the policy prior alone", choices=("lm", "mppi", "none"))
-    horizon: int = option(5, "longest plan, in agent steps", low=1)
-    horizon_start: int = option(1, "plan length at the start of training, in agent steps", low=1)
-    horizon_steps: int = option(25_000, "agent steps until the plan has its full length", low=0)
-    std_start: float = option(0.5, "std of exploration at the start, in action units", low=0)
-    std_end: float = option(0.05, "std of exploration at the end", low=0)
-    std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
-    start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
-    prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
-    noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
-    mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
-    lm: LMConfig = option(LMConfig, "settings of planner=lm")
-
-    def check(self, where: str) -> None:
-        """Raises a ConfigError for an objective that a latent agent has no model of."""
-        if self.lm.objective == "cost":
-            key = f"{where}.lm.objective=cost"
-            raise ConfigError(f"{key}: is for a learned cost, as imitation has; must be stagewise | return here.")
-
-    def std(self, agent_steps: int) -> float:
-        """Exploration's std now."""
-        return linear(self.std_start, self.std_end, self.std_steps, agent_steps)
-
-    def plan_length(self, agent_steps: int) -> int:
-        """H now."""
-        return int(linear(min(self.horizon_start, self.horizon), self.horizon, self.horizon_steps, agent_steps))
-
-    @property
-    def prior_std(self) -> float | None:
-        """Std of the policy prior where it is sampled; None: the spread that the prior itself has learned."""
-        return None
-
-    def mppi_std(self, agent_steps: int) -> float:
-        """Smallest spread of MPPI's plans now."""
-        return self.mppi.min_std
-
-
-@dataclass(frozen=True)
-class TDMPCActingConfig(ActingConfig):
-    """TD-MPC's: a prior without a spread of its own, and MPPI that follows the exploration schedule."""
-
-    min_std: float = option(
-        0.05, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
-    )
-
-    @property
-    def prior_std(self) -> float:
-        """`min_std`."""
-        return self.min_std
-
-    def mppi_std(self, agent_steps: int) -> float:
-        """Exploration's std, but at least `min_std`."""
-        return max(self.std(agent_steps), self.min_std)
-
-
-def policy_plan(model: LatentWorld, z: Tensor, horizon: int, std: float | None, generator: torch.Generator | None) -> Tensor:
-    """Actions of the policy prior along its own latent rollout: `z [B, Z]` to `[B, H, A]`; the planner's start."""
-    actions = []
-    for _ in range(horizon):
-        actions.append(model.sample_policy(z, std, generator))
-        z = model.next(z, actions[-1])
-    return torch.stack(actions, dim=1)
-
-
-def lm_start(
-    config: ActingConfig, model: LatentWorld, z: Tensor, horizon: int, std: float, generator: torch.Generator | None
-) -> Tensor:
-    """Where Levenberg-Marquardt's plans start, and what its trust region is around: `[B, H, A]`."""
-    plan = policy_plan(model, z, horizon, std, generator)
-    return plan if config.prior_start else torch.zeros_like(plan)
+    planner: str = planner_option("mppi")
 
 
 class Visited(NamedTuple):
-    """What a plan was made from: `obs [N, *obs_shape]`, `start [N, H, A]` and the shifted previous plan `[N, H, A]`."""
+    """What plans were made from: `obs [K, *shape]`, `start [K, H, A]` and the shifted previous plans `[K, H, A]`."""
 
     obs: Tensor
     start: Tensor
@@ -105,82 +33,76 @@ class Visited(NamedTuple):
 
 
 class PlanningActor:
-    """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start."""
+    """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start.
+
+    Environments that idle (`begin(index, None)`) get no plan; their actions are zeros.
+
+    Args:
+        world: encodes.
+        planner: chooses.
+        settings: schedules.
+        num_envs: N.
+        generator: of all that is drawn, on the world's device.
+        autocast: makes the context for matrix products in the run's precision.
+        explore: whether actions explore.
+        keep_visited: keep what plans were made from in `visited`.
+    """
 
     def __init__(
-        self, agent: LatentAgent, config: ActingConfig, num_envs: int, generator: torch.Generator, *, explore: bool
+        self,
+        world: World,
+        planner: Planner,
+        settings: PlanSettings,
+        num_envs: int,
+        generator: torch.Generator,
+        *,
+        autocast: Callable[[], AbstractContextManager[object]],
+        explore: bool,
+        keep_visited: bool = False,
     ) -> None:
-        self.agent, self.config, self.generator, self.explore = agent, config, generator, explore
-        self.previous = torch.zeros(num_envs, config.horizon, agent.spec.action_dim, device=agent.device)
-        self.visited: list[Visited] = []  # of each plan, while `keep_visited`
-        self.keep_visited = False
+        self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
+        self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
+        self.key = world.spec.only_key
+        self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=generator.device)
+        self.playing = torch.ones(num_envs, dtype=torch.bool)
+        self.visited: list[Visited] = []
         self._counters = torch.zeros(4, dtype=torch.float64)  # plans, failures, iterations, step lengths
 
+    def begin(self, index: int, seed: int | None) -> None:
+        """Environment `index` begins an episode, or idles where `seed` is None."""
+        self.playing[index] = seed is not None
+
     @torch.no_grad()
-    def act(self, obs: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions `[N, A]`; see `agents.base.Actor`."""
-        obs, t0 = obs.to(self.agent.device), t0.to(self.agent.device)
-        std = self.config.std(agent_steps) if self.explore else 0.0
-        with self.agent.autocast():
-            z = full_precision(self.agent.model.encode(obs))
-            if self.config.planner == "mppi":
-                return self._act_mppi(z, t0, agent_steps)
-        # Single rows gain nothing from bfloat16, and the optimizer's small steps would drown in its rounding.
-        action = self.agent.model.policy(z) if self.config.planner == "none" else self._act_lm(obs, z, t0, agent_steps)
-        noisy = self.config.planner == "none" or self.config.noise
-        return add_noise(action, std, self.generator) if noisy else action
+        device = self.previous.device
+        rows = slice(None) if bool(self.playing.all()) else self.playing.nonzero()[:, 0].to(device)
+        actions = torch.zeros(self.previous.shape[::2], device=device)
+        if not bool(self.playing.any()):
+            return actions
+        seen, t0 = obs[self.key].to(device)[rows], t0.to(device)[rows]
+        with self.autocast():
+            z = full_precision(self.world.model.encode(seen))
+        horizon = self.settings.plan_length(steps)
+        previous = _shifted(self.previous[rows], t0)[:, :horizon]
+        decision = self.planner.decide(Situation(z, previous, steps, self.explore, self.generator, self.autocast))
+        if decision.plan is not None:
+            self._remember(rows, decision)
+            if self.keep_visited and decision.start is not None:
+                self.visited.append(Visited(seen.cpu(), decision.start.cpu(), previous.cpu()))
+        actions[rows] = decision.action.to(actions)
+        return actions
 
-    def _act_mppi(self, z: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
-        config = self.config.mppi
-        horizon, count = self.config.plan_length(agent_steps), max(config.prior_samples, 1)
-        prior = policy_plan(self.agent.model, z.repeat_interleave(count, dim=0), horizon, self.config.prior_std, self.generator)
-        result = self.agent.mppi.plan(
-            self.agent.sampled_model(self.generator),
-            z,
-            full_precision(prior).view(len(z), count, horizon, -1),
-            previous=self._shifted(t0, horizon),
-            std=self.config.mppi_std(agent_steps),
-            generator=self.generator,
-            eval_mode=not self.explore,
-        )
-        self._remember(result, result.mean, full_precision(prior).view(len(z), count, horizon, -1).mean(1))
-        return result.actions[:, 0]
-
-    def _act_lm(self, obs: Tensor, z: Tensor, t0: Tensor, agent_steps: int) -> Tensor:
-        horizon = self.config.plan_length(agent_steps)
-        std = self.config.start_std if self.explore else 0.0
-        prior = lm_start(self.config, self.agent.model, z, horizon, std, self.generator)
-        previous = self._shifted(t0, horizon)
-        result = self.agent.lm.plan(
-            self.agent.latent_model,
-            z,
-            prior,
-            previous=previous,
-            scale=self.agent.step_scale(),
-            generator=self.generator,
-        )
-        if self.keep_visited:
-            self.visited.append(Visited(obs.cpu(), prior.cpu(), previous.cpu()))
-        self._remember(result, result.actions, prior)
-        return result.actions[:, 0]
-
-    def _shifted(self, t0: Tensor, horizon: int) -> Tensor:
-        """The last plans moved on by one step, their last action zero; zeros where an episode begins."""
-        moved = torch.cat([self.previous[:, 1:], torch.zeros_like(self.previous[:, :1])], dim=1)
-        return torch.where(t0[:, None, None], 0.0, moved)[:, :horizon]
-
-    def _remember(self, result: PlanResult, plan: Tensor, prior: Tensor) -> None:
-        self.previous.zero_()[:, : plan.shape[1]] = plan
-        count = len(plan)
-        self._counters += torch.tensor(
-            [
-                count,
-                float((result.status == SolveStatus.FAILED).sum()),
-                float(result.iterations.sum()),
-                float((plan - prior).square().mean().sqrt()) * count,
-            ],
-            dtype=torch.float64,
-        )
+    def _remember(self, rows: Tensor | slice, decision: Decision) -> None:
+        plan = decision.plan
+        assert plan is not None
+        kept = plan.actions if decision.memory is None else decision.memory
+        whole = torch.zeros_like(self.previous[rows])
+        whole[:, : kept.shape[1]] = kept
+        self.previous[rows] = whole
+        moved = 0.0 if decision.start is None else float((kept - decision.start).square().mean().sqrt())
+        failures, iterations = float((plan.status == SolveStatus.FAILED).sum()), float(plan.iterations.sum())
+        self._counters += torch.tensor([len(kept), failures, iterations, moved * len(kept)], dtype=torch.float64)
 
     def metrics(self) -> dict[str, float]:
         """Planner failures (count), iterations and step length from the prior (means), since the last call."""
@@ -196,9 +118,10 @@ class PlanningActor:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plans, generator, visited states and counters."""
+        """Plans, generator, visited states, counters, and which environments idle."""
         return {
             "previous": self.previous.clone(),
+            "playing": self.playing.clone(),
             "generator": self.generator.get_state(),
             "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
@@ -207,6 +130,13 @@ class PlanningActor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores `state_dict`."""
         self.previous.copy_(state["previous"])
+        self.playing.copy_(state["playing"])
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])
+
+
+def _shifted(plans: Tensor, t0: Tensor) -> Tensor:
+    """The last plans moved on by one step, their last action zero; zeros where an episode begins."""
+    moved = torch.cat([plans[:, 1:], torch.zeros_like(plans[:, :1])], dim=1)
+    return torch.where(t0[:, None, None], 0.0, moved)

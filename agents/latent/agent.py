@@ -1,212 +1,189 @@
-"""What agents with a latent world model share: encoding and unrolling a batch, the order of an update, planning, state."""
+"""The one agent with a latent world model: a world, a planner, and the gradient through a planner or none."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from agents.acting import ActingConfig, PlanningActor
-from agents.base import Actor, UpdateResult
-from agents.world_model import LatentWorld, WorldModelConfig
-from difftop.losses import RunningScale, check_finite, clipped_step
+from agents.base import UpdateResult
+from agents.latent.acting import PlanningActor
+from agents.latent.gradient import PlannerGradient, PolicyGradientConfig, in_chunks
+from agents.latent.lm import LMPlanning
+from agents.latent.options import LatentAgentConfig
+from agents.latent.planners import PLANNERS
+from agents.latent.world import Unrolled, World
+from agents.latent.world_model import WorldModel, one_observation
+from difftop.losses import check_finite, clipped_step, input_gradient
 from difftop.nn.encoders import random_shift
-from difftop.options import option
-from difftop.planning.model import LatentModel
-from difftop.planning.mppi import MPPIPlanner
+from difftop.options import ConfigError
 from difftop.types import Batch, EnvSpec
-
-if TYPE_CHECKING:
-    from difftop.planning.theseus_lm import TheseusPlanner
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Coefficients of the model loss and its optimizer."""
-
-    horizon: int = option(5, "steps of a replayed slice the model is unrolled for, in agent steps", low=1)
-    rho: float = option(0.5, "weight of step t is rho^t", low=0, high=1)
-    consistency: float = option(2.0, "coefficient of the latent prediction error", low=0)
-    reward: float = option(0.5, "coefficient of the reward error", low=0)
-    value: float = option(0.1, "coefficient of the TD error", low=0)
-    learning_rate: float = option(1e-3, "Adam's learning rate, for model and policy", above=0)
-    grad_clip: float = option(10.0, "largest joint gradient norm", above=0)
-    target_rate: float = option(0.01, "rate of the target networks' moving average", above=0, high=1)
-    target_every: int = option(2, "gradient steps between two moves of the target networks", low=1)
-    shift_pixels: int = option(4, "random shift of pixel observations, in pixels", low=0)
-
-
-@dataclass(frozen=True)
-class LatentAgentConfig:
-    """What the options of all these agents have; each agent narrows it."""
-
-    name: str = option("", "registry name of the agent")
-    discount: float = option(0.99, "discount gamma per agent step", above=0, high=1)
-    model: WorldModelConfig = option(WorldModelConfig, "network sizes")
-    loss: LossConfig = option(LossConfig, "loss coefficients")
-    acting: ActingConfig = option(ActingConfig, "planner, exploration and horizon schedules")
-
-
-@dataclass(frozen=True)
-class Unrolled:
-    """What one batch gives after encoding and unrolling, time-major so that all heads run in one batched pass.
-
-    Attributes:
-        obs: first observations, augmented, `[B, *obs_shape]`.
-        next_obs: the T observations after them, augmented, `[T*B, *obs_shape]`.
-        z_next: their latents under the online encoder `[T*B, Z]`, no gradient.
-        z: latents predicted from the first observation `[T+1, B, Z]`.
-        action, reward, terminated: `[T, B, A]`, `[T, B]`, `[T, B]`.
-    """
-
-    obs: Tensor
-    next_obs: Tensor
-    z_next: Tensor
-    z: Tensor
-    action: Tensor
-    reward: Tensor
-    terminated: Tensor
 
 
 class LatentAgent(nn.Module):
-    """An agent with a latent world model. A subclass brings the model, its targets and its losses; any planner acts in it.
+    """Acts by planning in a world, and trains it.
 
-    Subclasses set `model` in `_build`, and define `losses`, `update_policy` and `move_targets`.
+    Args:
+        config: options; `acting.planner` names the planner.
+        spec: of the environment; it has one observation.
+        world: makes the world; called with torch's generator seeded.
+        gradient: options of the policy gradient through the planner; None, or with mode=none: no such loss, and no raw critic.
+        seed: of the initial weights and of the agent's generator.
+        device, bf16: where and in which precision matrix products run.
+    Raises:
+        ConfigError: the environment has several observations.
     """
 
-    config: LatentAgentConfig
-    model: LatentWorld
-    latent_model: LatentModel
-
-    def __init__(self, spec: EnvSpec, config: LatentAgentConfig, *, seed: int, device: torch.device, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        config: LatentAgentConfig,
+        spec: EnvSpec,
+        world: Callable[[], World],
+        gradient: PolicyGradientConfig | None = None,
+        *,
+        seed: int,
+        device: torch.device,
+        bf16: bool = False,
+    ) -> None:
         super().__init__()
-        self.spec, self.config, self.device, self.bf16 = spec, config, device, bf16
+        self.config, self.spec, self.device, self.bf16 = config, spec, device, bf16
+        self.pixels = one_observation(spec)[1].kind == "image"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._build()
+            self.world = world()
+            self.gradient: PlannerGradient | None = None
+            if gradient is not None and gradient.mode != "none":
+                self.gradient = PlannerGradient(gradient, config.acting, self.world)
         self.to(device)
+        self.planner = PLANNERS[config.acting.planner](config.acting, self.world)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.optimizer, self.policy_optimizer = self._optimizers()
+        self.critic_parameters = list(self.gradient.critic.parameters()) if self.gradient else []
+        self.optimizer, self.prior_optimizer = self.world.optimizers(self.critic_parameters)
+        self.on_policy_optimizer: torch.optim.Optimizer | None = None
+        if self.gradient and self.gradient.config.mode == "on_policy":
+            planned = [p for p in self.model.parameters() if p.requires_grad]
+            self.on_policy_optimizer = torch.optim.Adam(planned, lr=config.loss.learning_rate, fused=True)
         self.grad_steps = 0
 
-    def _build(self) -> None:
-        """Makes everything that is saved, and the planners; here, what doesn't depend on the kind of model."""
-        self.return_scale = RunningScale(peak=0.0)
-        self.reward_size = RunningScale()
-        self.mppi = MPPIPlanner(self.config.acting.mppi, self.spec.action_dim)
-        self.latent_model = self.model.latent_model(self.discount)
-
-    def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        """Of the model loss, and of the policy prior."""
-        rate = self.config.loss.learning_rate
-        return (
-            torch.optim.Adam(self.trained_by_model_loss(), lr=rate, fused=True),
-            torch.optim.Adam(self.model.pi.parameters(), lr=rate, fused=True),
-        )
-
-    def losses(self, u: Unrolled, weight: Tensor, agent_steps: int) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        """The scaled loss to differentiate, metrics, and replay priorities `[B]` (None: not used)."""
-        raise NotImplementedError
-
-    def update_policy(self, z: Tensor) -> dict[str, Tensor]:
-        """One step of the policy prior at latents `z [T+1, B, Z]` that get no gradient."""
-        raise NotImplementedError
-
-    def move_targets(self) -> None:
-        """One step of the target networks' moving average."""
-        raise NotImplementedError
-
     @property
-    def sizes(self) -> WorldModelConfig:
-        """Sizes of the networks, none left open."""
-        return self.config.model
-
-    @property
-    def discount(self) -> float:
-        """gamma per agent step."""
-        return self.config.discount
-
-    def sampled_model(self, generator: torch.Generator) -> LatentModel:
-        """The model for one plan of a planner that samples; `generator` makes the choices that are drawn once per plan."""
-        return self.latent_model
-
-    @cached_property
-    def lm(self) -> TheseusPlanner:
-        """The Theseus planner; imported when it is first used, because theseus takes a second to load."""
-        from difftop.planning.theseus_lm import TheseusPlanner
-
-        return TheseusPlanner(self.config.acting.lm, self.spec.action_dim)
-
-    def step_scale(self) -> Tensor:
-        """Size of one step's reward, 0-d, by which the planner normalizes: the spread of rewards, or of returns per step."""
-        return torch.maximum(self.reward_size.value, (1 - self.discount) * self.return_scale.value)
-
-    def trained_by_model_loss(self) -> list[nn.Parameter]:
-        """Parameters of the joint optimizer: all but the policy's."""
-        return [p for name, p in self.model.named_parameters() if not name.startswith("pi.")]
-
-    def actor(self, num_envs: int, *, seed: int, explore: bool) -> Actor:
-        """A `PlanningActor` on this agent's weights."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        return PlanningActor(self, self.config.acting, num_envs, generator, explore=explore)
-
-    def finish_episode(self, actor: Actor, agent_steps: int) -> dict[str, Tensor]:
-        """Nothing to learn from the states just visited before they are replayed."""
-        return {}
+    def model(self) -> WorldModel:
+        """The world's networks."""
+        return self.world.model
 
     def autocast(self) -> torch.autocast:
         """Matrix products in bfloat16 where `precision=bf16`; weights, losses and optimizers stay float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def update(self, batch: Batch, agent_steps: int) -> UpdateResult:
-        """One gradient step on model and policy, and one of the target networks when it is due."""
-        with self.autocast():
-            unrolled = self.unroll(batch)
-            loss, metrics, priorities = self.losses(unrolled, batch.weight.to(self.device), agent_steps)
-        check_finite(loss, "the model loss")
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters, clip = self.trained_by_model_loss(), self.config.loss.grad_clip
-        metrics["train/grad_norm"] = clipped_step(self.optimizer, parameters, clip, "the model loss's gradient")
-        metrics |= self.update_policy(unrolled.z.detach())
-        self.grad_steps += 1
-        if self.grad_steps % self.config.loss.target_every == 0:
-            self.move_targets()
-        return UpdateResult(metrics, priorities)
-
-    def unroll(self, batch: Batch) -> Unrolled:
-        """Encodes a batch and rolls the dynamics along its actions; only this loop is sequential."""
-        obs = batch.obs.to(self.device, non_blocking=True)
-        action = batch.action.to(self.device, non_blocking=True).transpose(0, 1).contiguous()
-        first, rest = self.augment(obs[:, 0]), self.augment(obs[:, 1:].transpose(0, 1).flatten(0, 1))
-        with torch.no_grad():
-            z_next = self.model.encode(rest)
-        z = [self.model.encode(first)]
-        for a in action:
-            z.append(self.model.next(z[-1], a))
-        return Unrolled(
-            obs=first,
-            next_obs=rest,
-            z_next=z_next,
-            z=torch.stack(z),
-            action=action,
-            reward=batch.reward.to(self.device).t(),
-            terminated=batch.terminated.to(self.device).t(),
+    def actor(self, num_envs: int, *, seed: int, explore: bool = False, head: str | None = None) -> PlanningActor:
+        """A `PlanningActor` on this agent's weights; with `mode=on_policy` the one that explores keeps the states it plans in."""
+        if head is not None:
+            raise ConfigError(f"head={head}: is for agents that imitate, and agent={self.config.name} learns from rewards.")
+        return PlanningActor(
+            self.world,
+            self.planner,
+            self.config.acting,
+            num_envs,
+            torch.Generator(self.device).manual_seed(seed),
+            autocast=self.autocast,
+            explore=explore,
+            keep_visited=explore and self.on_policy_optimizer is not None and isinstance(self.planner, LMPlanning),
         )
 
-    def augment(self, obs: Tensor) -> Tensor:
-        """Random shift of pixels; states pass."""
+    def update(self, batch: Batch, agent_steps: int) -> UpdateResult:
+        """One gradient step on world and critic, one on the policy prior, and one of the targets where it is due."""
+        world, gradient, config = self.world, self.gradient, self.config.loss
+        with self.autocast():
+            u = self.unroll(batch)
+            loss, metrics, priorities = world.losses(u, self.generator)
+            if gradient is not None:
+                critic_loss = gradient.critic_loss(world, u, self.generator)
+                metrics["train/critic_loss"] = critic_loss.detach().mean()
+                loss = loss + gradient.config.critic_coef * (u.weight * critic_loss).mean() / len(u.action)
+            if gradient is not None and gradient.due(self.grad_steps):
+                check_finite(loss.detach(), "the model loss")  # the planner takes no other latents
+                chosen = slice(0, gradient.config.states)  # replay has drawn the batch at random already
+                obs, z = u.obs[chosen], u.z[0, chosen]
+                start = gradient.starts(world, z, agent_steps, self.generator)
+                planned_loss, plan = gradient.planned_loss(world, obs, z, start, self.generator)
+                loss = loss + gradient.config.coef * planned_loss
+                metrics["train/policy_gradient_loss"] = planned_loss.detach()
+                metrics["train/plan_failures"] = (plan.status != 0).sum().float()
+        check_finite(loss, "the model loss")
+        loss.backward()  # type: ignore[no-untyped-call]
+        trained = [*world.trained(), *self.critic_parameters]
+        metrics["train/grad_norm"] = clipped_step(self.optimizer, trained, config.grad_clip, "the model loss's gradient")
+
+        metrics |= self.update_prior(u.z.detach())
+
+        self.grad_steps += 1
+        if self.grad_steps % config.target_every == 0:
+            world.move_targets_()
+            if gradient is not None:
+                gradient.move_target_(config.target_rate)
+        return UpdateResult(metrics, priorities)
+
+    def update_prior(self, z: Tensor) -> dict[str, Tensor]:
+        """One gradient step on the policy prior alone, at latents `z [T+1, B, Z]`; returns metrics."""
+        with self.autocast():
+            loss, metrics = self.world.prior_loss(z, self.generator)
+        check_finite(loss, "the policy loss")
+        parameters = list(self.model.pi.parameters())
+        for p, gradient in zip(parameters, input_gradient(loss, parameters), strict=True):
+            p.grad = gradient
+        norm = clipped_step(self.prior_optimizer, parameters, self.config.loss.grad_clip, "the policy loss's gradient")
+        return metrics | {"train/policy_loss": loss.detach(), "train/policy_grad_norm": norm}
+
+    def unroll(self, batch: Batch) -> Unrolled:
+        """Brings a batch to the device, shifts its pixels at random, and rolls the world along it."""
+        obs = batch.obs.to(self.device, non_blocking=True)
+        action = batch.action.to(self.device, non_blocking=True).transpose(0, 1).contiguous()
+        first, rest = self._shifted(obs[:, 0]), self._shifted(obs[:, 1:].transpose(0, 1).flatten(0, 1))
+        return self.world.unroll(
+            first,
+            rest,
+            action,
+            reward=batch.reward.to(self.device).t(),
+            terminated=batch.terminated.to(self.device).t(),
+            weight=batch.weight.to(self.device),
+        )
+
+    def _shifted(self, obs: Tensor) -> Tensor:
         pad = self.config.loss.shift_pixels
-        return random_shift(obs, pad, self.generator) if self.spec.obs_kind == "pixels" and pad else obs
+        return random_shift(obs, pad, self.generator) if self.pixels and pad else obs
+
+    def finish_episode(self, actor: PlanningActor, agent_steps: int) -> dict[str, Tensor]:
+        """With `mode=on_policy`: L_PG summed over the states just visited, from the starts they were planned from, one step.
+
+        Source: the official code of arXiv:2402.05421, `update2`.  Differs: all states of the episode are differentiated in
+        batches at its end, where the official code does it one by one while acting; the weights are the same at both times.
+        Random starts (`acting.lm.start_random`) are drawn anew.
+        """
+        if self.gradient is None or self.on_policy_optimizer is None or not actor.visited:
+            return {}
+        visited, actor.visited = actor.visited, []
+        total = torch.zeros((), device=self.device)
+        for plans in in_chunks(visited, self.gradient.config.states):
+            obs, start, previous = (x.to(self.device) for x in plans)
+            loss, _ = self.gradient.planned_loss(self.world, obs, self.model.encode(obs), start, self.generator, previous)
+            check_finite(loss, "the on-policy policy-gradient loss")
+            if loss.requires_grad:  # not where every plan failed
+                (loss * len(obs)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * len(obs)
+        metrics = {"train/policy_gradient_loss": total / sum(len(plans.obs) for plans in visited)}
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if parameters:
+            clip, name = self.gradient.config.grad_clip, "the on-policy policy gradient"
+            metrics["train/policy_gradient_norm"] = clipped_step(self.on_policy_optimizer, parameters, clip, name)
+        return metrics
 
     def train_state(self) -> dict[str, Any]:
         """Optimizers, generator and step count."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "prior_optimizer": self.prior_optimizer.state_dict(),
+            "on_policy_optimizer": self.on_policy_optimizer.state_dict() if self.on_policy_optimizer else None,
             "generator": self.generator.get_state(),
             "grad_steps": self.grad_steps,
         }
@@ -214,6 +191,8 @@ class LatentAgent(nn.Module):
     def load_train_state(self, state: Mapping[str, Any]) -> None:
         """Restores `train_state`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.policy_optimizer.load_state_dict(state["policy_optimizer"])
+        self.prior_optimizer.load_state_dict(state["prior_optimizer"])
+        if self.on_policy_optimizer:
+            self.on_policy_optimizer.load_state_dict(state["on_policy_optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.grad_steps = state["grad_steps"]

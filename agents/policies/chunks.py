@@ -199,7 +199,7 @@ class WindowPredictor:
 
 
 class ChunkActor:
-    """Executes the first T_a actions of each chunk; see `agents.base.Actor`, with observations by key.
+    """Executes the first T_a actions of each chunk; see `agents.base.Actor`.
 
     The head gets the wanted chunk and the last executed action, zero where an episode begins, so that limits hold along the
     whole episode, also from one chunk to the next. Where the head has no certified chunk, the limited actions brake for one step
@@ -236,7 +236,7 @@ class ChunkActor:
             self.predictor.begin(index, seed)
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Tensor], t0: Tensor, agent_steps: int = 0) -> Tensor:
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int = 0) -> Tensor:
         """Actions `[N, A]` in [-1, 1] of observations by key `[N, *shape]`; `t0 [N]` is True where an episode begins."""
         t0 = t0.to(self.left.device)
         self.left = torch.where(t0, 0, self.left)

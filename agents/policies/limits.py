@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,6 @@ from difftop.qp.trajectory import TrajectoryRows
 from difftop.types import SolveStatus, EnvSpec
 
 log = logging.getLogger(__name__)
-
-HEADS = ("none", "clip", "qp")
-
 
 @dataclass(frozen=True)
 class LimitsConfig:
@@ -170,6 +167,9 @@ class FreeHead(nn.Module):
         return -e.view(len(e), self.limits.horizon, self.limits.action_dim), SolveInfo(status, zero, zero, status)
 
 
+HEADS: Mapping[str, Callable[[TrajectoryLimits], nn.Module]] = {"none": FreeHead, "clip": ClipHead, "qp": QPHead.projection}
+
+
 def make_head(name: str, limits: TrajectoryLimits) -> nn.Module:
     """A head without weights, for a policy whose network wants `-e`; see `QPHead`, `ClipHead` and `FreeHead`.
 
@@ -178,12 +178,10 @@ def make_head(name: str, limits: TrajectoryLimits) -> nn.Module:
     """
     if name not in HEADS:
         raise ConfigError(f"head={name}: must be one of {', '.join(HEADS)}.")
-    if name == "none":
-        return FreeHead(limits)
-    if not limits.selected:
+    if name != "none" and not limits.selected:
         raise ConfigError(f"head={name}: limits.free leaves no action to limit; set limits.free=[] or head=none.")
     try:
-        return QPHead.projection(limits) if name == "qp" else ClipHead(limits)
+        return HEADS[name](limits)
     except ValueError as error:
         raise ConfigError(f"head={name}: {error}") from error
 
