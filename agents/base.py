@@ -9,8 +9,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from difftop.types import Batch
-
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -57,22 +55,30 @@ class Actor(Protocol):
 
 
 class Agent(Protocol):
-    """A policy and its update rule.
+    """A policy and its update rule; the one contract of agents that learn from rewards and of those that imitate.
 
-    `state_dict` / `load_state_dict` are `nn.Module`'s: weights, target weights, running scales. `train_state` holds what
-    only training needs (optimizers, generators), `weights_only`-loadable.
+    `state_dict` / `load_state_dict` are the tensors of everything that acts: weights, target weights, running scales,
+    normalization. `train_state` holds what only training needs (optimizers, generators), `weights_only`-loadable.
     """
 
     device: torch.device
 
-    def actor(self, num_envs: int, *, seed: int, explore: bool) -> Actor:
-        """A fresh actor; `explore=False` for evaluation. Same seed and observations, same actions."""
+    def actor(self, num_envs: int, *, seed: int, explore: bool = False, head: str | None = None) -> Actor:
+        """A fresh actor. Same seed and observations, same actions.
 
-    def update(self, batch: Batch, agent_steps: int) -> UpdateResult:
-        """One gradient step on a replayed batch."""
+        Args:
+            num_envs: N.
+            seed: of all that acting draws.
+            explore: whether to explore, where the agent learns from what it does; False for evaluation.
+            head: none, clip or qp in place of an imitation agent's trained head; others refuse it.
+        """
 
-    def finish_episode(self, actor: Actor, agent_steps: int) -> dict[str, Tensor]:
-        """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics."""
+    def update(self, batch: Any, steps: int, /) -> UpdateResult:
+        """One gradient step on a replayed `Batch` after `steps` agent steps, or the `steps`-th on a `WindowBatch`, from 0.
+
+        Raises:
+            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors of the model."""
@@ -85,3 +91,10 @@ class Agent(Protocol):
 
     def load_train_state(self, state: Mapping[str, Any]) -> None:
         """Restores `train_state`, bit for bit."""
+
+
+class OnlineAgent(Agent, Protocol):
+    """An agent that learns from rewards."""
+
+    def finish_episode(self, actor: Any, agent_steps: int, /) -> dict[str, Tensor]:
+        """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics."""

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.chunks import PolicyConfig, WindowPolicy
-from agents.imitation import WindowShape
-from agents.noise import Noise
+from agents.policies.chunks import PolicyConfig, WindowPolicy
+from agents.policies.training import WindowShape
+from agents.policies.noise import Noise
 from agents.rnn_gmm import LOW_NOISE_STD
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.distributions import MixtureHead
 from difftop.nn.mlp import mlp
 from difftop.options import option
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BC(WindowPolicy):
 
     config: BCConfig
 
-    def __init__(self, config: BCConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: BCConfig, spec: EnvSpec, *, seed: int) -> None:
         windows = WindowShape(config.window, config.horizon, config.window - 1, config.horizon - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

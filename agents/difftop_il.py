@@ -15,27 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from agents.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
-from agents.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
-from agents.il_model import CostModel, ILModelConfig, Posterior, kl_to_standard
-from agents.imitation import TrainingConfig, WindowShape
-from agents.noise import Noise
+from agents.latent.lm import LM
+from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
+from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
+from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
+from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.noise import Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import option
 from difftop.planning.config import LMConfig
-from difftop.types import PlanResult, SolveStatus, TaskSpec
-
-if TYPE_CHECKING:
-    from difftop.planning.theseus_lm import TheseusPlanner
+from difftop.types import PlanResult, SolveStatus, EnvSpec
 
 _MEMORY = {"none": 1, "bc": 1, "diffusion": 2, "rnn_gmm": 10}  # observations that a base's prediction depends on, usually
 
@@ -90,7 +87,7 @@ class DiffTOPIL(WindowPolicy):
 
     config: DiffTOPILConfig
 
-    def __init__(self, config: DiffTOPILConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: DiffTOPILConfig, spec: EnvSpec, *, seed: int) -> None:
         window = max(config.window, config.base_window or _MEMORY[config.base])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -103,16 +100,10 @@ class DiffTOPIL(WindowPolicy):
                 hidden = list(sizes.posterior_dims)
                 self.posterior = Posterior(sizes.state_dim, config.horizon, spec.action_dim, hidden, sizes.latent_dim)
             self.cost_model = CostModel(sizes, config.horizon, spec.action_dim, config.planner.objective)
+        self.planner = LM(config.planner, self.cost_model.step_dim)
         self.base = None
         if config.base != "none":
             self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec)
-
-    @cached_property
-    def planner(self) -> TheseusPlanner:
-        """Imported when it is first used, because theseus takes a second to load."""
-        from difftop.planning.theseus_lm import TheseusPlanner
-
-        return TheseusPlanner(self.config.planner, self.cost_model.step_dim)
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes the normalization, and the base from its run."""
@@ -204,7 +195,7 @@ class DiffTOPIL(WindowPolicy):
         return self.acted(self.encoded(obs, noise), self.starts(obs, noise), noise).actions
 
     def actor(self, num_envs: int, *, seed: int, head: str | None = None) -> ChunkActor:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         return _PlanningActor(self, num_envs, seed, self.deployed_head(self.config.head if head is None else head))
 
     def predictor(self, num_envs: int, seed: int) -> WindowPredictor:
@@ -230,7 +221,7 @@ class _Planning(WindowPredictor):
         self.counters = torch.zeros(2, dtype=torch.float64)  # plans, failures
 
     def predict(self, obs: Mapping[str, Tensor], t0: Tensor, due: Tensor) -> Tensor:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         starts = None if self.base is None else self.base.predict(obs, t0, due)
         wanted = super().predict(obs, t0, torch.zeros_like(due))  # only remembers
         rows, policy = due.nonzero()[:, 0], self.planning
@@ -244,7 +235,7 @@ class _Planning(WindowPredictor):
         return wanted
 
     def begin(self, index: int, seed: int) -> None:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         super().begin(index, seed)
         if self.base is not None:
             self.base.begin(index, seed)

@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.chunks import PolicyConfig, WindowPolicy
-from agents.imitation import TrainingConfig, WindowShape
-from agents.noise import Noise
+from agents.policies.chunks import PolicyConfig, WindowPolicy
+from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.noise import Noise
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.denoising import Denoising
 from difftop.nn.unet1d import UNet1d
 from difftop.options import ConfigError, option
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Diffusion(WindowPolicy):
 
     config: DiffusionConfig
 
-    def __init__(self, config: DiffusionConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: DiffusionConfig, spec: EnvSpec, *, seed: int) -> None:
         _check(config)
         windows = WindowShape(config.window, config.horizon - config.window + 1, config.window - 1, config.execute - 1)
         with torch.random.fork_rng(devices=[]):

@@ -17,15 +17,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from agents.chunks import PolicyConfig, WindowPolicy
-from agents.imitation import TrainingConfig, WindowShape
-from agents.noise import Noise
+from agents.policies.chunks import PolicyConfig, WindowPolicy
+from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.noise import Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import dropout
 from difftop.options import option
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 _MARGIN = 0.05  # of its range that each action may go beyond the demonstrated ones
 _POSITIVE_STD = 1e-4  # noise on demonstrated actions
@@ -70,7 +70,7 @@ class IBC(WindowPolicy):
     low: Tensor
     high: Tensor
 
-    def __init__(self, config: IBCConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: IBCConfig, spec: EnvSpec, *, seed: int) -> None:
         windows = WindowShape(config.window, config.horizon, config.window - 1, config.horizon - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

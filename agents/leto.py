@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.imitation import WindowShape
-from agents.limits import HEADS, make_head
-from agents.noise import Noise
-from agents.recurrent import MEMORIES, MEMORY, RecurrentConfig, RecurrentPolicy
+from agents.policies.training import WindowShape
+from agents.policies.limits import HEADS, make_head
+from agents.policies.noise import Noise
+from agents.policies.recurrent import MEMORIES, MEMORY, RecurrentConfig, RecurrentPolicy
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision
 from difftop.nn.rnn import Hidden
 from difftop.options import option
 from difftop.qp import QPHead, SolveInfo
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Leto(RecurrentPolicy):
 
     config: LetoConfig
 
-    def __init__(self, config: LetoConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: LetoConfig, spec: EnvSpec, *, seed: int) -> None:
         windows = WindowShape(config.window, config.horizon, 0, config.window + config.horizon - 2 if config.pad else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -86,7 +86,7 @@ class Leto(RecurrentPolicy):
             self.head = make_head(config.head, self.limits) if config.head != "qp" else self._qp(config)
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
-        """See `agents.imitation.Policy`; refuses demonstrations that hardly ever keep the position limits of head=qp."""
+        """See `agents.policies.training.Policy`; refuses demonstrations that hardly ever keep the position limits of head=qp."""
         super().fit_normalizer_(demonstrations)
         if self.config.head == "qp":
             self.config.limits.check_demonstrations(demonstrations, self.limits)

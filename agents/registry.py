@@ -1,75 +1,113 @@
-"""Agents by name, resolved lazily."""
+"""Agents by name, resolved lazily; packages of others add theirs under the entry point group `difftop.agents`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from agents.base import Agent
-from agents.imitation import ImitationAgent, TrainingConfig
+from agents.policies.training import ImitationAgent
+from difftop.entry_points import Extended
 from difftop.options import ConfigError, build, suggest
-from difftop.types import EnvSpec, TaskSpec
+from difftop.types import EnvSpec
+
+LEARNS_FROM = ("rewards", "demonstrations")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an agent's class and its options live, one line for `--help`, and which loop trains it.
+    """Where an agent and its options live, one line for `--help`, and what it learns from.
 
     Attributes:
-        kind: `rl`, from an environment; or `il`, from demonstrations (then `agent` is a `Policy`).
-        worlds: the world models it can be given, by name: names of its class and its options class on that model.
+        module: to import when the agent is wanted.
+        agent: name in it. Of what makes the agent, `(config, spec, *, seed, device, bf16) -> Agent`; for an agent that learns from
+            demonstrations, of its `agents.policies.training.Policy`, which `ImitationAgent` trains.
+        config: name in it of the options, a dataclass of `difftop.options.option` fields; those of a policy have `training`.
+        summary: one line.
+        learns_from: `rewards` of an environment, or `demonstrations`.
+        worlds: name in it of a table of the world models that the agent can be given, to objects with the `config` on each; empty
+            for an agent without that choice.
     """
 
     module: str
     agent: str
     config: str
     summary: str
-    kind: str = "rl"
-    worlds: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    learns_from: str = "rewards"
+    worlds: str = ""
+
+    def __post_init__(self) -> None:
+        if self.learns_from not in LEARNS_FROM:
+            raise ValueError(f"Entry.learns_from={self.learns_from!r}: must be one of {', '.join(LEARNS_FROM)}.")
+
+    def find(self, name: str) -> Any:
+        """`name` of the module."""
+        return getattr(import_module(self.module), name)
 
 
-AGENTS: Mapping[str, Entry] = {
-    "tdmpc": Entry("agents.tdmpc", "TDMPC", "TDMPCConfig", "TD-MPC (2022): latent world model, MPPI planner"),
-    "tdmpc2": Entry("agents.tdmpc2", "TDMPC2", "TDMPC2Config", "TD-MPC2 (2023): normalized world model, MPPI planner"),
-    "difftop_rl": Entry(
-        "agents.difftop_rl",
-        "DiffTOP",
-        "DiffTOPConfig",
-        "DiffTOP: policy gradient through a Theseus planner",
-        worlds={"tdmpc": ("DiffTOP", "DiffTOPConfig"), "tdmpc2": ("DiffTOPOnTDMPC2", "DiffTOPOnTDMPC2Config")},
-    ),
-    "leto": Entry("agents.leto", "Leto", "LetoConfig", "LeTO: recurrent policy with a constrained trajectory head", "il"),
-    "bc": Entry("agents.bc", "BC", "BCConfig", "behavior cloning by an MLP, with or without a mixture of Gaussians", "il"),
-    "rnn_gmm": Entry("agents.rnn_gmm", "RnnGmm", "RnnGmmConfig", "BC-RNN-GMM: recurrent mixture of Gaussians", "il"),
-    "ibc": Entry("agents.ibc", "IBC", "IBCConfig", "implicit behavior cloning: an energy, minimized by sampling", "il"),
-    "diffusion": Entry("agents.diffusion", "Diffusion", "DiffusionConfig", "Diffusion Policy: 1D U-Net, DDPM or DDIM", "il"),
-    "residual": Entry("agents.residual", "Residual", "ResidualConfig", "a trained policy's actions, corrected by an MLP", "il"),
-    "difftop_il": Entry("agents.difftop_il", "DiffTOPIL", "DiffTOPILConfig", "DiffTOP: a CVAE with a planner as decoder", "il"),
-}
+def _imitates(name: str, policy: str, summary: str) -> Entry:
+    return Entry(f"agents.{name}", policy, f"{policy}Config", summary, "demonstrations")
 
 
-def names(kind: str) -> list[str]:
-    """Agents of one kind, `rl` or `il`."""
-    return [name for name, entry in AGENTS.items() if entry.kind == kind]
+AGENTS: Extended[Entry] = Extended(
+    {
+        "tdmpc": Entry("agents.tdmpc", "make_tdmpc", "TDMPCConfig", "TD-MPC (2022): latent world model, MPPI planner"),
+        "tdmpc2": Entry("agents.tdmpc2", "make_tdmpc2", "TDMPC2Config", "TD-MPC2 (2023): normalized world model, MPPI planner"),
+        "difftop_rl": Entry(
+            "agents.difftop_rl",
+            "make_difftop_rl",
+            "DiffTOPConfig",
+            "DiffTOP: policy gradient through a Theseus planner",
+            worlds="WORLDS",
+        ),
+        "leto": _imitates("leto", "Leto", "LeTO: recurrent policy with a constrained trajectory head"),
+        "bc": _imitates("bc", "BC", "behavior cloning by an MLP, with or without a mixture of Gaussians"),
+        "rnn_gmm": _imitates("rnn_gmm", "RnnGmm", "BC-RNN-GMM: recurrent mixture of Gaussians"),
+        "ibc": _imitates("ibc", "IBC", "implicit behavior cloning: an energy, minimized by sampling"),
+        "diffusion": _imitates("diffusion", "Diffusion", "Diffusion Policy: 1D U-Net, DDPM or DDIM"),
+        "residual": _imitates("residual", "Residual", "a trained policy's actions, corrected by an MLP"),
+        "difftop_il": _imitates("difftop_il", "DiffTOPIL", "DiffTOP: a CVAE with a planner as decoder"),
+    },
+    "difftop.agents",
+)
+
+
+def names(learns_from: str) -> list[str]:
+    """Agents that learn from `rewards`, or from `demonstrations`."""
+    return [name for name, entry in AGENTS.items() if entry.learns_from == learns_from]
 
 
 def config_class(name: str, world_model: str = "auto") -> type:
     """The options of agent `name` on `world_model` (auto: its own); raises `ConfigError` for an unknown one."""
-    return _classes(name, world_model)[1]
+    entry = _entry(name)
+    if world_model == "auto":
+        found: type = entry.find(entry.config)
+        return found
+    worlds = entry.find(entry.worlds) if entry.worlds else {}
+    if world_model not in worlds:
+        known = f"unknown; agent={name} can be given: {', '.join(worlds)}" if worlds else f"agent={name} has its own"
+        raise ConfigError(f"world_model={world_model}: {known}.")
+    config: type = worlds[world_model].config
+    return config
 
 
 def world_models(name: str) -> dict[str, type]:
     """The world models that agent `name` can be given (auto: its own), and its options on each; empty where it has no choice."""
-    worlds = AGENTS[name].worlds
-    return {world: config_class(name, world) for world in (["auto", *worlds] if worlds else [])}
+    entry = _entry(name)
+    return {world: config_class(name, world) for world in ["auto", *entry.find(entry.worlds)]} if entry.worlds else {}
 
 
-def make_agent(values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: str = "cpu", precision: str = "fp32") -> Agent:
+def make_agent(
+    values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: str = "cpu", precision: str = "fp32", total_steps: int = 0
+) -> Agent:
     """Builds the agent that `values["name"]` names, on the world model that `values["world_model"]` names, if it is there.
+
+    An agent made from the options in a checkpoint and the spec it was trained for takes the checkpoint's weights by
+    `load_state_dict`; nothing else is needed, neither a base policy's run nor a simulator.
 
     Args:
         values: options of the agent, a plain mapping; missing ones take their defaults.
@@ -77,64 +115,39 @@ def make_agent(values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: s
         seed: of its initial weights and its generator.
         device: `cpu` or `cuda`.
         precision: `fp32`, or `bf16` for matrix products in bfloat16.
+        total_steps: length of the training in gradient steps, for a learning rate's schedule.
+    Returns:
+        an `agents.base.OnlineAgent` where it learns from rewards, else an `agents.policies.training.ImitationAgent`.
+    Raises:
+        ConfigError: an unknown agent, a bad option, or observations that the agent can't take.
     """
-    cls, options = _classes(str(values.get("name")), str(values.get("world_model", "auto")))
-    config: Any = build(options, values, "agent")
-    made: Agent = cls(spec, config, seed=seed, device=torch.device(device), bf16=precision == "bf16")
-    return made
+    entry, config = _configured(values)
+    make, where, bf16 = entry.find(entry.agent), torch.device(device), precision == "bf16"
+    if entry.learns_from == "rewards":
+        made: Agent = make(config, spec, seed=seed, device=where, bf16=bf16)
+        return made
+    policy = make(config, spec, seed=seed)
+    return ImitationAgent(policy, config.training, total_steps=total_steps, seed=seed, device=where, bf16=bf16)
 
 
-def make_policy(values: Mapping[str, Any], spec: TaskSpec, *, seed: int) -> Any:
-    """Builds the policy that `values["name"]` names, on the CPU; see `agents.imitation.Policy`."""
-    config, cls = _imitation(values)
-    return cls(config, spec, seed=seed)
+def make_policy(values: Mapping[str, Any], spec: EnvSpec, *, seed: int) -> Any:
+    """Builds the policy that `values["name"]` names, on the CPU and without what trains it; see `Policy`."""
+    entry, config = _configured(values)
+    if entry.learns_from != "demonstrations":
+        known = ", ".join(names("demonstrations"))
+        raise ConfigError(f"agent={values['name']} learns from rewards, not from demonstrations; choose one of {known}.")
+    return entry.find(entry.agent)(config, spec, seed=seed)
 
 
-def make_imitation_agent(
-    values: Mapping[str, Any], spec: TaskSpec, *, seed: int, device: str = "cpu", precision: str = "fp32", total_steps: int
-) -> ImitationAgent:
-    """Builds the policy that `values["name"]` names, and what trains it.
-
-    Args:
-        values: options of the agent, a plain mapping; missing ones take their defaults.
-        spec: the task it is for.
-        seed: of its initial weights and its generator.
-        device, precision: see `make_agent`.
-        total_steps: length of the training in gradient steps, for the learning rate's schedule.
-    """
-    config, cls = _imitation(values)
-    training: TrainingConfig = config.training
-    return ImitationAgent(
-        cls(config, spec, seed=seed),
-        training,
-        total_steps=total_steps,
-        seed=seed,
-        device=torch.device(device),
-        bf16=precision == "bf16",
-    )
+def _configured(values: Mapping[str, Any]) -> tuple[Entry, Any]:
+    """The entry, and the options as a dataclass."""
+    name, world = str(values.get("name")), str(values.get("world_model", "auto"))
+    kind = config_class(name, world)
+    given = {key: value for key, value in values.items() if (key, value) != ("world_model", "auto")}
+    return AGENTS[name], build(kind, given, "agent")
 
 
-def _imitation(values: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Options and class of a policy."""
-    name = str(values.get("name"))
-    cls, options = _classes(name, "auto")
-    if AGENTS[name].kind != "il":
-        raise ConfigError(f"agent={name} learns from rewards, not from demonstrations; choose one of {', '.join(names('il'))}.")
-    return build(options, values, "agent"), cls
-
-
-def _classes(name: str, world_model: str) -> tuple[Any, type]:
-    """Agent and options."""
+def _entry(name: str) -> Entry:
     if name not in AGENTS:
         raise ConfigError(f"agent={name}: unknown agent.{suggest(name, list(AGENTS))} Agents: {', '.join(AGENTS)}.")
-    entry = AGENTS[name]
-    names = (entry.agent, entry.config)
-    if world_model != "auto":
-        if world_model not in entry.worlds:
-            known = (
-                f"unknown; agent={name} can be given: {', '.join(entry.worlds)}" if entry.worlds else f"agent={name} has its own"
-            )
-            raise ConfigError(f"world_model={world_model}: {known}.")
-        names = entry.worlds[world_model]
-    module = import_module(entry.module)
-    return getattr(module, names[0]), getattr(module, names[1])
+    return AGENTS[name]

@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
-from agents.chunks import ChunkPolicy, PolicyConfig, Predictor
-from agents.imitation import WindowShape
-from agents.noise import EnvironmentNoise, Noise
+from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
+from agents.policies.chunks import ChunkPolicy, PolicyConfig, Predictor
+from agents.policies.training import WindowShape
+from agents.policies.noise import EnvironmentNoise, Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import ConfigError, option
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Residual(ChunkPolicy):
 
     config: ResidualConfig
 
-    def __init__(self, config: ResidualConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: ResidualConfig, spec: EnvSpec, *, seed: int) -> None:
         windows = WindowShape(config.window, config.horizon, 0, config.window + config.horizon - 2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -97,7 +97,7 @@ class _Corrected:
         self.noise = EnvironmentNoise(num_envs, seed + 1, policy.device)
 
     def predict(self, obs: Mapping[str, Tensor], t0: Tensor, due: Tensor) -> Tensor:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         policy, rows = self.policy, due.nonzero()[:, 0]
         wanted = self.base.predict(obs, t0, due)[:, : policy.config.horizon].clamp(-1, 1)
         if len(rows):
@@ -107,7 +107,7 @@ class _Corrected:
         return wanted
 
     def begin(self, index: int, seed: int) -> None:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         self.base.begin(index, seed)
         self.noise.begin(index, seed)
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.imitation import WindowShape
-from agents.noise import Noise
-from agents.recurrent import RecurrentConfig, RecurrentPolicy
+from agents.policies.training import WindowShape
+from agents.policies.noise import Noise
+from agents.policies.recurrent import RecurrentConfig, RecurrentPolicy
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.nn.distributions import MixtureHead
 from difftop.options import option
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 LOW_NOISE_STD = 1e-4  # robomimic's, while acting
 
@@ -42,7 +42,7 @@ class RnnGmm(RecurrentPolicy):
 
     config: RnnGmmConfig
 
-    def __init__(self, config: RnnGmmConfig, spec: TaskSpec, *, seed: int) -> None:
+    def __init__(self, config: RnnGmmConfig, spec: EnvSpec, *, seed: int) -> None:
         pad = config.window + config.horizon - 2  # a window begins at every step of a demonstration
         windows = WindowShape(config.window, config.horizon, 0, pad)
         with torch.random.fork_rng(devices=[]):

@@ -133,7 +133,7 @@ class OfflineRun:
     episodes is marked as the best, the later one among equals; these episodes' seeds are never those of the reported evaluation.
 
     Args:
-        agent: see `agents.imitation.ImitationAgent`.
+        agent: see `agents.policies.training.ImitationAgent`.
         demonstrations: to train on.
         held_out: for the validation loss, or None.
         config: length and cadence.

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.imitation import ImitationAgent
+from agents.policies.training import ImitationAgent
 from agents.registry import make_imitation_agent
 from difftop.data.windows import WindowBatch
 from difftop.run.checkpoint import save_checkpoint
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
-SPEC = TaskSpec("test/task", {"eef_pos": (3,), "object": (4,)}, 4, episode_steps=60, control_dt_s=0.05)
+SPEC = EnvSpec("test/task", {"eef_pos": (3,), "object": (4,)}, 4, episode_steps=60, control_dt_s=0.05)
 SMALL: dict[str, dict[str, Any]] = {
     "leto": {"window": 4, "horizon": 3, "hidden_dim": 16},
     "bc": {"hidden_dims": [32, 32], "window": 2, "horizon": 3},
@@ -28,7 +28,7 @@ NAMES = tuple(SMALL)
 
 
 def make(
-    name: str, *, seed: int = 0, spec: TaskSpec = SPEC, steps: int = 100, home: Path | None = None, **more: Any
+    name: str, *, seed: int = 0, spec: EnvSpec = SPEC, steps: int = 100, home: Path | None = None, **more: Any
 ) -> ImitationAgent:
     """A small agent; `residual` gets a base from a run in `home`."""
     values = {"name": name, **SMALL[name], **more}
@@ -42,7 +42,7 @@ def make(
     return agent
 
 
-def base_run(home: Path, name: str, spec: TaskSpec = SPEC, **more: Any) -> Path:
+def base_run(home: Path, name: str, spec: EnvSpec = SPEC, **more: Any) -> Path:
     """A checkpoint of an untrained policy, with averaged weights that differ from the trained ones."""
     folder = home / name
     if not folder.exists():
@@ -52,12 +52,12 @@ def base_run(home: Path, name: str, spec: TaskSpec = SPEC, **more: Any) -> Path:
     return folder
 
 
-def observations(*lead: int, spec: TaskSpec = SPEC, seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
+def observations(*lead: int, spec: EnvSpec = SPEC, seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     return {key: scale * torch.randn(*lead, *shape, generator=g) for key, shape in spec.shapes.items()}
 
 
-def random_batch(agent: ImitationAgent, size: int = 6, seed: int = 0, spec: TaskSpec = SPEC) -> WindowBatch:
+def random_batch(agent: ImitationAgent, size: int = 6, seed: int = 0, spec: EnvSpec = SPEC) -> WindowBatch:
     """Noise, without padding."""
     shape, g = agent.windows, torch.Generator().manual_seed(seed)
     span = shape.window + shape.horizon - 1

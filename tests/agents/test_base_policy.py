@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.base_policy import BASES, BaseConfig, BasePolicy
-from agents.noise import BatchNoise
+from agents.policies.base_policy import BASES, BaseConfig, BasePolicy
+from agents.policies.noise import BatchNoise
 from agents.registry import make_imitation_agent
 from difftop.options import ConfigError
 from difftop.run.checkpoint import CheckpointError
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 from tests.agents.imitators import SMALL, SPEC, base_run, make, observations, random_batch, rolled
 
 
@@ -100,7 +100,7 @@ def test_a_base_begins_where_the_episode_does(name: str, tmp_path: Path) -> None
 
 
 def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
-    def reading(base: str, folder: str, spec: TaskSpec = SPEC) -> None:
+    def reading(base: str, folder: str, spec: EnvSpec = SPEC) -> None:
         BasePolicy(BaseConfig(base, folder), spec).read_()
 
     with pytest.raises(ConfigError, match=r"agent.base=none, agent.base_checkpoint='': name both, one of bc, rnn_gmm, diffusion"):
@@ -111,4 +111,4 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was saved by agent 'bc', not 'rnn_gmm'"):
         reading("rnn_gmm", folder)
     with pytest.raises(ConfigError, match="its weights don't fit the task test/other"):
-        reading("bc", folder, TaskSpec("test/other", {"eef_pos": (3,)}, 4, 60, 0.05))
+        reading("bc", folder, EnvSpec("test/other", {"eef_pos": (3,)}, 4, 60, 0.05))

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from agents.bc import BC, BCConfig
 from agents.difftop_il import DiffTOPIL, DiffTOPILConfig
-from agents.il_model import CostModel, ILModelConfig, LatentDynamics, NoDynamics, kl_to_standard
-from agents.imitation import ImitationAgent
-from agents.noise import BatchNoise
+from agents.policies.cvae_model import CostModel, ILModelConfig, LatentDynamics, NoDynamics, kl_to_standard
+from agents.policies.training import ImitationAgent
+from agents.policies.noise import BatchNoise
 from difftop.data.windows import WindowBatch
 from difftop.options import ConfigError, build, defaults
 from difftop.planning.rollout import rollout_cost
 from difftop.run.checkpoint import save_checkpoint
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
-SPEC = TaskSpec("toy/made", {"hand": (2,), "goal": (2,)}, action_dim=2, episode_steps=20, control_dt_s=0.1)
+SPEC = EnvSpec("toy/made", {"hand": (2,), "goal": (2,)}, action_dim=2, episode_steps=20, control_dt_s=0.1)
 WIDTHS = {"encoder_dims": [16], "posterior_dims": [16], "dynamics_dims": [16], "cost_dims": [16], "state_dim": 8, "rows": 4}
 
 

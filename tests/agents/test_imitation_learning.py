@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from difftop.data.windows import WindowBatch
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 from tests.agents.imitators import make, rolled
 
-SPEC = TaskSpec("test/fork", {"x": (2,)}, 2, episode_steps=20, control_dt_s=0.05)
+SPEC = EnvSpec("test/fork", {"x": (2,)}, 2, episode_steps=20, control_dt_s=0.05)
 
 
 def fork(agent: Any, size: int, seed: int) -> WindowBatch:

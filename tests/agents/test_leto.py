@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.chunks import ChunkActor
+from agents.policies.chunks import ChunkActor
 from agents.leto import Leto, LetoConfig
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
-from difftop.types import SolveStatus, TaskSpec
+from difftop.types import SolveStatus, EnvSpec
 from tests.qp.problems import clarabel_solve
 
 SHAPES = {"robot0_eef_pos": (3,), "object": (4,)}
@@ -26,8 +26,8 @@ SMALL = {"window": 4, "horizon": 3, "hidden_dim": 16, "init": "uniform"}
 HEIGHT = {"position_key": "robot0_eef_pos", "position_axes": [2], "position_min": [0.0475], "position_max": [0.2]}
 
 
-def task(action_dim: int = 7, shapes: dict[str, tuple[int, ...]] = SHAPES) -> TaskSpec:
-    return TaskSpec("test/task", shapes, action_dim, episode_steps=50, control_dt_s=0.05)
+def task(action_dim: int = 7, shapes: dict[str, tuple[int, ...]] = SHAPES) -> EnvSpec:
+    return EnvSpec("test/task", shapes, action_dim, episode_steps=50, control_dt_s=0.05)
 
 
 def policy(action_dim: int = 7, seed: int = 0, **values: Any) -> Leto:

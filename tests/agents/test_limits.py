@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.chunks import ChunkActor
-from agents.limits import LimitsConfig, make_head
+from agents.policies.chunks import ChunkActor
+from agents.policies.limits import LimitsConfig, make_head
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
-from difftop.types import SolveStatus, TaskSpec
+from difftop.types import SolveStatus, EnvSpec
 from tests.agents.imitators import NAMES, SPEC, make, observations, rolled
 
-ARM = TaskSpec("test/arm", {"eef_pos": (3,)}, 7, episode_steps=10, control_dt_s=0.05)
+ARM = EnvSpec("test/arm", {"eef_pos": (3,)}, 7, episode_steps=10, control_dt_s=0.05)
 
 
-def limits(spec: TaskSpec = ARM, horizon: int = 4, **values: Any) -> Any:
+def limits(spec: EnvSpec = ARM, horizon: int = 4, **values: Any) -> Any:
     return build(LimitsConfig, values).make(spec, horizon)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.noise import EnvironmentNoise
+from agents.policies.noise import EnvironmentNoise
 from tests.agents.imitators import make, observations
 
 STEPS = 30

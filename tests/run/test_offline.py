@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from agents.policies.training import WindowShape
 
 from agents.base import UpdateResult
+from agents.policies.training import WindowShape
 from difftop.data.files import open_demonstrations
 from difftop.losses import NonFiniteLossError
 from difftop.run.offline import Batches, OfflineConfig, OfflineHooks, OfflineRun, split

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,9 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.options import ConfigError, option
 from difftop.qp import ClipHead, QPHead, SolveInfo, TrajectoryLimits
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import SolveStatus, TaskSpec
+from difftop.types import SolveStatus, EnvSpec
 
 log = logging.getLogger(__name__)
-
-HEADS = ("none", "clip", "qp")
-
 
 @dataclass(frozen=True)
 class LimitsConfig:
@@ -61,7 +58,7 @@ class LimitsConfig:
     position_min: list[float] = option([], "lowest position, m, one per axis; -.inf for none")
     position_max: list[float] = option([], "highest position, m, one per axis; .inf for none")
 
-    def make(self, spec: TaskSpec, horizon: int) -> TrajectoryLimits:
+    def make(self, spec: EnvSpec, horizon: int) -> TrajectoryLimits:
         """The limits of trajectories `[horizon, A]`, per step: dt is 1, velocities are actions, positions are sums of actions.
 
         Raises:
@@ -125,7 +122,7 @@ class LimitsConfig:
                 )
         return [i for i in range(action_dim) if i not in indices[0]]
 
-    def _check_positions(self, spec: TaskSpec, constrained: list[int]) -> None:
+    def _check_positions(self, spec: EnvSpec, constrained: list[int]) -> None:
         key, axes, low, high = self.position_key, self.position_axes, self.position_min, self.position_max
         if not len(axes) == len(low) == len(high) or bool(axes) != bool(key) or not set(axes) <= set(constrained):
             raise ConfigError(
@@ -137,7 +134,7 @@ class LimitsConfig:
                 f"limits.position_key={key}, position_axes={list(axes)}: no such observations; there are {dict(spec.shapes)}."
             )
 
-    def _per_step(self, spec: TaskSpec, constrained: list[int]) -> tuple[list[float], list[float]]:
+    def _per_step(self, spec: EnvSpec, constrained: list[int]) -> tuple[list[float], list[float]]:
         """Largest velocity and acceleration of each constrained action, in action units per step."""
         if self.units == "action":
             if self.velocity > 1:
@@ -170,6 +167,9 @@ class FreeHead(nn.Module):
         return -e.view(len(e), self.limits.horizon, self.limits.action_dim), SolveInfo(status, zero, zero, status)
 
 
+HEADS: Mapping[str, Callable[[TrajectoryLimits], nn.Module]] = {"none": FreeHead, "clip": ClipHead, "qp": QPHead.projection}
+
+
 def make_head(name: str, limits: TrajectoryLimits) -> nn.Module:
     """A head without weights, for a policy whose network wants `-e`; see `QPHead`, `ClipHead` and `FreeHead`.
 
@@ -178,12 +178,10 @@ def make_head(name: str, limits: TrajectoryLimits) -> nn.Module:
     """
     if name not in HEADS:
         raise ConfigError(f"head={name}: must be one of {', '.join(HEADS)}.")
-    if name == "none":
-        return FreeHead(limits)
-    if not limits.selected:
+    if name != "none" and not limits.selected:
         raise ConfigError(f"head={name}: limits.free leaves no action to limit; set limits.free=[] or head=none.")
     try:
-        return QPHead.projection(limits) if name == "qp" else ClipHead(limits)
+        return HEADS[name](limits)
     except ValueError as error:
         raise ConfigError(f"head={name}: {error}") from error
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.world_model import LatentWorld, WorldModelConfig, add_noise
+from agents.latent.exploration import add_noise
+from agents.latent.world_model import WorldModel, WorldModelConfig, one_observation
 from difftop.losses import full_precision
 from difftop.nn.activations import SimNorm
 from difftop.nn.encoders import make_simplex_encoder
@@ -63,7 +64,7 @@ class TDMPC2ModelConfig(WorldModelConfig):
         return made
 
 
-class TDMPC2Model(LatentWorld):
+class TDMPC2Model(WorldModel):
     """Networks of TD-MPC2, over flattened batches.
 
         z = h(s),  z' = d(z, a)                       both end in LayerNorm and SimNorm
@@ -78,7 +79,7 @@ class TDMPC2Model(LatentWorld):
         self.config = config = config.resolved()
         z, a, width = config.latent_dim, spec.action_dim, config.mlp_dim
         simplex = config.simplex_dim
-        self.encoder = make_simplex_encoder(spec.obs_kind, spec.obs_shape, config.encoder_dim, config.channels, z, simplex)
+        self.encoder = make_simplex_encoder(one_observation(spec)[1], config.encoder_dim, config.channels, z, simplex)
         self.dynamics = normed_mlp([z + a, width, width, z], last=SimNorm(simplex))
         self.reward = normed_mlp([z + a, width, width, config.bins], zero_last=True)
         self.pi = normed_mlp([z, width, width, 2 * a])

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.chunks import ChunkPolicy, Predictor
-from agents.noise import Noise
+from agents.policies.chunks import ChunkPolicy, Predictor
+from agents.policies.noise import Noise
 from difftop.options import ConfigError, option
 from difftop.run.checkpoint import load_checkpoint
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 BASES = ("bc", "rnn_gmm", "diffusion")
 BASE_CHECKPOINT = "run folder (its best checkpoint) or checkpoint of the base; read when training begins, never afterwards"
@@ -42,7 +42,7 @@ class BasePolicy(nn.Module):
 
     recipe: Tensor
 
-    def __init__(self, config: BaseConfig, spec: TaskSpec) -> None:
+    def __init__(self, config: BaseConfig, spec: EnvSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
         self.register_buffer("recipe", torch.zeros(0, dtype=torch.uint8))
@@ -65,7 +65,7 @@ class BasePolicy(nn.Module):
         return self.check().plans(obs, noise, begin).clamp(-1, 1)
 
     def predictor(self, num_envs: int, seed: int) -> Predictor:
-        """Predicts chunks `[N, T_p, A]` while acting; see `agents.chunks.Predictor`. Its actions are not clamped."""
+        """Predicts chunks `[N, T_p, A]` while acting; see `agents.policies.chunks.Predictor`. Its actions are not clamped."""
         return self.check().predictor(num_envs, seed)
 
     def train(self, mode: bool = True) -> BasePolicy:
@@ -118,7 +118,7 @@ class BasePolicy(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _built(recipe: str, spec: TaskSpec, config: BaseConfig) -> ChunkPolicy:
+def _built(recipe: str, spec: EnvSpec, config: BaseConfig) -> ChunkPolicy:
     from agents.registry import make_policy  # the registry knows policies that have a base
 
     options = json.loads(recipe)

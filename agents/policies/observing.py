@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from agents.noise import Noise
+from agents.policies.noise import Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.normalize import Normalizer, leto_mode
 from difftop.nn.observation import EncoderConfig, ObservationEncoder
@@ -20,7 +20,7 @@ class Observer(nn.Module):
     """Chosen observations, normalized and encoded.
 
     Args:
-        shapes: what the task offers; `TaskSpec.shapes`.
+        shapes: what the task offers; `EnvSpec.shapes`.
         keys: which of them to use, in this order; none for all, in alphabetical order, since a file and a simulator order them
             each in its own way.
         normalization: of vectors entry by entry, and of points coordinate by coordinate; see `difftop.data.normalize`.

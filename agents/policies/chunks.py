@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.imitation import TrainingConfig, WindowShape
-from agents.limits import HEADS, FreeHead, LimitsConfig, brake, make_head
-from agents.noise import BatchNoise, EnvironmentNoise, Noise
-from agents.observing import NORMALIZATIONS, Observer
+from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.limits import HEADS, FreeHead, LimitsConfig, brake, make_head
+from agents.policies.noise import BatchNoise, EnvironmentNoise, Noise
+from agents.policies.observing import NORMALIZATIONS, Observer
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.nn.observation import EncoderConfig
 from difftop.options import ConfigError, option
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import SolveStatus, TaskSpec
+from difftop.types import SolveStatus, EnvSpec
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class ChunkPolicy(nn.Module):
 
     config: PolicyConfig
 
-    def __init__(self, config: PolicyConfig, spec: TaskSpec, windows: WindowShape) -> None:
+    def __init__(self, config: PolicyConfig, spec: EnvSpec, windows: WindowShape) -> None:
         super().__init__()
         self.spec, self.windows = spec, windows
         self.config = config
@@ -90,11 +90,11 @@ class ChunkPolicy(nn.Module):
         return next(self.parameters()).device
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         self.observer.fit_(demonstrations)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         raise NotImplementedError
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class ChunkPolicy(nn.Module):
         raise NotImplementedError
 
     def actor(self, num_envs: int, *, seed: int, head: str | None = None) -> ChunkActor:
-        """See `agents.imitation.Policy`."""
+        """See `agents.policies.training.Policy`."""
         return ChunkActor(self, num_envs, seed, self.deployed_head(self.config.head if head is None else head))
 
     def deployed_head(self, name: str) -> nn.Module:
@@ -199,7 +199,7 @@ class WindowPredictor:
 
 
 class ChunkActor:
-    """Executes the first T_a actions of each chunk; see `agents.base.Actor`, with observations by key.
+    """Executes the first T_a actions of each chunk; see `agents.base.Actor`.
 
     The head gets the wanted chunk and the last executed action, zero where an episode begins, so that limits hold along the
     whole episode, also from one chunk to the next. Where the head has no certified chunk, the limited actions brake for one step
@@ -236,7 +236,7 @@ class ChunkActor:
             self.predictor.begin(index, seed)
 
     @torch.no_grad()
-    def act(self, obs: Mapping[str, Tensor], t0: Tensor, agent_steps: int = 0) -> Tensor:
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int = 0) -> Tensor:
         """Actions `[N, A]` in [-1, 1] of observations by key `[N, *shape]`; `t0 [N]` is True where an episode begins."""
         t0 = t0.to(self.left.device)
         self.left = torch.where(t0, 0, self.left)

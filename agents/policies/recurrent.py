@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.chunks import ChunkPolicy, PolicyConfig
-from agents.imitation import WindowShape
-from agents.noise import EnvironmentNoise, Noise
+from agents.policies.chunks import ChunkPolicy, PolicyConfig
+from agents.policies.training import WindowShape
+from agents.policies.noise import EnvironmentNoise, Noise
 from difftop.nn.mlp import mlp
 from difftop.nn.rnn import Hidden, StepLSTM
 from difftop.options import option
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 MEMORIES = ("restart", "overlap")
 MEMORY = "while acting, every T_s steps the LSTM forgets; overlap: there are two, half a window apart, and the older one acts"
@@ -42,7 +42,7 @@ class RecurrentPolicy(ChunkPolicy):
 
     config: RecurrentConfig
 
-    def __init__(self, config: RecurrentConfig, spec: TaskSpec, windows: WindowShape) -> None:
+    def __init__(self, config: RecurrentConfig, spec: EnvSpec, windows: WindowShape) -> None:
         super().__init__(config, spec, windows)
         sizes = [self.observer.out, *config.encoder_dims]
         self.before = mlp(sizes) if config.encoder_dims else torch.nn.Identity()
@@ -103,7 +103,7 @@ class RecurrentPredictor:
         self.noise = EnvironmentNoise(num_envs, seed, policy.device)
 
     def predict(self, obs: Mapping[str, Tensor], t0: Tensor, due: Tensor) -> Tensor:
-        """See `agents.chunks.Predictor`; the LSTM sees every observation, whether or not a chunk is due."""
+        """See `agents.policies.chunks.Predictor`; the LSTM sees every observation, whether or not a chunk is due."""
         policy, every, span = self.policy, torch.arange(len(due)), self.policy.windows.window
         self.calls = torch.where(t0, 0, self.calls)
         late = torch.arange(self.memories, device=policy.device) * (span // 2)
@@ -122,7 +122,7 @@ class RecurrentPredictor:
         return wanted
 
     def begin(self, index: int, seed: int) -> None:
-        """See `agents.chunks.Predictor`."""
+        """See `agents.policies.chunks.Predictor`."""
         self.noise.begin(index, seed)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The contract between an imitation agent and the loop that trains it, and what all imitation agents share.
+"""How policies learn from demonstrations: the contract of a policy, and the one agent that trains any of them.
 
 A `Policy` is a network with a loss on windows of demonstrations, and a maker of actors. `ImitationAgent` adds what every training
 needs: optimizer, learning rate schedule, clipping, and an exponential average of the weights where the method has one.
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.base import Actor
+from agents.base import Actor, UpdateResult
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import NonFiniteLossError
@@ -58,7 +58,7 @@ class WindowShape:
 class Policy(Protocol):
     """A network that imitates; an `nn.Module`.
 
-    Its constructor takes `(config, spec: TaskSpec, *, seed: int)`.
+    Its constructor takes `(config, spec: EnvSpec, *, seed: int)`.
     """
 
     windows: WindowShape
@@ -118,7 +118,7 @@ class ImitationAgent:
         if self.average:
             self.average.copy_(self.policy)
 
-    def update(self, batch: WindowBatch, grad_steps: int) -> dict[str, Tensor]:
+    def update(self, batch: WindowBatch, grad_steps: int) -> UpdateResult:
         """One gradient step, the `grad_steps`-th from 0, together with the other `workers` where there are any.
 
         Raises:
@@ -141,7 +141,7 @@ class ImitationAgent:
         self.optimizer.step()
         if self.average:
             self.average.update_(self.policy, grad_steps)
-        return {f"train/{tag}": value for tag, value in metrics.items()} | {"train/gradient_norm": norm}
+        return UpdateResult({f"train/{tag}": value for tag, value in metrics.items()} | {"train/gradient_norm": norm}, None)
 
     @torch.no_grad()
     def validate(self, batch: WindowBatch, seed: int) -> dict[str, Tensor]:
@@ -166,8 +166,8 @@ class ImitationAgent:
         """The policy that acts: the averaged one where there is one."""
         return self.average.policy if self.average else self.policy
 
-    def actor(self, num_envs: int, *, seed: int, head: str | None = None) -> Actor:
-        """A fresh actor; see `Policy.actor`."""
+    def actor(self, num_envs: int, *, seed: int, explore: bool = False, head: str | None = None) -> Actor:
+        """A fresh actor; see `Policy.actor`. There is nothing to explore."""
         policy = self.acting
         policy.eval()
         made: Actor = policy.actor(num_envs, seed=seed, head=head)

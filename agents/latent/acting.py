@@ -1,0 +1,142 @@
+"""Acting by planning in a latent world: one actor for every agent with a world model and every planner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.latent.planners import planner_option
+from agents.latent.planning import Decision, Planner, PlanSettings, Situation
+from agents.latent.world import World
+from difftop.losses import full_precision
+from difftop.types import SolveStatus
+
+
+@dataclass(frozen=True)
+class ActingConfig(PlanSettings):
+    """How actions are chosen in any latent world model."""
+
+    planner: str = planner_option("mppi")
+
+
+class Visited(NamedTuple):
+    """What plans were made from: `obs [K, *shape]`, `start [K, H, A]` and the shifted previous plans `[K, H, A]`."""
+
+    obs: Tensor
+    start: Tensor
+    previous: Tensor
+
+
+class PlanningActor:
+    """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start.
+
+    Environments that idle (`begin(index, None)`) get no plan; their actions are zeros.
+
+    Args:
+        world: encodes.
+        planner: chooses.
+        settings: schedules.
+        num_envs: N.
+        generator: of all that is drawn, on the world's device.
+        autocast: makes the context for matrix products in the run's precision.
+        explore: whether actions explore.
+        keep_visited: keep what plans were made from in `visited`.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        planner: Planner,
+        settings: PlanSettings,
+        num_envs: int,
+        generator: torch.Generator,
+        *,
+        autocast: Callable[[], AbstractContextManager[object]],
+        explore: bool,
+        keep_visited: bool = False,
+    ) -> None:
+        self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
+        self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
+        self.key = world.spec.only_key
+        self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=generator.device)
+        self.playing = torch.ones(num_envs, dtype=torch.bool)
+        self.visited: list[Visited] = []
+        self._counters = torch.zeros(4, dtype=torch.float64)  # plans, failures, iterations, step lengths
+
+    def begin(self, index: int, seed: int | None) -> None:
+        """Environment `index` begins an episode, or idles where `seed` is None."""
+        self.playing[index] = seed is not None
+
+    @torch.no_grad()
+    def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
+        """Actions `[N, A]`; see `agents.base.Actor`."""
+        device = self.previous.device
+        rows = slice(None) if bool(self.playing.all()) else self.playing.nonzero()[:, 0].to(device)
+        actions = torch.zeros(self.previous.shape[::2], device=device)
+        if not bool(self.playing.any()):
+            return actions
+        seen, t0 = obs[self.key].to(device)[rows], t0.to(device)[rows]
+        with self.autocast():
+            z = full_precision(self.world.model.encode(seen))
+        horizon = self.settings.plan_length(steps)
+        previous = _shifted(self.previous[rows], t0)[:, :horizon]
+        decision = self.planner.decide(Situation(z, previous, steps, self.explore, self.generator, self.autocast))
+        if decision.plan is not None:
+            self._remember(rows, decision)
+            if self.keep_visited and decision.start is not None:
+                self.visited.append(Visited(seen.cpu(), decision.start.cpu(), previous.cpu()))
+        actions[rows] = decision.action.to(actions)
+        return actions
+
+    def _remember(self, rows: Tensor | slice, decision: Decision) -> None:
+        plan = decision.plan
+        assert plan is not None
+        kept = plan.actions if decision.memory is None else decision.memory
+        whole = torch.zeros_like(self.previous[rows])
+        whole[:, : kept.shape[1]] = kept
+        self.previous[rows] = whole
+        moved = 0.0 if decision.start is None else float((kept - decision.start).square().mean().sqrt())
+        failures, iterations = float((plan.status == SolveStatus.FAILED).sum()), float(plan.iterations.sum())
+        self._counters += torch.tensor([len(kept), failures, iterations, moved * len(kept)], dtype=torch.float64)
+
+    def metrics(self) -> dict[str, float]:
+        """Planner failures (count), iterations and step length from the prior (means), since the last call."""
+        plans, failures, iterations, moved = self._counters.tolist()
+        self._counters.zero_()
+        if not plans:
+            return {}
+        return {
+            "plan/failures": failures,
+            "plan/failure_rate": failures / plans,
+            "plan/iterations": iterations / plans,
+            "plan/step_from_prior": moved / plans,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plans, generator, visited states, counters, and which environments idle."""
+        return {
+            "previous": self.previous.clone(),
+            "playing": self.playing.clone(),
+            "generator": self.generator.get_state(),
+            "visited": [list(plan) for plan in self.visited],
+            "counters": self._counters.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.previous.copy_(state["previous"])
+        self.playing.copy_(state["playing"])
+        self.generator.set_state(state["generator"].cpu())
+        self.visited = [Visited(*plan) for plan in state["visited"]]
+        self._counters.copy_(state["counters"])
+
+
+def _shifted(plans: Tensor, t0: Tensor) -> Tensor:
+    """The last plans moved on by one step, their last action zero; zeros where an episode begins."""
+    moved = torch.cat([plans[:, 1:], torch.zeros_like(plans[:, :1])], dim=1)
+    return torch.where(t0[:, None, None], 0.0, moved)

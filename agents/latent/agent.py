@@ -1,0 +1,198 @@
+"""The one agent with a latent world model: a world, a planner, and the gradient through a planner or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.base import UpdateResult
+from agents.latent.acting import PlanningActor
+from agents.latent.gradient import PlannerGradient, PolicyGradientConfig, in_chunks
+from agents.latent.lm import LMPlanning
+from agents.latent.options import LatentAgentConfig
+from agents.latent.planners import PLANNERS
+from agents.latent.world import Unrolled, World
+from agents.latent.world_model import WorldModel, one_observation
+from difftop.losses import check_finite, clipped_step, input_gradient
+from difftop.nn.encoders import random_shift
+from difftop.options import ConfigError
+from difftop.types import Batch, EnvSpec
+
+
+class LatentAgent(nn.Module):
+    """Acts by planning in a world, and trains it.
+
+    Args:
+        config: options; `acting.planner` names the planner.
+        spec: of the environment; it has one observation.
+        world: makes the world; called with torch's generator seeded.
+        gradient: options of the policy gradient through the planner; None, or with mode=none: no such loss, and no raw critic.
+        seed: of the initial weights and of the agent's generator.
+        device, bf16: where and in which precision matrix products run.
+    Raises:
+        ConfigError: the environment has several observations.
+    """
+
+    def __init__(
+        self,
+        config: LatentAgentConfig,
+        spec: EnvSpec,
+        world: Callable[[], World],
+        gradient: PolicyGradientConfig | None = None,
+        *,
+        seed: int,
+        device: torch.device,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.spec, self.device, self.bf16 = config, spec, device, bf16
+        self.pixels = one_observation(spec)[1].kind == "image"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.world = world()
+            self.gradient: PlannerGradient | None = None
+            if gradient is not None and gradient.mode != "none":
+                self.gradient = PlannerGradient(gradient, config.acting, self.world)
+        self.to(device)
+        self.planner = PLANNERS[config.acting.planner](config.acting, self.world)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.critic_parameters = list(self.gradient.critic.parameters()) if self.gradient else []
+        self.optimizer, self.prior_optimizer = self.world.optimizers(self.critic_parameters)
+        self.on_policy_optimizer: torch.optim.Optimizer | None = None
+        if self.gradient and self.gradient.config.mode == "on_policy":
+            planned = [p for p in self.model.parameters() if p.requires_grad]
+            self.on_policy_optimizer = torch.optim.Adam(planned, lr=config.loss.learning_rate, fused=True)
+        self.grad_steps = 0
+
+    @property
+    def model(self) -> WorldModel:
+        """The world's networks."""
+        return self.world.model
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 where `precision=bf16`; weights, losses and optimizers stay float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def actor(self, num_envs: int, *, seed: int, explore: bool = False, head: str | None = None) -> PlanningActor:
+        """A `PlanningActor` on this agent's weights; with `mode=on_policy` the one that explores keeps the states it plans in."""
+        if head is not None:
+            raise ConfigError(f"head={head}: is for agents that imitate, and agent={self.config.name} learns from rewards.")
+        return PlanningActor(
+            self.world,
+            self.planner,
+            self.config.acting,
+            num_envs,
+            torch.Generator(self.device).manual_seed(seed),
+            autocast=self.autocast,
+            explore=explore,
+            keep_visited=explore and self.on_policy_optimizer is not None and isinstance(self.planner, LMPlanning),
+        )
+
+    def update(self, batch: Batch, agent_steps: int) -> UpdateResult:
+        """One gradient step on world and critic, one on the policy prior, and one of the targets where it is due."""
+        world, gradient, config = self.world, self.gradient, self.config.loss
+        with self.autocast():
+            u = self.unroll(batch)
+            loss, metrics, priorities = world.losses(u, self.generator)
+            if gradient is not None:
+                critic_loss = gradient.critic_loss(world, u, self.generator)
+                metrics["train/critic_loss"] = critic_loss.detach().mean()
+                loss = loss + gradient.config.critic_coef * (u.weight * critic_loss).mean() / len(u.action)
+            if gradient is not None and gradient.due(self.grad_steps):
+                check_finite(loss.detach(), "the model loss")  # the planner takes no other latents
+                chosen = slice(0, gradient.config.states)  # replay has drawn the batch at random already
+                obs, z = u.obs[chosen], u.z[0, chosen]
+                start = gradient.starts(world, z, agent_steps, self.generator)
+                planned_loss, plan = gradient.planned_loss(world, obs, z, start, self.generator)
+                loss = loss + gradient.config.coef * planned_loss
+                metrics["train/policy_gradient_loss"] = planned_loss.detach()
+                metrics["train/plan_failures"] = (plan.status != 0).sum().float()
+        check_finite(loss, "the model loss")
+        loss.backward()  # type: ignore[no-untyped-call]
+        trained = [*world.trained(), *self.critic_parameters]
+        metrics["train/grad_norm"] = clipped_step(self.optimizer, trained, config.grad_clip, "the model loss's gradient")
+
+        metrics |= self.update_prior(u.z.detach())
+
+        self.grad_steps += 1
+        if self.grad_steps % config.target_every == 0:
+            world.move_targets_()
+            if gradient is not None:
+                gradient.move_target_(config.target_rate)
+        return UpdateResult(metrics, priorities)
+
+    def update_prior(self, z: Tensor) -> dict[str, Tensor]:
+        """One gradient step on the policy prior alone, at latents `z [T+1, B, Z]`; returns metrics."""
+        with self.autocast():
+            loss, metrics = self.world.prior_loss(z, self.generator)
+        check_finite(loss, "the policy loss")
+        parameters = list(self.model.pi.parameters())
+        for p, gradient in zip(parameters, input_gradient(loss, parameters), strict=True):
+            p.grad = gradient
+        norm = clipped_step(self.prior_optimizer, parameters, self.config.loss.grad_clip, "the policy loss's gradient")
+        return metrics | {"train/policy_loss": loss.detach(), "train/policy_grad_norm": norm}
+
+    def unroll(self, batch: Batch) -> Unrolled:
+        """Brings a batch to the device, shifts its pixels at random, and rolls the world along it."""
+        obs = batch.obs.to(self.device, non_blocking=True)
+        action = batch.action.to(self.device, non_blocking=True).transpose(0, 1).contiguous()
+        first, rest = self._shifted(obs[:, 0]), self._shifted(obs[:, 1:].transpose(0, 1).flatten(0, 1))
+        return self.world.unroll(
+            first,
+            rest,
+            action,
+            reward=batch.reward.to(self.device).t(),
+            terminated=batch.terminated.to(self.device).t(),
+            weight=batch.weight.to(self.device),
+        )
+
+    def _shifted(self, obs: Tensor) -> Tensor:
+        pad = self.config.loss.shift_pixels
+        return random_shift(obs, pad, self.generator) if self.pixels and pad else obs
+
+    def finish_episode(self, actor: PlanningActor, agent_steps: int) -> dict[str, Tensor]:
+        """With `mode=on_policy`: L_PG summed over the states just visited, from the starts they were planned from, one step.
+
+        Source: the official code of arXiv:2402.05421, `update2`.  Differs: all states of the episode are differentiated in
+        batches at its end, where the official code does it one by one while acting; the weights are the same at both times.
+        Random starts (`acting.lm.start_random`) are drawn anew.
+        """
+        if self.gradient is None or self.on_policy_optimizer is None or not actor.visited:
+            return {}
+        visited, actor.visited = actor.visited, []
+        total = torch.zeros((), device=self.device)
+        for plans in in_chunks(visited, self.gradient.config.states):
+            obs, start, previous = (x.to(self.device) for x in plans)
+            loss, _ = self.gradient.planned_loss(self.world, obs, self.model.encode(obs), start, self.generator, previous)
+            check_finite(loss, "the on-policy policy-gradient loss")
+            if loss.requires_grad:  # not where every plan failed
+                (loss * len(obs)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * len(obs)
+        metrics = {"train/policy_gradient_loss": total / sum(len(plans.obs) for plans in visited)}
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if parameters:
+            clip, name = self.gradient.config.grad_clip, "the on-policy policy gradient"
+            metrics["train/policy_gradient_norm"] = clipped_step(self.on_policy_optimizer, parameters, clip, name)
+        return metrics
+
+    def train_state(self) -> dict[str, Any]:
+        """Optimizers, generator and step count."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "prior_optimizer": self.prior_optimizer.state_dict(),
+            "on_policy_optimizer": self.on_policy_optimizer.state_dict() if self.on_policy_optimizer else None,
+            "generator": self.generator.get_state(),
+            "grad_steps": self.grad_steps,
+        }
+
+    def load_train_state(self, state: Mapping[str, Any]) -> None:
+        """Restores `train_state`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.prior_optimizer.load_state_dict(state["prior_optimizer"])
+        if self.on_policy_optimizer:
+            self.on_policy_optimizer.load_state_dict(state["on_policy_optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.grad_steps = state["grad_steps"]

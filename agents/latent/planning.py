@@ -1,0 +1,105 @@
+"""The contract between acting and a planner: its settings, what it is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from difftop.options import ConfigError, option
+from difftop.planning.config import LMConfig, MPPIConfig
+from difftop.schedules import linear
+from difftop.types import PlanResult
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How actions are chosen in any latent world model, whatever the planner."""
+
+    horizon: int = option(5, "longest plan, in agent steps", low=1)
+    horizon_start: int = option(1, "plan length at the start of training, in agent steps", low=1)
+    horizon_steps: int = option(25_000, "agent steps until the plan has its full length", low=0)
+    std_start: float = option(0.5, "std of exploration at the start, in action units", low=0)
+    std_end: float = option(0.05, "std of exploration at the end", low=0)
+    std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
+    start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
+    prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
+    noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
+    mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
+    lm: LMConfig = option(LMConfig, "settings of planner=lm")
+
+    def check(self, where: str) -> None:
+        """Raises a ConfigError for an objective that a latent agent has no model of."""
+        if self.lm.objective == "cost":
+            key = f"{where}.lm.objective=cost"
+            raise ConfigError(f"{key}: is for a learned cost, as imitation has; must be stagewise | return here.")
+
+    def std(self, agent_steps: int) -> float:
+        """Exploration's std now."""
+        return linear(self.std_start, self.std_end, self.std_steps, agent_steps)
+
+    def plan_length(self, agent_steps: int) -> int:
+        """H now."""
+        return int(linear(min(self.horizon_start, self.horizon), self.horizon, self.horizon_steps, agent_steps))
+
+    def mppi_std(self, agent_steps: int) -> float:
+        """Smallest spread of MPPI's plans now."""
+        return self.mppi.min_std
+
+    def mppi_for(self, action_dim: int) -> MPPIConfig:
+        """MPPI's settings for so many actions."""
+        return self.mppi
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a planner is asked, for K environments.
+
+    Attributes:
+        z: their latents `[K, Z]`.
+        previous: their last plans moved on by one step, cut to H actions `[K, H, A]`; zeros where an episode begins.
+        agent_steps: training progress, for schedules.
+        explore: whether the action is to explore.
+        generator: source of all random numbers, on the device of `z`.
+        autocast: makes the context for matrix products in the run's precision.
+    """
+
+    z: Tensor
+    previous: Tensor
+    agent_steps: int
+    explore: bool
+    generator: torch.Generator
+    autocast: Callable[[], AbstractContextManager[object]]
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return self.previous.shape[1]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a planner does.
+
+    Attributes:
+        action: `[K, A]` in [-1, 1], exploration included.
+        plan: where it comes from, `[K, H, A]`, for the log; None for a planner without one.
+        start: where plans started `[K, H, A]`; None: not known.
+        memory: what the next plan starts from, moved on by one step, `[K, H, A]`; None: the plan.
+    """
+
+    action: Tensor
+    plan: PlanResult | None = None
+    start: Tensor | None = None
+    memory: Tensor | None = None
+
+
+class Planner(Protocol):
+    """Chooses actions in a world. It keeps nothing from one call to the next; its constructor takes `(settings, world)`."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """Actions now; row i depends on row i of the situation only, and on the generator. Called without gradient."""
