@@ -10,7 +10,7 @@ product per layer for all N rows of all samples. The classes below turn networks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,10 @@ from difftop.nn.activations import Mish, mish_and_slope
 from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 
 Pullback = Callable[[Tensor], Tensor]
+Scale = Callable[[Tensor, bool], Tensor]  # cotangent, and whether it may be overwritten, to cotangent
 Linearized = tuple[Tensor, Pullback]
+
+_SMALL = 2048  # numbers up to which one F.elu is faster than four sweeps without expm1 (one core)
 
 
 def linearize(module: nn.Module, x: Tensor) -> Linearized:
@@ -40,10 +43,8 @@ def linearize(module: nn.Module, x: Tensor) -> Linearized:
     rule = _RULES.get(type(module))
     if rule is not None:
         return rule(module, x)
-    activation = _ACTIVATIONS.get(type(module))
-    if activation is not None:
-        y, slope = activation(module, x, False)
-        return y, lambda g: g * slope()
+    if type(module) in _ACTIVATIONS:
+        return _chain((module,), x, False)
     own = getattr(module, "linearize", None)
     if own is not None:
         result: Linearized = own(x)
@@ -75,6 +76,30 @@ class StateAction:
             return gx[..., : z.shape[-1]], gx[..., z.shape[-1] :]
 
         return (y.squeeze(-1) if self.scalar else y), pullback
+
+    def unroll(
+        self, z0: Tensor, actions: Tensor
+    ) -> tuple[list[Tensor], Callable[[int, Tensor, bool], tuple[Tensor | None, Tensor]], Callable[[Tensor], Tensor]]:
+        """Latents along plans `[H, B, A]` and their pullback, as `difftop.planning.model.unroll` describes it.
+
+        The first layer is linear in z and a, so the part of the actions is one product for all steps, forward and back: a trace is
+        the cotangent of the first layer's output.
+        """
+        first, rest = _split(self.net)
+        size = z0.shape[-1]
+        weight_z, weight_a = first.weight[:, :size], first.weight[:, size:]
+        transposed = weight_z.t()
+        latents, pullbacks = [z0], []
+        for from_action in F.linear(actions, weight_a, first.bias).unbind():
+            z, pullback = _chain(rest, torch.addmm(from_action, latents[-1], transposed), True)
+            latents.append(z)
+            pullbacks.append(pullback)
+
+        def pull(t: int, cotangent: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
+            trace = pullbacks[t](cotangent)
+            return (trace @ weight_z if wanted else None), trace
+
+        return latents, pull, lambda trace: trace @ weight_a
 
 
 class PolicyValue:
@@ -113,14 +138,28 @@ class PolicyValue:
         return value, pullback
 
 
+def _split(net: nn.Module) -> tuple[nn.Linear, tuple[nn.Module, ...]]:
+    """The linear layer that a network on `[z, a]` begins with, and the layers after it."""
+    rest: tuple[nn.Module, ...] = ()
+    while isinstance(net, nn.Sequential) and len(net):
+        net, rest = net[0], (*net[1:], *rest)
+    if type(net) is not nn.Linear:
+        raise TypeError(f"StateAction: the network begins with {type(net).__name__}; dynamics must begin with nn.Linear.")
+    return net, rest
+
+
 def _sequential(module: nn.Sequential, x: Tensor) -> Linearized:
-    steps: list[tuple[Callable[[], Tensor] | None, Pullback, bool]] = []
-    product = False  # whether x is the fresh output of a matrix product, which nothing else needs
-    for layer in module:
+    return _chain(module, x, False)
+
+
+def _chain(layers: Iterable[nn.Module], x: Tensor, product: bool) -> Linearized:
+    """Layers one after the other; `product`: x is the fresh output of a matrix product, which nothing else needs."""
+    steps: list[tuple[Scale | None, Pullback | None, bool]] = []  # of which the last: whether the cotangent it gives is ours
+    for layer in layers:
         activation = _ACTIVATIONS.get(type(layer))
         if activation is not None:
-            x, slope = activation(layer, x, product)
-            steps.append((slope, _unused, True))
+            x, scale = activation(layer, x, product)
+            steps.append((scale, None, True))
             product = False
         else:
             x, pullback = linearize(layer, x)
@@ -128,22 +167,21 @@ def _sequential(module: nn.Sequential, x: Tensor) -> Linearized:
             steps.append((None, pullback, product))
 
     def chain(cotangent: Tensor) -> Tensor:
-        fresh = False  # whether the cotangent is ours to overwrite
-        for slope, pullback, makes_fresh in reversed(steps):
-            if slope is None:
+        ours = False
+        for scale, pullback, gives_ours in reversed(steps):
+            if scale is not None:
+                cotangent = scale(cotangent, ours and not torch.is_grad_enabled())
+            elif pullback is not None:
                 cotangent = pullback(cotangent)
-            elif fresh and not torch.is_grad_enabled():
-                cotangent.mul_(slope())
-            else:
-                cotangent = cotangent * slope()
-            fresh = fresh or makes_fresh
+            ours = ours or gives_ours
         return cotangent
 
     return x, chain
 
 
-def _unused(cotangent: Tensor) -> Tensor:
-    return cotangent
+def _scaled(slope: Tensor) -> Scale:
+    """Multiplies cotangents by a slope."""
+    return lambda g, overwrite: g.mul_(slope) if overwrite else g * slope
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Linearized:
@@ -207,43 +245,47 @@ class _Elu(torch.autograd.Function):
         return result
 
 
-def _elu(module: nn.ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
-    if module.alpha == 1.0 and torch.is_grad_enabled() and x.requires_grad:
+def _elu(module: nn.ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    if module.alpha == 1.0 and recorded:
         y, slope = _Elu.apply(x)  # type: ignore[no-untyped-call]
-        return y, lambda: slope
+        return y, _scaled(slope)
+    if not recorded and (x.is_cuda or x.numel() <= _SMALL):
+        y = F.elu(x, module.alpha, inplace=overwrite)
+        return y, lambda g, _: torch.ops.aten.elu_backward(g, module.alpha, 1.0, 1.0, True, y)
     if module.alpha == 1.0:
         slope = x.clamp(max=0).exp_()
-        return torch.maximum(x, slope - 1, out=x if overwrite else None), lambda: slope
+        return torch.maximum(x, slope - 1, out=x if overwrite else None), _scaled(slope)
     y = F.elu(x, module.alpha, inplace=overwrite)
-    return y, lambda: torch.where(y > 0, 1.0, y + module.alpha)
+    return y, lambda g, _: g * torch.where(y > 0, 1.0, y + module.alpha)
 
 
-def _relu(module: nn.ReLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+def _relu(module: nn.ReLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     y = F.relu(x, inplace=overwrite)
-    return y, lambda: (y > 0).to(y.dtype)
+    return y, lambda g, _: g * (y > 0).to(y.dtype)
 
 
-def _tanh(module: nn.Tanh, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+def _tanh(module: nn.Tanh, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     y = torch.tanh_(x) if overwrite else torch.tanh(x)
-    return y, lambda: 1 - y * y
+    return y, lambda g, _: torch.ops.aten.tanh_backward(g, y)
 
 
-def _sigmoid(module: nn.Sigmoid, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+def _sigmoid(module: nn.Sigmoid, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     y = torch.sigmoid_(x) if overwrite else torch.sigmoid(x)
-    return y, lambda: y * (1 - y)
+    return y, lambda g, _: torch.ops.aten.sigmoid_backward(g, y)
 
 
-def _silu(module: nn.SiLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
-    def slope() -> Tensor:
+def _silu(module: nn.SiLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
+    def scale(g: Tensor, overwrite: bool) -> Tensor:
         s = torch.sigmoid(x)
-        return s * (1 + x * (1 - s))
+        return g * (s * (1 + x * (1 - s)))
 
-    return F.silu(x), slope
+    return F.silu(x), scale
 
 
-def _mish(module: nn.Module, x: Tensor, overwrite: bool) -> tuple[Tensor, Callable[[], Tensor]]:
+def _mish(module: nn.Module, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     y, slope = mish_and_slope(x)
-    return y, lambda: slope
+    return y, _scaled(slope)
 
 
 _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
@@ -256,8 +298,8 @@ _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
     nn.Identity: _identity,
 }
 
-# Elementwise layers: the output, and a function that gives the slope y'(x) when a pullback first needs it.
-_ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Callable[[], Tensor]]]] = {
+# Elementwise layers: the output, and a function that multiplies a cotangent by the slope y'(x).
+_ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Scale]]] = {
     nn.ELU: _elu,
     nn.ReLU: _relu,
     nn.Tanh: _tanh,

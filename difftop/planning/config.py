@@ -9,8 +9,11 @@ from difftop.options import ConfigError, option
 
 @dataclass(frozen=True)
 class LMConfig:
-    """Options of `TheseusPlanner`. Objectives, scales and the trust region are explained in docs/planner.md."""
+    """Options of `LMPlanner`. Objectives, scales and the trust region are explained in docs/planner.md."""
 
+    backend: str = option(
+        "auto", "who takes the iterations: our loop, or Theseus; same plans and gradients", choices=("auto", "plain", "theseus")
+    )
     objective: str = option("stagewise", "rows of the least squares", choices=("stagewise", "return", "cost"))
     iterations: int = option(5, "Levenberg-Marquardt iterations per plan", low=1)
     damping: float = option(10.0, "lambda, in normalised units: larger means smaller steps, nearer the prior", above=0.0)

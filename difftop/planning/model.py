@@ -11,6 +11,8 @@ from torch import Tensor
 
 PairPullback = Callable[[Tensor], tuple[Tensor, Tensor]]
 StatePullback = Callable[[Tensor], Tensor]
+StepPullback = Callable[[int, Tensor, bool], tuple[Tensor | None, Tensor]]
+Unrolled = tuple[list[Tensor], StepPullback, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class LatentModel:
     A callable may own a fast path, a method `linearize(z, a)` (`linearize(z)` for `terminal`) that returns `(output, pullback)`;
     `pullback` maps cotangents `[*N, *output.shape]` to cotangents of the inputs, `[*N, B, Z]` and `[*N, B, A]`, by operations
     that autograd can differentiate again. `difftop.nn.linearize` builds it for networks. Without it autograd takes the Jacobian:
-    same numbers, slower.
+    same numbers, slower. `dynamics` may also own `unroll(z0, actions)`, all steps of a plan in one call; `unroll` below says what
+    it returns.
 
     Attributes:
         dynamics: `(z [B, Z], a [B, A]) -> z' [B, Z]`.
@@ -57,6 +60,32 @@ def linearize_pair(function: Callable[[Tensor, Tensor], Tensor], z: Tensor, a: T
         return gradients[0], gradients[1]
 
     return output, pair
+
+
+def unroll(dynamics: Callable[[Tensor, Tensor], Tensor], z0: Tensor, actions: Tensor) -> Unrolled:
+    """Latents along plans, and how cotangents are carried back.
+
+    Args:
+        dynamics: `(z [B, Z], a [B, A]) -> z' [B, Z]`; its own method `unroll` is used where it has one.
+        z0: `[B, Z]`.
+        actions: `[H, B, A]`.
+    Returns:
+        latents: H + 1 tensors `[B, Z]`.
+        pull: `(t, cotangents [*N, B, Z] of latent t + 1, wanted) -> (cotangents of latent t, trace [*N, B, W])`; the first is None
+            where it isn't wanted.
+        to_actions: traces `[*N, B, W]`, of any steps together, to cotangents of the actions `[*N, B, A]`.
+    """
+    own: Any = getattr(dynamics, "unroll", None)
+    if own is not None:
+        result: Unrolled = own(z0, actions)
+        check_shape("dynamics", result[0][-1], tuple(z0.shape))
+        return result
+    latents, pullbacks = [z0], []
+    for a in actions.unbind():
+        z, pullback = linearize_pair(dynamics, latents[-1], a)
+        latents.append(check_shape("dynamics", z, tuple(z0.shape)))
+        pullbacks.append(pullback)
+    return latents, lambda t, cotangent, wanted: pullbacks[t](cotangent), lambda trace: trace
 
 
 def linearize_state(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, StatePullback]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from difftop.options import check_ranges
-from difftop.planning.checks import check_problem, check_scale
+from difftop.planning.checks import check_problem, check_scale, readable
 from difftop.planning.config import MPPIConfig
 from difftop.planning.model import LatentModel
 from difftop.planning.rollout import rollout_return
@@ -112,7 +112,7 @@ class MPPIPlanner:
         if plans.dim() != 4 or plans.shape[1] == 0:
             raise ValueError(f"prior: shape {list(prior.shape)}; must be [B, H, A] or [B, P, H, A] with P >= 1.")
         check_problem(z0, plans[:, 0], previous, self.action_dim)
-        if not bool(torch.isfinite(plans).all()):
+        if readable(plans) and not bool(torch.isfinite(plans).all()):
             bad = int((~torch.isfinite(plans.flatten(1)).all(1)).sum())
             raise ValueError(f"prior: {bad} of {len(plans)} rows are not finite; check the policy.")
         if std is not None and not 0 <= std < torch.inf:

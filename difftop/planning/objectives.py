@@ -63,7 +63,6 @@ class Objective:
     def _stagewise(self, trajectory: Trajectory, target: Tensor) -> Residual:
         tau, g = self.config.softness, self.weights
         u = (target - trajectory.outputs / self.scale) / tau
-        u = torch.where(trajectory.outputs == torch.inf, torch.nan, u)  # no reward is infinitely good: the sample has failed
         # The floor keeps r away from 0, where sqrt has no derivative: it binds for rewards 27 tau above the target.
         rows = (F.softplus(u, threshold=40).clamp_min(1e-12) * (2 * tau * g)).sqrt()
         return rows.t(), lambda: trajectory.reward_jacobian(torch.sigmoid(u) * -g / (rows * self.scale))

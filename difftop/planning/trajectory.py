@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from difftop.planning.model import LatentModel, PairPullback, check_shape, linearize_pair, linearize_state
+from difftop.planning.model import LatentModel, check_shape, linearize_pair, linearize_state, unroll
 
 
 class Trajectory:
@@ -31,15 +30,9 @@ class Trajectory:
             cost: use `model.cost` instead of `model.reward` and `model.terminal`.
         """
         batch, self._horizon, _ = actions.shape
-        z, latents = z0, []
-        self._dynamics: list[PairPullback] = []
-        steps = actions.transpose(0, 1)
-        for a in steps.unbind():
-            latents.append(z)
-            z, pullback = linearize_pair(model.dynamics, z, a)
-            check_shape("dynamics", z, tuple(z0.shape))
-            self._dynamics.append(pullback)
-        flat_z, flat_a = torch.cat(latents), steps.reshape(self._horizon * batch, -1)
+        steps = actions.transpose(0, 1).contiguous()
+        latents, self._pull, self._to_actions = unroll(model.dynamics, z0, steps)
+        z, flat_z, flat_a = latents[-1], torch.cat(latents[:-1]), steps.flatten(0, 1)
         self.outputs = z.new_empty(0)
         self.cost_rows: Tensor | None = None
         if cost:
@@ -77,17 +70,19 @@ class Trajectory:
     def return_gradient(self, weights: Tensor) -> Tensor:
         """Gradient of `sum_{t<H} w_t R_t + w_H V` with the weights held, `[B, H*A]`; `weights [H+1, B]`."""
         step_z, step_a = self._step_cotangents(weights[:-1])
-        carried = None if self._terminal_pullback is None else self._terminal_pullback(weights[-1])
-        columns = []
+        carried = None if self._terminal_pullback is None else self._terminal_pullback(weights[-1]).unsqueeze(0)
+        traces = []
         for t in reversed(range(self._horizon)):
             if carried is None:
-                columns.append(step_a[t])
-                carried = step_z[t]
+                carried = step_z[t : t + 1]
             else:
-                gz, ga = self._dynamics[t](carried)
-                columns.append(ga + step_a[t])
-                carried = gz + step_z[t]
-        return torch.stack(columns[::-1], 1).flatten(1)
+                gz, trace = self._pull(t, carried, t > 0)
+                traces.append(trace)
+                carried = None if gz is None else gz + step_z[t]
+        if traces:
+            crossing = self._to_actions(torch.cat(traces[::-1]))
+            step_a = torch.cat([step_a[: len(traces)] + crossing, step_a[len(traces) :]])
+        return step_a.transpose(0, 1).flatten(1)
 
     def cost_jacobian(self, weights: Tensor) -> Tensor:
         """Jacobian `[B, H*R, H*A]` of the cost rows, row block t times `weights[t]` of `weights [H, B]`."""
@@ -116,16 +111,25 @@ class Trajectory:
         """
         horizon, count, batch, action_dim = step_a.shape
         total = horizon * count + (1 if self.cost_rows is None else 0)
-        columns = []
+        traces: list[Tensor] = []
         for t in reversed(range(horizon)):
-            blocks = [step_a[t]]
             if carried is None:
                 carried = step_z[t]
-            else:
-                gz, ga = self._dynamics[t](carried)
-                blocks.append(ga)
-                carried = torch.cat([step_z[t], gz]) if t else gz
-            column = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-            below = total - t * count - column.shape[0]  # a terminal row that the model does not have
-            columns.append(F.pad(column, (0, 0, 0, 0, t * count, below)))
-        return torch.stack(columns[::-1], 2).permute(1, 0, 2, 3).reshape(batch, total, horizon * action_dim)
+                continue
+            gz, trace = self._pull(t, carried, t > 0)
+            traces.append(trace)
+            carried = torch.cat([step_z[t], gz]) if gz is not None else None
+        # All action parts are one product, and all entries of the Jacobian one copy: column t holds zeros for the rows of earlier
+        # steps, those of its own, those that cross it, and zeros for a terminal row that the model does not have.
+        crossing = [step_a[0, :0]] * horizon
+        if traces:
+            sizes = [len(trace) for trace in traces]
+            parts = self._to_actions(torch.cat(traces) if len(traces) > 1 else traces[0]).split(sizes)
+            crossing = [*parts[::-1], *crossing[len(parts) :]]
+        zeros = step_a.new_zeros(max(total - count, 1), batch, action_dim)
+        entries = []
+        for t in range(horizon):
+            below = total - (t + 1) * count - len(crossing[t])
+            entries += [zeros[: t * count], step_a[t], crossing[t], zeros[:below]]
+        column = torch.cat([entry for entry in entries if len(entry)])
+        return column.view(horizon, total, batch, action_dim).permute(2, 1, 0, 3).reshape(batch, total, horizon * action_dim)
