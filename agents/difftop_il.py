@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.latent.lm import LM
 from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
 from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
 from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
-from agents.policies.training import TrainingConfig, WindowShape
 from agents.policies.noise import Noise
+from agents.policies.training import TrainingConfig, WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import option
+from difftop.planning import LMPlanner
 from difftop.planning.config import LMConfig
-from difftop.types import PlanResult, SolveStatus, EnvSpec
+from difftop.types import EnvSpec, PlanResult, SolveStatus
 
 _MEMORY = {"none": 1, "bc": 1, "diffusion": 2, "rnn_gmm": 10}  # observations that a base's prediction depends on, usually
 
@@ -100,7 +100,7 @@ class DiffTOPIL(WindowPolicy):
                 hidden = list(sizes.posterior_dims)
                 self.posterior = Posterior(sizes.state_dim, config.horizon, spec.action_dim, hidden, sizes.latent_dim)
             self.cost_model = CostModel(sizes, config.horizon, spec.action_dim, config.planner.objective)
-        self.planner = LM(config.planner, self.cost_model.step_dim)
+        self.planner = LMPlanner(config.planner, self.cost_model.step_dim)
         self.base = None
         if config.base != "none":
             self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec)

@@ -26,13 +26,13 @@ def run_command() -> None:
 
 def make_registry() -> Registry:
     """All agents and environments, and the folder of YAML files."""
-    from difftop.run.cli import AgentInfo, Registry
+    from difftop.run.settings import AgentInfo, Registry
     from difftop.run.config_folder import config_folder
 
     agents, envs = import_module("agents.registry"), import_module("envs")
     known = {
         name: AgentInfo(agents.config_class(name), entry.summary, entry.learns_from, agents.world_models(name))
-        for name, entry in agents.entries().items()
+        for name, entry in agents.AGENTS.items()
     }
     return Registry(
         agents=known,
@@ -40,7 +40,7 @@ def make_registry() -> Registry:
         list_envs=envs.list_envs,
         canonical_env=envs.canonical_name,
         gives=envs.gives,
-        planners=tuple(agents.PLANNERS),
+        planners=tuple(import_module("agents.latent.planners").PLANNERS),
         config_dir=config_folder(),
     )
 
@@ -120,7 +120,7 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
     given = dict(argument.partition("=")[::2] for argument in arguments)
     if given.get("mode") in _READERS:
         return _read(given["mode"], arguments)
-    if given.get("mode") == "eval":
+    if given.get("mode") in ("eval", "diagnose"):
         return _evaluate(registry, given, arguments)
     settings, factories = composed(registry, arguments), make_factories()
     imitates = settings.agent["name"] in registry.imitators
@@ -132,8 +132,9 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
 
 
 def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str]) -> RunEnd:
-    """`mode=eval`: the checkpoint names agent and environment."""
+    """`mode=eval` and `mode=diagnose`: the checkpoint names agent and environment."""
     from difftop.run.cli import composed
+    from difftop.run.diagnose import diagnose_checkpoint
     from difftop.run.imitate import evaluate_imitation
     from difftop.run.reinforce import evaluate_online
     from difftop.run.session import saved_checkpoint
@@ -142,6 +143,8 @@ def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str
     named = {"agent": saved.agent_name, "env": saved.config["env"]["name"]}
     settings = composed(registry, [*(f"{key}={value}" for key, value in named.items() if key not in given), *arguments])
     play: Any = evaluate_imitation if saved.agent_name in registry.imitators else evaluate_online
+    if given["mode"] == "diagnose":
+        play = diagnose_checkpoint
     end: RunEnd = play(saved, settings, registry, arguments, make_factories())
     return end
 
@@ -154,7 +157,7 @@ def _read(mode: str, arguments: Sequence[str]) -> RunEnd:
     from difftop.run.session import RunEnd
 
     if mode == "envs":
-        sys.stdout.write(import_module("envs.registry").table_text())
+        sys.stdout.write(import_module("envs.listing").text())
     else:
         (compare_command if mode == "compare" else status_command)(arguments)
     return RunEnd(Path())

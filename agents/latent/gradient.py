@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.latent.acting import Visited
-from agents.latent.lm import LM, lm_start
+from agents.latent.lm import lm_start
 from agents.latent.planning import PlanSettings
 from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModelConfig, one_observation
@@ -20,6 +20,7 @@ from difftop.losses import decayed_sum, ema_, full_precision, td_target
 from difftop.nn.encoders import PixelEncoder
 from difftop.nn.mlp import ensemble_mlp
 from difftop.options import option
+from difftop.planning import LMPlanner
 from difftop.types import EnvSpec, PlanResult
 
 
@@ -80,7 +81,7 @@ class PlannerGradient(nn.Module):
         self.config, self.settings = config, settings
         self.critic = RawCritic(world.spec, world.sizes)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.lm = LM(settings.lm, world.spec.action_dim)
+        self.lm = LMPlanner(settings.lm, world.spec.action_dim)
 
     def due(self, grad_steps: int) -> bool:
         """Whether this gradient step carries the loss on replayed states."""
