@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies.chunks import PolicyConfig, WindowPolicy
-from agents.policies.training import WindowShape
 from agents.policies.noise import Noise
+from agents.policies.training import WindowShape
 from agents.rnn_gmm import LOW_NOISE_STD
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision

@@ -24,15 +24,15 @@ from agents.latent.lm import LM
 from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
 from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
 from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
-from agents.policies.training import TrainingConfig, WindowShape
 from agents.policies.noise import Noise
+from agents.policies.training import TrainingConfig, WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import option
 from difftop.planning.config import LMConfig
-from difftop.types import PlanResult, SolveStatus, EnvSpec
+from difftop.types import EnvSpec, PlanResult, SolveStatus
 
 _MEMORY = {"none": 1, "bc": 1, "diffusion": 2, "rnn_gmm": 10}  # observations that a base's prediction depends on, usually
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from agents.policies.chunks import PolicyConfig, WindowPolicy
-from agents.policies.training import TrainingConfig, WindowShape
 from agents.policies.noise import Noise
+from agents.policies.training import TrainingConfig, WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision

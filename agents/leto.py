@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.policies.training import WindowShape
 from agents.policies.limits import HEADS, make_head
 from agents.policies.noise import Noise
 from agents.policies.recurrent import MEMORIES, MEMORY, RecurrentConfig, RecurrentPolicy
+from agents.policies.training import WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision

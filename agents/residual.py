@@ -17,8 +17,8 @@ from torch import Tensor
 
 from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
 from agents.policies.chunks import ChunkPolicy, PolicyConfig, Predictor
-from agents.policies.training import WindowShape
 from agents.policies.noise import EnvironmentNoise, Noise
+from agents.policies.training import WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.policies.training import WindowShape
 from agents.policies.noise import Noise
 from agents.policies.recurrent import RecurrentConfig, RecurrentPolicy
+from agents.policies.training import WindowShape
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.nn.distributions import MixtureHead
 from difftop.options import option

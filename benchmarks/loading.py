@@ -19,19 +19,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.registry import make_imitation_agent
+from agents.registry import make_agent
 from benchmarks.command import parse, save
 from benchmarks.update import medians
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.run.offline import Batches
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec, ObsSpec
 
 BAR = 0.1
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
-SPEC = TaskSpec(
-    "benchmark/images", {camera: (3, 84, 84) for camera in CAMERAS} | {"eef_pos": (3,)}, 7, episode_steps=100, control_dt_s=0.05
-)
+SHAPES = {camera: (3, 84, 84) for camera in CAMERAS} | {"eef_pos": (3,)}
+SPEC = EnvSpec("benchmark/images", {key: ObsSpec.of(shape) for key, shape in SHAPES.items()}, 7, 100, control_dt_s=0.05)
 ENV = {"env_name": "benchmark", "type": 2, "env_kwargs": {}, "env_version": "1"}
 
 
@@ -56,7 +55,7 @@ def main() -> None:
     """Prints the table; writes `{measure: value}` with --json."""
     options = parse(__doc__)
     demos, size, repeats = (2, 2, 1) if options.quick else (20, 16, 3)
-    agent = make_imitation_agent({"name": "leto"}, SPEC, seed=0, total_steps=1000)
+    agent = make_agent({"name": "leto"}, SPEC, seed=0, total_steps=1000)
     measures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Demonstrations] = {}

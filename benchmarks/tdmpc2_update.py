@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from agents.latent.agent import LatentAgent
 from agents.registry import make_agent
-from agents.tdmpc2 import TDMPC2
 from benchmarks.command import parse, save
 from benchmarks.update import AGENT_STEPS, CHEETAH, medians
 from difftop.types import Batch
@@ -31,7 +31,7 @@ BAR = 0.7
 def random_batch(size: int, steps: int, generator: torch.Generator) -> Batch:
     """Noise in the shapes of a replayed batch."""
     return Batch(
-        obs=torch.randn(size, steps + 1, *CHEETAH.obs_shape, generator=generator),
+        obs=torch.randn(size, steps + 1, 17, generator=generator),
         action=torch.rand(size, steps, CHEETAH.action_dim, generator=generator) * 2 - 1,
         reward=torch.rand(size, steps, generator=generator),
         terminated=torch.zeros(size, steps, dtype=torch.bool),
@@ -40,10 +40,10 @@ def random_batch(size: int, steps: int, generator: torch.Generator) -> Batch:
     )
 
 
-def made(model: dict[str, object]) -> TDMPC2:
+def made(model: dict[str, object]) -> LatentAgent:
     """The agent."""
     agent = make_agent({"name": "tdmpc2", "model": model}, CHEETAH, seed=0)
-    assert isinstance(agent, TDMPC2)
+    assert isinstance(agent, LatentAgent)
     return agent
 
 

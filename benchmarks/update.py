@@ -24,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.registry import make_agent
 from benchmarks.command import parse, save
-from difftop.types import Batch, EnvSpec
+from difftop.types import Batch, EnvSpec, ObsSpec
 
-CHEETAH = EnvSpec("dmc/cheetah-run", "state", (17,), action_dim=6, action_repeat=4, episode_steps=250)
+CHEETAH = EnvSpec(
+    "dmc/cheetah-run", {"state": ObsSpec("vector", (17,))}, 6, episode_steps=250, control_dt_s=0.04, action_repeat=4
+)
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 CYCLE = 4  # updates timed together: DiffTOP's policy gradient is in every fourth, the targets move every second
 AGENT_STEPS = 50_000  # schedules at their end: the plan has its full length
@@ -59,7 +61,7 @@ class RecordProducts(TorchDispatchMode):
 def random_batch(size: int, generator: torch.Generator) -> Batch:
     """Noise in the shapes of a replayed batch."""
     return Batch(
-        obs=torch.randn(size, 6, *CHEETAH.obs_shape, generator=generator),
+        obs=torch.randn(size, 6, 17, generator=generator),
         action=torch.rand(size, 5, CHEETAH.action_dim, generator=generator) * 2 - 1,
         reward=torch.rand(size, 5, generator=generator),
         terminated=torch.zeros(size, 5, dtype=torch.bool),
@@ -90,7 +92,7 @@ def candidates_of(name: str, precision: str, size: int, width: int) -> dict[str,
             agent.update(batch, AGENT_STEPS)
 
     updates()
-    actor, obs, t0 = agent.actor(1, seed=0, explore=True), torch.randn(1, *CHEETAH.obs_shape), torch.tensor([False])
+    actor, obs, t0 = agent.actor(1, seed=0, explore=True), {"state": torch.randn(1, 17)}, torch.tensor([False])
     with RecordProducts() as record:
         updates()
     label = f"{name} {precision}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.latent.tdmpc2_model import TDMPC2Model, TDMPC2ModelConfig
-from agents.latent.world import Losses, LossConfig, Unrolled, World
+from agents.latent.world import LossConfig, Losses, Unrolled, World
 from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, td_target
 from difftop.options import option
 from difftop.planning.model import LatentModel

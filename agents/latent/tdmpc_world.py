@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.latent.tdmpc_model import TDMPCModel
-from agents.latent.world import Losses, LossConfig, Unrolled, World
+from agents.latent.world import LossConfig, Losses, Unrolled, World
 from agents.latent.world_model import WorldModelConfig
 from difftop.losses import decayed_sum, ema_, full_precision, td_target
 from difftop.types import EnvSpec
@@ -27,9 +27,7 @@ class TDMPCWorld(World):
 
     model: TDMPCModel
 
-    def __init__(
-        self, spec: EnvSpec, sizes: WorldModelConfig, config: LossConfig, *, discount: float, prior_std: float
-    ) -> None:
+    def __init__(self, spec: EnvSpec, sizes: WorldModelConfig, config: LossConfig, *, discount: float, prior_std: float) -> None:
         super().__init__(spec, TDMPCModel(spec, sizes), config, discount)
         self.target = copy.deepcopy(self.model).requires_grad_(False)
         self._sizes, self.prior_std = sizes, prior_std

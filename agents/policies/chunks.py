@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.policies.training import TrainingConfig, WindowShape
 from agents.policies.limits import HEADS, FreeHead, LimitsConfig, brake, make_head
 from agents.policies.noise import BatchNoise, EnvironmentNoise, Noise
 from agents.policies.observing import NORMALIZATIONS, Observer
+from agents.policies.training import TrainingConfig, WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.nn.observation import EncoderConfig
 from difftop.options import ConfigError, option
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import SolveStatus, EnvSpec
+from difftop.types import EnvSpec, SolveStatus
 
 
 @dataclass(frozen=True)

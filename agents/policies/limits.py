@@ -18,9 +18,10 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.options import ConfigError, option
 from difftop.qp import ClipHead, QPHead, SolveInfo, TrajectoryLimits
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import SolveStatus, EnvSpec
+from difftop.types import EnvSpec, SolveStatus
 
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LimitsConfig:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.policies.chunks import ChunkPolicy, PolicyConfig
-from agents.policies.training import WindowShape
 from agents.policies.noise import EnvironmentNoise, Noise
+from agents.policies.training import WindowShape
 from difftop.nn.mlp import mlp
 from difftop.nn.rnn import Hidden, StepLSTM
 from difftop.options import option
