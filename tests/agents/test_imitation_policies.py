@@ -15,10 +15,8 @@ from torch import Tensor
 from agents.registry import AGENTS, make_agent, make_policy, names
 from difftop.options import ConfigError
 from difftop.run.rollouts import roll_out
-from difftop.types import EnvSpec
-from envs import make_vector_env
-from envs.tasks import TaskConfig, task_spec
 from tests.agents.imitators import NAMES, SMALL, SPEC, make, observations, padded_batch, random_batch, rolled, streams
+from tests.conftest import STATE
 
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -198,24 +196,26 @@ def test_mistakes_get_one_sentence(name: str, values: dict[str, object], message
         make_agent({"name": name, **SMALL[name], **values}, SPEC, seed=0, total_steps=1)
 
 
-def test_imitators_are_not_for_environments_with_rewards() -> None:
-    spec = EnvSpec("test/state", "state", (4,), 2, 2, 20)
-    with pytest.raises((ConfigError, TypeError)):
-        make_agent({"name": "bc"}, spec, seed=0)
+def test_imitators_take_the_one_observation_of_environments_with_rewards() -> None:
+    agent = make_agent({"name": "bc", **SMALL["bc"]}, STATE, seed=0)
+    action = agent.actor(3, seed=0).act({"state": torch.randn(3, 4)}, torch.ones(3, dtype=torch.bool), 0)
+    assert action.shape == (3, 2) and bool((action.abs() <= 1).all())
 
 
 def test_the_order_in_which_a_task_names_its_observations_does_not_matter() -> None:
-    turned = replace(SPEC, shapes=dict(reversed(SPEC.shapes.items())))
+    turned = replace(SPEC, obs=dict(reversed(SPEC.obs.items())))
     one, two = make("bc"), make("bc", spec=turned)
     obs = observations(2, 3)
     assert torch.equal(rolled(one.actor(2, seed=0), obs), rolled(two.actor(2, seed=0), obs))
 
 
 def test_an_episode_is_a_function_of_its_seed_and_idle_environments_do_not_count() -> None:
-    task = TaskConfig(name="toy/reach", episode_steps=9)
-    agent = make("diffusion", spec=task_spec(task), limits={"free": []})
+    from envs import EnvConfig, env_spec, make_vector_env
+
+    task = EnvConfig(name="toy/reach", obs="low_dim", episode_steps=9)
+    agent = make("diffusion", spec=env_spec(task), limits={"free": []})
     found = [
-        roll_out(make_vector_env(task, n), lambda n: agent.actor(n, seed=5, head="clip"), [11, 12, 13], keep="hand_pos")
+        roll_out(make_vector_env(task, n, False), lambda n: agent.actor(n, seed=5, head="clip"), [11, 12, 13], keep="hand_pos")
         for n in (1, 2, 5)
     ]
     for other in found[1:]:

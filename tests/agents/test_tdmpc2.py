@@ -158,7 +158,7 @@ def test_sizes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
 def test_discount_follows_the_episode_s_length(steps: int, gamma: float) -> None:
     agent = make_agent({"name": "tdmpc2", **SMALL}, replace(STATE, episode_steps=steps), seed=0)
     assert agent.world.discount == pytest.approx(gamma) and agent.world.latent_model.discount == agent.world.discount
-    assert make_agent({"name": "tdmpc2", **SMALL, "discount": 0.9}, STATE, seed=0).discount == 0.9
+    assert make_agent({"name": "tdmpc2", **SMALL, "discount": 0.9}, STATE, seed=0).world.discount == 0.9
 
 
 def test_latents_are_simplices_also_of_pixels() -> None:
