@@ -30,7 +30,7 @@ class Actor(Protocol):
     """
 
     def begin(self, index: int, seed: int | None) -> None:
-        """Environment `index` begins the episode `seed`, on which what is drawn there may depend; None: it idles, and costs nothing."""
+        """Environment `index` begins the episode `seed`, on which what is drawn there may depend; None: it idles, at no cost."""
 
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions for N environments.

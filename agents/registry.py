@@ -24,7 +24,7 @@ class Entry:
 
     Attributes:
         module: to import when the agent is wanted.
-        agent: name in it. Of what makes the agent, `(config, spec, *, seed, device, bf16) -> Agent`; for an agent that learns from
+        agent: name in it of what makes the agent, `(config, spec, *, seed, device, bf16) -> Agent`; for one that learns from
             demonstrations, of its `agents.policies.training.Policy`, which `ImitationAgent` trains.
         config: name in it of the options, a dataclass of `difftop.options.option` fields; those of a policy have `training`.
         summary: one line.

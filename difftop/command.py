@@ -26,8 +26,8 @@ def run_command() -> None:
 
 def make_registry() -> Registry:
     """All agents and environments, and the folder of YAML files."""
-    from difftop.run.settings import AgentInfo, Registry
     from difftop.run.config_folder import config_folder
+    from difftop.run.settings import AgentInfo, Registry
 
     agents, envs = import_module("agents.registry"), import_module("envs")
     known = {

@@ -21,7 +21,7 @@ def _suite(row: Row) -> str:
     lines = [f"{row.suite}/  {row.summary}{missing}", f"    env.obs={'|'.join(row.obs)}"]
     for gives, names in _by_gifts(row.tasks).items():
         lines.append(f"    gives {gives}:")
-        lines += textwrap.wrap("  ".join(names), _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False)
+        lines += [" " * 8 + line for line in textwrap.wrap("  ".join(names), _WIDTH - 8, break_on_hyphens=False)]
     return "\n".join([*lines, f"    {row.others}"] if row.others else lines)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from difftop.types import Batch, EnvSpec, ObsSpec
+from agents.latent.agent import LatentAgent
+from difftop.types import Batch, EnvSpec, ObsSpec, PlanResult
 
 torch.set_num_threads(1)
 
@@ -27,6 +30,14 @@ SMALL = {
 }
 
 
+def task_spec(
+    name: str, shapes: Mapping[str, tuple[int, ...]], action_dim: int, episode_steps: int = 20, control_dt_s: float = 0.05
+) -> EnvSpec:
+    """A task with observations of these shapes by key, and nothing else."""
+    obs = {key: ObsSpec.of(shape) for key, shape in shapes.items()}
+    return EnvSpec(name, obs, action_dim, episode_steps=episode_steps, control_dt_s=control_dt_s)
+
+
 def random_batch(spec: EnvSpec, size: int = 6, steps: int = 5, seed: int = 0) -> Batch:
     """A batch of independent noise with one terminated transition."""
     g = torch.Generator().manual_seed(seed)
@@ -44,6 +55,16 @@ def random_batch(spec: EnvSpec, size: int = 6, steps: int = 5, seed: int = 0) ->
         weight=torch.rand(size, generator=g),
         index=torch.arange(size),
     )
+
+
+def planned_loss(
+    agent: LatentAgent, obs: Tensor, start: Tensor | None = None, previous: Tensor | None = None
+) -> tuple[Tensor, PlanResult]:
+    """The policy-gradient loss on observations, from the starts that the agent would take itself where none are given."""
+    assert agent.gradient is not None
+    z = agent.model.encode(obs)
+    start = agent.gradient.starts(agent.world, z, 0, agent.generator) if start is None else start
+    return agent.gradient.planned_loss(agent.world, obs, z, start, agent.generator, previous)
 
 
 @pytest.fixture(params=["state", "pixels"])

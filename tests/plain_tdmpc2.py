@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from agents.tdmpc2 import TDMPC2
+from agents.latent.agent import LatentAgent
 from difftop.types import Batch
 
 
@@ -42,11 +43,12 @@ class PlainTDMPC2:
         all_heads: as the official code, evaluates every value network where two are asked for; else only these two.
     """
 
-    def __init__(self, agent: TDMPC2, all_heads: bool = True) -> None:
-        sizes, spec = agent.sizes, agent.spec
+    def __init__(self, agent: LatentAgent, all_heads: bool = True) -> None:
+        sizes: Any = agent.world.sizes
+        spec = agent.spec
         z, a, width = sizes.latent_dim, spec.action_dim, sizes.mlp_dim
         self.agent, self.all_heads, self.sizes = agent, all_heads, sizes
-        self.encoder = perceptron([spec.obs_shape[0], sizes.encoder_dim, z], SimplexNorm())
+        self.encoder = perceptron([spec.obs[spec.only_key].shape[0], sizes.encoder_dim, z], SimplexNorm())
         self.dynamics = perceptron([z + a, width, width, z], SimplexNorm())
         self.reward = perceptron([z + a, width, width, sizes.bins])
         self.pi = perceptron([z, width, width, 2 * a])
@@ -121,7 +123,7 @@ class PlainTDMPC2:
 
     def model_loss(self, batch: Batch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Loss, targets and the latents of the rollout."""
-        config, gamma = self.agent.config.loss, self.agent.discount
+        config, gamma = self.agent.config.loss, self.agent.world.discount
         size, steps = batch.action.shape[:2]
         with torch.no_grad():
             encoded = [self.encoder(batch.obs[:, t + 1]) for t in range(steps)]

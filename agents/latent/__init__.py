@@ -1,1 +1,1 @@
-"""Agents that learn a latent world model from rewards: its networks and losses, its planners, acting, and the one update of all."""
+"""Agents that learn a latent world model from rewards: networks, losses, planners, acting, and the one update of all."""

@@ -16,6 +16,7 @@ from agents.latent.options import LatentAgentConfig
 from agents.latent.planners import PLANNERS
 from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
+from difftop.diagnose import LatentView
 from difftop.losses import check_finite, clipped_step, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
@@ -177,6 +178,17 @@ class LatentAgent(nn.Module):
             clip, name = self.gradient.config.grad_clip, "the on-policy policy gradient"
             metrics["train/policy_gradient_norm"] = clipped_step(self.on_policy_optimizer, parameters, clip, name)
         return metrics
+
+    def latent_view(self) -> LatentView:
+        """The networks for `difftop.diagnose`."""
+        model = self.model
+        return LatentView(
+            encode=model.encode,
+            step=lambda z, a: (model.predict_reward(z, a), model.next(z, a)),
+            values=model.values,
+            policy=model.policy,
+            discount=self.world.discount,
+        )
 
     def train_state(self) -> dict[str, Any]:
         """Optimizers, generator and step count."""

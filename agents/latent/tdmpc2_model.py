@@ -122,6 +122,14 @@ class TDMPC2Model(WorldModel):
         logits: Tensor = (q or self.q)(torch.cat([z, a], dim=-1), members, drop)
         return logits
 
+    def predict_reward(self, z: Tensor, a: Tensor) -> Tensor:
+        """Rewards `[N]` of one agent step."""
+        return self.number(self.reward_logits(z, a))
+
+    def values(self, z: Tensor, a: Tensor) -> Tensor:
+        """Action values of every member `[E, N]`."""
+        return self.number(self.value_logits(z, a))
+
     def number(self, logits: Tensor) -> Tensor:
         """Rewards or values `[..., N]` of logits `[..., N, K]`."""
         x: Tensor = self.two_hot(logits)

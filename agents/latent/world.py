@@ -64,7 +64,7 @@ class Losses(NamedTuple):
 
 
 class World(nn.Module):
-    """What `LatentAgent` trains and planners plan in. A world of another paper is a subclass that sets `model` and adds the losses.
+    """What `LatentAgent` trains and planners plan in; a subclass adds the losses and targets of a paper.
 
     Args:
         spec: of the environment.

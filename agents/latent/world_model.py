@@ -25,9 +25,9 @@ class WorldModelConfig:
 class WorldModel(nn.Module):
     """A task-oriented latent dynamics model.
 
-        z = h(s),  z' = d(z, a),  a = pi(z),  and reward and value inside `latent_model`
+        z = h(s),  z' = d(z, a),  r = R(z, a),  q_j = Q_j(z, a),  a = pi(z)
 
-    Latents are `[N, Z]`, actions `[N, A]`. The policy prior's network is `pi`, and no other parameter's name begins so.
+    Latents are `[N, Z]`, actions `[N, A]`, rewards `[N]`, values `[E, N]`. The policy prior's network is `pi`, and no other parameter's name begins so.
     """
 
     pi: nn.Module
@@ -38,6 +38,14 @@ class WorldModel(nn.Module):
 
     def next(self, z: Tensor, a: Tensor) -> Tensor:
         """Next latents `[N, Z]`."""
+        raise NotImplementedError
+
+    def predict_reward(self, z: Tensor, a: Tensor) -> Tensor:
+        """Rewards `[N]` of one agent step."""
+        raise NotImplementedError
+
+    def values(self, z: Tensor, a: Tensor) -> Tensor:
+        """Action values of every member `[E, N]`."""
         raise NotImplementedError
 
     def policy(self, z: Tensor) -> Tensor:

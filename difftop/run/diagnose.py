@@ -38,9 +38,9 @@ def diagnose_checkpoint(
     settings = with_overrides(saved, settings, registry, overrides, _SETTABLE)
     settings = replace(settings, run=replace(settings.run, video=False))
     device = prepare_torch(settings)
-    agent = restored(saved, settings, factories, device, {})
-    if not hasattr(agent, "latent_view"):
+    if "lm" not in settings.agent.get("acting", {}):
         raise ConfigError(f"mode=diagnose: agent={saved.agent_name} has no latent model; it is for agents that plan in one.")
+    agent = restored(saved, settings, factories, device, {})
     envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes), settings.run.parallel)
     seeds = [stream(settings.top.seed, "diagnose", episode) for episode in range(settings.run.eval_episodes)]
     try:

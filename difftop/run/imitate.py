@@ -20,7 +20,7 @@ from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
 from difftop.run.ownership import sole_owner
 from difftop.run.protocols import PROTOCOLS
-from difftop.run.rollouts import Rollouts, Environments, roll_out
+from difftop.run.rollouts import Environments, Rollouts, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import (
     Factories,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from difftop.metrics import trajectory_metrics
-from difftop.run.protocols import PROTOCOLS
 from difftop.run.episodes import write_episodes
+from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
 from difftop.run.session import save_video
 from difftop.types import EnvSpec

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from agents.policies.training import ImitationAgent
-from agents.registry import make_imitation_agent
+from agents.registry import make_agent
 from difftop.data.windows import WindowBatch
 from difftop.run.checkpoint import save_checkpoint
 from difftop.types import EnvSpec
+from tests.conftest import task_spec
 
-SPEC = EnvSpec("test/task", {"eef_pos": (3,), "object": (4,)}, 4, episode_steps=60, control_dt_s=0.05)
+SPEC = task_spec("test/task", {"eef_pos": (3,), "object": (4,)}, 4, episode_steps=60, control_dt_s=0.05)
 SMALL: dict[str, dict[str, Any]] = {
     "leto": {"window": 4, "horizon": 3, "hidden_dim": 16},
     "bc": {"hidden_dims": [32, 32], "window": 2, "horizon": 3},
@@ -34,7 +35,7 @@ def make(
     values = {"name": name, **SMALL[name], **more}
     if name == "residual" and home is not None:
         values["base_checkpoint"] = str(base_run(home, values["base"], spec))
-    agent = make_imitation_agent(values, spec, seed=seed, total_steps=steps)
+    agent = make_agent(values, spec, seed=seed, total_steps=steps)
     if name == "residual" and home is not None:
         agent.policy.base.read_()
         if agent.average:

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from agents.latent_agent import LatentAgent
+from agents.latent.agent import LatentAgent
+from agents.latent.exploration import add_noise
 from agents.registry import make_agent, names
-from agents.world_model import add_noise
 from difftop.losses import NonFiniteLossError
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
 from difftop.types import EnvSpec
-from tests.conftest import SMALL, STATE, random_batch
+from tests.conftest import SMALL, STATE, planned_loss, random_batch
 
 PLANNERS = ["lm", "mppi", "none"]
-NAMES = [*names("rl"), "difftop_rl on tdmpc2"]
+NAMES = [*names("rewards"), "difftop_rl on tdmpc2"]
 
 
 def small(
@@ -38,8 +38,8 @@ def small(
     return agent
 
 
-def some_obs(spec: EnvSpec, n: int) -> torch.Tensor:
-    return random_batch(spec, size=n).obs[:, 0]
+def some_obs(spec: EnvSpec, n: int, rows: Any = slice(None)) -> dict[str, torch.Tensor]:
+    return {spec.only_key: random_batch(spec, size=n).obs[rows, 0]}
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -62,7 +62,7 @@ def test_environments_do_not_influence_each_other(planner: str) -> None:
     first = torch.ones(5, dtype=torch.bool)
     straight, mixed = (agent.actor(5, seed=9, explore=False) for _ in range(2))
     for t0 in (first, ~first):
-        a, b = straight.act(obs, t0, 0), mixed.act(obs[order], t0, 0)
+        a, b = straight.act(obs, t0, 0), mixed.act({"state": obs["state"][order]}, t0, 0)
         torch.testing.assert_close(a[order], b, rtol=0, atol=1e-6)
 
 
@@ -97,7 +97,7 @@ def test_saved_and_loaded_agent_acts_and_learns_the_same(name: str, spec: EnvSpe
     assert all(torch.equal(a, b) for a, b in zip(agent.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", [*names("rl"), pytest.param("difftop_rl on tdmpc2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*names("rewards"), pytest.param("difftop_rl on tdmpc2", marks=pytest.mark.slow)])
 def test_overfits_one_batch(name: str) -> None:
     model = {"mlp_dim": 64, "encoder_dim": 64, "latent_dim": 16, "channels": 4}
     agent = small(name, STATE, model=model, loss={"learning_rate": 3e-3 if "tdmpc2" in name else 1e-3})
@@ -121,10 +121,10 @@ def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
     assert agent.config.loss.target_every == every
     if every == 2:
         agent.update(random_batch(STATE), 0)
-    assert all(torch.equal(agent.state_dict()[key], before[key]) for key in before if key.startswith("target"))
+    assert all(torch.equal(agent.state_dict()[key], before[key]) for key in before if ".target" in key)
     agent.update(random_batch(STATE), 0)
     for key, value in agent.state_dict().items():
-        if key.startswith("target"):
+        if ".target" in key:
             online = key.replace("target_critic", "critic").replace("target_q.", "model.q.").replace("target.", "model.")
             torch.testing.assert_close(value, torch.lerp(before[key], agent.state_dict()[online], 0.01))
 
@@ -198,9 +198,9 @@ def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None
     actor = agent.actor(1, seed=0, explore=True)
     obs = some_obs(STATE, 7)
     for i in range(7):
-        actor.act(obs[i : i + 1], torch.tensor([i == 0]), 0)
+        actor.act({"state": obs["state"][i : i + 1]}, torch.tensor([i == 0]), 0)
     start, previous = (torch.cat([getattr(plan, name) for plan in actor.visited]) for name in ("start", "previous"))
-    loss, _ = agent.policy_gradient_loss(obs, 0, start=start, previous=previous)
+    loss, _ = planned_loss(agent, obs["state"], start, previous)
     trained = [p for n, p in agent.model.named_parameters() if not n.startswith("pi.")]
     expected = torch.autograd.grad(7 * loss, trained)
     agent.on_policy_optimizer = torch.optim.SGD(agent.model.parameters(), lr=1.0)
@@ -221,10 +221,10 @@ def test_on_policy_loss_takes_an_episode_in_which_plans_grow() -> None:
     actor = agent.actor(1, seed=0, explore=True)
     obs, middle = some_obs(STATE, 7), agent.config.acting.horizon_steps
     for i in range(7):
-        actor.act(obs[i : i + 1], torch.tensor([i == 0]), 0 if i < 4 else middle)
+        actor.act({"state": obs["state"][i : i + 1]}, torch.tensor([i == 0]), 0 if i < 4 else middle)
     plans = list(actor.visited)
     assert [plan.start.shape[1] for plan in plans] == [1] * 4 + [2] * 3
-    losses = [agent.policy_gradient_loss(plan.obs, middle, start=plan.start, previous=plan.previous)[0] for plan in plans]
+    losses = [planned_loss(agent, plan.obs, plan.start, plan.previous)[0] for plan in plans]
     before = [p.detach().clone() for p in agent.model.parameters()]
     metrics = agent.finish_episode(actor, middle)
     torch.testing.assert_close(metrics["train/policy_gradient_loss"], torch.stack(losses).mean().detach(), rtol=1e-4, atol=1e-6)

@@ -11,18 +11,19 @@ import torch
 
 from agents.policies.base_policy import BASES, BaseConfig, BasePolicy
 from agents.policies.noise import BatchNoise
-from agents.registry import make_imitation_agent
+from agents.registry import make_agent
 from difftop.options import ConfigError
 from difftop.run.checkpoint import CheckpointError
 from difftop.types import EnvSpec
 from tests.agents.imitators import SMALL, SPEC, base_run, make, observations, random_batch, rolled
+from tests.conftest import task_spec
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_evaluation_needs_no_base_run(name: str, tmp_path: Path) -> None:
     folder = base_run(tmp_path, name)
     values = {"name": "residual", **SMALL["residual"], "base": name, "base_checkpoint": str(folder), "horizon": 2}
-    made = make_imitation_agent(values, SPEC, seed=0, total_steps=10)
+    made = make_agent(values, SPEC, seed=0, total_steps=10)
     made.policy.base.read_()
     base = made.policy.base.check()
     plain = rolled(base.actor(2, seed=3), observations(2, 5))
@@ -31,7 +32,7 @@ def test_evaluation_needs_no_base_run(name: str, tmp_path: Path) -> None:
     obs = observations(2, 5)
     actions = rolled(made.actor(2, seed=1), obs)
     shutil.rmtree(folder)
-    fresh = make_imitation_agent(values, SPEC, seed=1, total_steps=10)
+    fresh = make_agent(values, SPEC, seed=1, total_steps=10)
     with pytest.raises(ConfigError, match="the base was not read yet"):
         fresh.actor(1, seed=0)
     buffer = io.BytesIO()
@@ -111,4 +112,4 @@ def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was saved by agent 'bc', not 'rnn_gmm'"):
         reading("rnn_gmm", folder)
     with pytest.raises(ConfigError, match="its weights don't fit the task test/other"):
-        reading("bc", folder, EnvSpec("test/other", {"eef_pos": (3,)}, 4, 60, 0.05))
+        reading("bc", folder, task_spec("test/other", {"eef_pos": (3,)}, 4, 60, 0.05))

@@ -12,15 +12,15 @@ from torch import Tensor
 from agents.bc import BC, BCConfig
 from agents.difftop_il import DiffTOPIL, DiffTOPILConfig
 from agents.policies.cvae_model import CostModel, ILModelConfig, LatentDynamics, NoDynamics, kl_to_standard
-from agents.policies.training import ImitationAgent
 from agents.policies.noise import BatchNoise
+from agents.policies.training import ImitationAgent
 from difftop.data.windows import WindowBatch
 from difftop.options import ConfigError, build, defaults
 from difftop.planning.rollout import rollout_cost
 from difftop.run.checkpoint import save_checkpoint
-from difftop.types import EnvSpec
+from tests.conftest import task_spec
 
-SPEC = EnvSpec("toy/made", {"hand": (2,), "goal": (2,)}, action_dim=2, episode_steps=20, control_dt_s=0.1)
+SPEC = task_spec("toy/made", {"hand": (2,), "goal": (2,)}, action_dim=2, episode_steps=20, control_dt_s=0.1)
 WIDTHS = {"encoder_dims": [16], "posterior_dims": [16], "dynamics_dims": [16], "cost_dims": [16], "state_dim": 8, "rows": 4}
 
 
@@ -51,7 +51,7 @@ def train(made: Any, batches: Any, steps: int, learning_rate: float = 3e-3) -> l
     """Losses of `steps` updates; `batches` gives the k-th batch."""
     training = build(type(made.config.training), {"learning_rate": learning_rate, "schedule": "cosine"})
     agent = ImitationAgent(made, training, total_steps=steps, seed=0, device=torch.device("cpu"))
-    return [float(agent.update(batches(k), k)["train/loss"]) for k in range(steps)]
+    return [float(agent.update(batches(k), k).metrics["train/loss"]) for k in range(steps)]
 
 
 def test_kl_divergence_is_the_closed_form() -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from difftop.data.windows import WindowBatch
-from difftop.types import EnvSpec
 from tests.agents.imitators import make, rolled
+from tests.conftest import task_spec
 
-SPEC = EnvSpec("test/fork", {"x": (2,)}, 2, episode_steps=20, control_dt_s=0.05)
+SPEC = task_spec("test/fork", {"x": (2,)}, 2, episode_steps=20, control_dt_s=0.05)
 
 
 def fork(agent: Any, size: int, seed: int) -> WindowBatch:

@@ -17,8 +17,8 @@ from agents.leto import Leto
 from agents.policies.noise import BatchNoise
 from agents.residual import Residual
 from agents.rnn_gmm import RnnGmm
-from difftop.types import EnvSpec
 from tests.agents.imitators import SPEC, make, observations, padded_batch, random_batch, rolled
+from tests.conftest import task_spec
 
 
 def test_gmm_loss_is_the_mean_log_likelihood_of_torch() -> None:
@@ -198,7 +198,7 @@ def test_leto_s_dense_factor() -> None:
 
 def test_leto_sees_images() -> None:
     shapes = {"agentview": (3, 48, 44), "eef_pos": (3,)}
-    spec = EnvSpec("test/images", shapes, 4, episode_steps=10, control_dt_s=0.05)
+    spec = task_spec("test/images", shapes, 4, episode_steps=10, control_dt_s=0.05)
     agent = make("leto", spec=spec, training={"learning_rate": 1e-4}, encoder={"crop": 40, "keypoints": 4, "features": 5})
     batch = random_batch(agent, 2, spec=spec)
     batch = replace(batch, obs=batch.obs | {"agentview": torch.randint(0, 256, (2, 4, 3, 48, 44), dtype=torch.uint8)})

@@ -19,7 +19,7 @@ PAGE = (train.ROOT / "docs" / "imitation.md").read_text()
 def test_every_tag_is_explained(name: str, tmp_path: Path) -> None:
     agent = make(name, home=tmp_path)
     batch = random_batch(agent)
-    tags = {*agent.update(batch, 0), *agent.validate(batch, 0)}
+    tags = {*agent.update(batch, 0).metrics, *agent.validate(batch, 0)}
     actor = agent.actor(2, seed=0, head="qp")
     rolled(actor, observations(2, 2))
     tags |= set(actor.metrics())

@@ -12,13 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.registry import AGENTS, make_agent, make_imitation_agent, names
+from agents.registry import AGENTS, make_agent, make_policy, names
 from difftop.options import ConfigError
 from difftop.run.rollouts import roll_out
-from difftop.types import EnvSpec
-from envs import make_vector_env
-from envs.tasks import TaskConfig, task_spec
 from tests.agents.imitators import NAMES, SMALL, SPEC, make, observations, padded_batch, random_batch, rolled, streams
+from tests.conftest import STATE
 
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -32,10 +30,10 @@ def loss_and_gradients(agent: object, batch: object) -> tuple[Tensor, list[Tenso
 
 
 def test_all_of_the_registry_is_tested() -> None:
-    assert set(NAMES) <= set(names("il"))
+    assert set(NAMES) <= set(names("demonstrations"))
     with pytest.raises(ConfigError, match=r"agent=tdmpc learns from rewards"):
-        make_imitation_agent({"name": "tdmpc"}, SPEC, seed=0, total_steps=1)
-    assert all(AGENTS[name].kind == "il" for name in NAMES)
+        make_policy({"name": "tdmpc"}, SPEC, seed=0)
+    assert all(AGENTS[name].learns_from == "demonstrations" for name in NAMES)
 
 
 @EACH
@@ -69,7 +67,7 @@ def test_overfits_a_batch(name: str, tmp_path: Path) -> None:
     )
     batch = random_batch(agent, 4)
     first = agent.validate(batch, seed=0)["valid/loss"]
-    tags = [agent.update(batch, k) for k in range(100)][-1]
+    tags = [agent.update(batch, k).metrics for k in range(100)][-1]
     last = agent.validate(batch, seed=0)["valid/loss"]
     bars = {"bc": -1.0, "rnn_gmm": -1.0, "ibc": 1.0, "leto": 0.1, "diffusion": 0.8, "residual": 0.12}
     assert float(last) < bars[name] < float(first), (name, float(first), float(last))
@@ -147,7 +145,7 @@ def test_training_goes_on_from_saved_weights(name: str, ema: float, tmp_path: Pa
     fresh.load_train_state(copy.deepcopy(made.train_state()))  # as from a file
     assert torch.equal(rolled(made.actor(2, seed=1), obs), rolled(fresh.actor(2, seed=1), obs))
     for k in range(3, 5):
-        one, other = made.update(batch, k), fresh.update(batch, k)
+        one, other = made.update(batch, k).metrics, fresh.update(batch, k).metrics
         assert all(torch.equal(one[tag], other[tag]) for tag in one)
     assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), fresh.state_dict().values(), strict=True))
     averaged = [key for key in made.state_dict() if key.startswith("average.")]
@@ -164,7 +162,7 @@ def test_reduced_precision_is_close(name: str, tmp_path: Path) -> None:
     reduced = make(name, home=tmp_path)
     reduced.bf16 = True
     batch = random_batch(full)
-    expected, metrics = full.update(batch, 0), reduced.update(batch, 0)
+    expected, metrics = full.update(batch, 0).metrics, reduced.update(batch, 0).metrics
     assert metrics["train/loss"].dtype != torch.bfloat16
     torch.testing.assert_close(metrics["train/loss"].double(), expected["train/loss"].double(), rtol=0.05, atol=0.02)
 
@@ -195,27 +193,29 @@ def test_normalization_travels_with_the_weights(name: str, tmp_path: Path) -> No
 )
 def test_mistakes_get_one_sentence(name: str, values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_imitation_agent({"name": name, **SMALL[name], **values}, SPEC, seed=0, total_steps=1)
+        make_agent({"name": name, **SMALL[name], **values}, SPEC, seed=0, total_steps=1)
 
 
-def test_imitators_are_not_for_environments_with_rewards() -> None:
-    spec = EnvSpec("test/state", "state", (4,), 2, 2, 20)
-    with pytest.raises((ConfigError, TypeError)):
-        make_agent({"name": "bc"}, spec, seed=0)
+def test_imitators_take_the_one_observation_of_environments_with_rewards() -> None:
+    agent = make_agent({"name": "bc", **SMALL["bc"]}, STATE, seed=0)
+    action = agent.actor(3, seed=0).act({"state": torch.randn(3, 4)}, torch.ones(3, dtype=torch.bool), 0)
+    assert action.shape == (3, 2) and bool((action.abs() <= 1).all())
 
 
 def test_the_order_in_which_a_task_names_its_observations_does_not_matter() -> None:
-    turned = replace(SPEC, shapes=dict(reversed(SPEC.shapes.items())))
+    turned = replace(SPEC, obs=dict(reversed(SPEC.obs.items())))
     one, two = make("bc"), make("bc", spec=turned)
     obs = observations(2, 3)
     assert torch.equal(rolled(one.actor(2, seed=0), obs), rolled(two.actor(2, seed=0), obs))
 
 
 def test_an_episode_is_a_function_of_its_seed_and_idle_environments_do_not_count() -> None:
-    task = TaskConfig(name="toy/reach", episode_steps=9)
-    agent = make("diffusion", spec=task_spec(task), limits={"free": []})
+    from envs import EnvConfig, env_spec, make_vector_env
+
+    task = EnvConfig(name="toy/reach", obs="low_dim", episode_steps=9)
+    agent = make("diffusion", spec=env_spec(task), limits={"free": []})
     found = [
-        roll_out(make_vector_env(task, n), lambda n: agent.actor(n, seed=5, head="clip"), [11, 12, 13], keep="hand_pos")
+        roll_out(make_vector_env(task, n, False), lambda n: agent.actor(n, seed=5, head="clip"), [11, 12, 13], keep="hand_pos")
         for n in (1, 2, 5)
     ]
     for other in found[1:]:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.policies.chunks import ChunkActor
 from agents.leto import Leto, LetoConfig
+from agents.policies.chunks import ChunkActor
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
-from difftop.types import SolveStatus, EnvSpec
+from difftop.types import EnvSpec, SolveStatus
+from tests.conftest import task_spec
 from tests.qp.problems import clarabel_solve
 
 SHAPES = {"robot0_eef_pos": (3,), "object": (4,)}
@@ -27,7 +28,7 @@ HEIGHT = {"position_key": "robot0_eef_pos", "position_axes": [2], "position_min"
 
 
 def task(action_dim: int = 7, shapes: dict[str, tuple[int, ...]] = SHAPES) -> EnvSpec:
-    return EnvSpec("test/task", shapes, action_dim, episode_steps=50, control_dt_s=0.05)
+    return task_spec("test/task", shapes, action_dim, episode_steps=50, control_dt_s=0.05)
 
 
 def policy(action_dim: int = 7, seed: int = 0, **values: Any) -> Leto:

@@ -16,10 +16,11 @@ from agents.policies.limits import LimitsConfig, make_head
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
-from difftop.types import SolveStatus, EnvSpec
+from difftop.types import EnvSpec, SolveStatus
 from tests.agents.imitators import NAMES, SPEC, make, observations, rolled
+from tests.conftest import task_spec
 
-ARM = EnvSpec("test/arm", {"eef_pos": (3,)}, 7, episode_steps=10, control_dt_s=0.05)
+ARM = task_spec("test/arm", {"eef_pos": (3,)}, 7, episode_steps=10, control_dt_s=0.05)
 
 
 def limits(spec: EnvSpec = ARM, horizon: int = 4, **values: Any) -> Any:

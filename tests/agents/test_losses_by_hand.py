@@ -8,19 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.difftop_rl import DiffTOP, frozen
+from agents.latent.agent import LatentAgent
+from agents.latent.gradient import frozen
+from agents.latent.tdmpc_world import TDMPCWorld
 from agents.registry import make_agent
-from agents.tdmpc import TDMPC
 from difftop.losses import RunningScale, decayed_sum, td_target
-from tests.conftest import SMALL, STATE, random_batch
+from tests.conftest import SMALL, STATE, planned_loss, random_batch
 
 GAMMA, RHO = 0.99, 0.5
 
 
-def no_noise(name: str, **more: object) -> TDMPC:
+def no_noise(name: str, **more: object) -> LatentAgent:
     acting = SMALL["acting"] | {"min_std": 0.0, "start_std": 0.0}
     agent = make_agent({"name": name, **SMALL, **more, "acting": acting}, STATE, seed=3)
-    assert isinstance(agent, TDMPC)
+    assert isinstance(agent, LatentAgent) and isinstance(agent.world, TDMPCWorld)
     with torch.no_grad():  # heads start at zero, which would hide mistakes
         for parameter in [*agent.parameters()]:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
@@ -33,9 +34,9 @@ def doubled(batch: object) -> object:
     )
 
 
-def by_hand(agent: TDMPC, batch: object) -> tuple[Tensor, Tensor, Tensor]:
+def by_hand(agent: LatentAgent, batch: object) -> tuple[Tensor, Tensor, Tensor]:
     """Model loss, priorities and targets, one sample and one step at a time."""
-    m, t, total = agent.model, agent.target, torch.zeros((), dtype=torch.float64)
+    m, t, total = agent.model, agent.world.target, torch.zeros((), dtype=torch.float64)
     priorities, targets = [], []
     steps = batch.action.shape[1]
     for i in range(len(batch.obs)):
@@ -94,7 +95,7 @@ def test_running_scale_of_rare_rewards_is_a_share_of_the_largest() -> None:
 def test_model_loss_priorities_and_gradient(name: str) -> None:
     agent = no_noise(name, policy_gradient={"mode": "none", "critic_coef": 0.0}) if name == "difftop_rl" else no_noise(name)
     batch = doubled(random_batch(STATE))
-    loss, _, priorities = agent.losses(agent.unroll(batch), batch.weight, 0)
+    loss, _, priorities = agent.world.losses(agent.unroll(batch), agent.generator)
     expected, expected_priorities, _ = by_hand(agent, batch)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(priorities, expected_priorities)
@@ -114,8 +115,8 @@ def test_policy_loss_and_its_gradient() -> None:
     parameters = list(agent.model.pi.parameters())
     wanted = torch.autograd.grad(expected, parameters)
     before = [p.detach().clone() for p in agent.model.parameters()]
-    agent.policy_optimizer = torch.optim.SGD(parameters, lr=1.0)
-    got = agent.update_policy(z)
+    agent.prior_optimizer = torch.optim.SGD(parameters, lr=1.0)
+    got = agent.update_prior(z)
     torch.testing.assert_close(got["train/policy_loss"], expected.detach())
     norm = torch.stack([g.norm() for g in wanted]).norm()
     assert norm < agent.config.loss.grad_clip
@@ -128,7 +129,7 @@ def test_policy_loss_and_its_gradient() -> None:
 
 def test_raw_critic_loss() -> None:
     agent = no_noise("difftop_rl")
-    assert isinstance(agent, DiffTOP)
+    assert agent.gradient is not None
     batch = doubled(random_batch(STATE))
     expected = []
     for i in range(len(batch.obs)):
@@ -136,19 +137,23 @@ def test_raw_critic_loss() -> None:
         for k in range(batch.action.shape[1]):
             s, s_next, a = batch.obs[i, k : k + 1], batch.obs[i, k + 1 : k + 2], batch.action[i, k : k + 1]
             with torch.no_grad():
-                value = agent.target_critic(s_next, agent.model.policy(agent.model.encode(s_next))).min()
+                value = agent.gradient.target_critic(s_next, agent.model.policy(agent.model.encode(s_next))).min()
                 y = batch.reward[i, k] + (0.0 if batch.terminated[i, k] else GAMMA * value)
-            total = total + RHO**k * ((agent.critic(s, a)[:, 0] - y) ** 2).sum()
+            total = total + RHO**k * ((agent.gradient.critic(s, a)[:, 0] - y) ** 2).sum()
         expected.append(total)
-    torch.testing.assert_close(agent.critic_loss(agent.unroll(batch)), torch.stack(expected))
+    torch.testing.assert_close(
+        agent.gradient.critic_loss(agent.world, agent.unroll(batch), agent.generator), torch.stack(expected)
+    )
 
 
 def test_policy_gradient_loss_reaches_the_model_but_neither_policy_nor_critic() -> None:
     agent = no_noise("difftop_rl", policy_gradient={"normalize": False})
-    assert isinstance(agent, DiffTOP)
+    assert agent.gradient is not None
     obs = random_batch(STATE).obs[:, 0].double()
-    loss, plan = agent.policy_gradient_loss(obs, 0)
-    expected = -torch.stack([agent.critic(s[None], a[None]).min() for s, a in zip(obs, plan.actions[:, 0], strict=True)]).mean()
+    loss, plan = planned_loss(agent, obs)
+    expected = -torch.stack(
+        [agent.gradient.critic(s[None], a[None]).min() for s, a in zip(obs, plan.actions[:, 0], strict=True)]
+    ).mean()
     torch.testing.assert_close(loss, expected)
     assert plan.actions.abs().max() <= 1
     loss.backward()
@@ -156,15 +161,15 @@ def test_policy_gradient_loss_reaches_the_model_but_neither_policy_nor_critic() 
         name.split(".")[0] for name, p in agent.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
     }
     assert with_gradient == {"encoder", "dynamics", "reward", "q"}
-    assert all(p.grad is None for p in [*agent.critic.parameters(), *agent.model.pi.parameters()])
-    assert all(p.requires_grad for p in agent.critic.parameters())
+    assert all(p.grad is None for p in [*agent.gradient.critic.parameters(), *agent.model.pi.parameters()])
+    assert all(p.requires_grad for p in agent.gradient.critic.parameters())
 
 
 def test_policy_gradient_to_network_parameters_against_finite_differences() -> None:
     agent = make_unrolled_agent()
     obs = random_batch(STATE, size=3).obs[:, 0].double()
     start = torch.rand(3, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) - 0.5
-    loss, _ = agent.policy_gradient_loss(obs, 0, start=start)
+    loss, _ = planned_loss(agent, obs, start)
     loss.backward()
     generator = torch.Generator().manual_seed(0)
     for name in ("encoder.0.weight", "dynamics.2.weight", "reward.4.weight", "q.0.weight"):
@@ -173,21 +178,20 @@ def test_policy_gradient_to_network_parameters_against_finite_differences() -> N
         step = 1e-6
         with torch.no_grad():
             parameter.add_(direction, alpha=step)
-            up = agent.policy_gradient_loss(obs, 0, start=start)[0]
+            up = planned_loss(agent, obs, start)[0]
             parameter.add_(direction, alpha=-2 * step)
-            down = agent.policy_gradient_loss(obs, 0, start=start)[0]
+            down = planned_loss(agent, obs, start)[0]
             parameter.add_(direction, alpha=step)
         numeric = (up - down) / (2 * step)
         assert (parameter.grad * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-5, abs=1e-9), name
 
 
-def make_unrolled_agent() -> DiffTOP:
+def make_unrolled_agent() -> LatentAgent:
     """A planner without stopped gradients: all iterations are unrolled, targets don't move with the prior."""
     acting = {"lm": {"backward": "unroll", "damping": 1.0, "iterations": 3, "target": "fixed"}}
     agent = no_noise("difftop_rl")
     config = {"name": "difftop_rl", **SMALL, "acting": SMALL["acting"] | {"min_std": 0.0, "start_std": 0.0} | acting}
     unrolled = make_agent(config, STATE, seed=3)
-    assert isinstance(unrolled, DiffTOP)
     unrolled.double().load_state_dict(agent.state_dict())
     return unrolled
 

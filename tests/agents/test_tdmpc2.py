@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.difftop_rl import DiffTOPOnTDMPC2
-from agents.latent_agent import LatentAgent
+from agents.latent.agent import LatentAgent
+from agents.latent.tdmpc2_model import TDMPC2Model, TDMPC2ModelConfig
+from agents.latent.tdmpc2_world import TDMPC2World
 from agents.registry import make_agent
-from agents.tdmpc2 import TDMPC2, TDMPC2ActingConfig
-from agents.tdmpc2_model import TDMPC2Model, TDMPC2ModelConfig
+from agents.tdmpc2 import TDMPC2ActingConfig
 from difftop.nn.encoders import SimplexPixelEncoder
 from difftop.nn.mlp import count_parameters
 from difftop.options import ConfigError, build
 from difftop.planning.model import LatentModel
 from difftop.planning.trajectory import Trajectory
-from difftop.types import Batch
-from tests.conftest import PIXELS, SMALL, STATE, random_batch
+from difftop.types import Batch, ObsSpec
+from tests.conftest import PIXELS, SMALL, STATE, planned_loss, random_batch
 from tests.plain_tdmpc2 import PlainTDMPC2
 
 
@@ -32,13 +32,13 @@ def roughened(agent: LatentAgent) -> LatentAgent:
     return agent.double()
 
 
-def exact(name: str = "tdmpc2", **more: Any) -> TDMPC2:
+def exact(name: str = "tdmpc2", **more: Any) -> LatentAgent:
     """Without dropout."""
     model = SMALL["model"] | {"dropout": 0.0, "members": 4}
     agent = make_agent({"name": name, **SMALL, "model": model, **more}, STATE, seed=3)
-    assert isinstance(agent, TDMPC2)
+    assert isinstance(agent, LatentAgent) and isinstance(agent.world, TDMPC2World)
     roughened(agent)
-    agent.target_q.load_state_dict(agent.model.q.state_dict())
+    agent.world.target_q.load_state_dict(agent.model.q.state_dict())
     return agent
 
 
@@ -48,7 +48,7 @@ def doubled(batch: Batch) -> Batch:
     )
 
 
-def paired(**more: Any) -> tuple[TDMPC2, PlainTDMPC2]:
+def paired(**more: Any) -> tuple[LatentAgent, PlainTDMPC2]:
     """Both with the same random stream."""
     agent = exact(**more)
     plain = PlainTDMPC2(agent)
@@ -63,9 +63,9 @@ def test_targets_loss_and_gradient() -> None:
     expected, targets, _ = plain.model_loss(batch)
     u = agent.unroll(batch)
     state = agent.generator.get_state()
-    torch.testing.assert_close(agent.td_targets(u), torch.stack(targets))
+    torch.testing.assert_close(agent.world.td_targets(u, agent.generator), torch.stack(targets))
     agent.generator.set_state(state)
-    loss, metrics, priorities = agent.losses(u, batch.weight, 0)
+    loss, metrics, priorities = agent.world.losses(u, agent.generator)
     torch.testing.assert_close(loss, expected)
     assert priorities is None
     torch.testing.assert_close(metrics["train/td_target"], torch.stack(targets).mean())
@@ -81,7 +81,7 @@ def test_whole_updates() -> None:
         agent.update(batch, 0)
         plain.update(batch)
         compare_weights(agent, plain)
-    assert agent.value_scale.value.item() == pytest.approx(plain.scale)
+    assert agent.world.value_scale.value.item() == pytest.approx(plain.scale)
 
 
 def test_policy_loss_of_wide_values() -> None:
@@ -97,12 +97,12 @@ def test_policy_loss_of_wide_values() -> None:
     plain.generator.manual_seed(5)
     plain.scale = 1 + (spread - 1)
     expected = plain.policy_loss(list(z))
-    metrics = agent.update_policy(z)
+    metrics = agent.update_prior(z)
     assert metrics["train/value_scale"].item() == pytest.approx(spread)
     torch.testing.assert_close(metrics["train/policy_loss"], expected.detach())
 
 
-def compare_weights(agent: TDMPC2, plain: PlainTDMPC2, gradient: bool = False) -> None:
+def compare_weights(agent: LatentAgent, plain: PlainTDMPC2, gradient: bool = False) -> None:
     """Equal weights (or gradients) of every network."""
 
     def of(p: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def compare_weights(agent: TDMPC2, plain: PlainTDMPC2, gradient: bool = False) -
     for ours, theirs in pairs if gradient else [*pairs, (plain.pi, model.pi)]:
         for p, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(of(other), of(p), rtol=1e-6, atol=1e-10)
-    for plain_q, q in ((plain.q, model.q),) if gradient else ((plain.q, model.q), (plain.target_q, agent.target_q)):
+    for plain_q, q in ((plain.q, model.q),) if gradient else ((plain.q, model.q), (plain.target_q, agent.world.target_q)):
         for j, head in enumerate(plain_q):
             for p, other in zip(head.parameters(), q.parameters(), strict=True):
                 torch.testing.assert_close(of(other)[j].view_as(p), of(p), rtol=1e-6, atol=1e-10)
@@ -122,7 +122,7 @@ def compare_weights(agent: TDMPC2, plain: PlainTDMPC2, gradient: bool = False) -
 def test_a_termination_is_not_bootstrapped_and_dropout_changes_the_online_values_only() -> None:
     agent, batch = exact(), doubled(random_batch(STATE, steps=3))
     u = agent.unroll(batch)
-    assert agent.td_targets(u)[-1, 0] == batch.reward[0, -1] and batch.terminated[0, -1]
+    assert agent.world.td_targets(u, agent.generator)[-1, 0] == batch.reward[0, -1] and batch.terminated[0, -1]
     z, a = u.z[0].detach(), u.action[0]
     model = TDMPC2Model(STATE, build(TDMPC2ModelConfig, SMALL["model"] | {"dropout": 0.5, "members": 4})).double()
     model.load_state_dict(agent.model.state_dict())
@@ -133,7 +133,7 @@ def test_a_termination_is_not_bootstrapped_and_dropout_changes_the_online_values
 
 @pytest.mark.parametrize(("size", "low", "high"), [("1M", 0.8e6, 1.4e6), ("5M", 4.5e6, 5.5e6)])
 def test_sizes(size: str, low: float, high: float) -> None:
-    spec = replace(STATE, obs_shape=(24,), action_dim=6)
+    spec = replace(STATE, obs={"state": ObsSpec("vector", (24,))}, action_dim=6)
     model = TDMPC2Model(spec, build(TDMPC2ModelConfig, {"size": size}))
     assert low < count_parameters(model) < high
     assert model.config.latent_dim == (128 if size == "1M" else 512) and model.config.members == (2 if size == "1M" else 5)
@@ -157,8 +157,8 @@ def test_sizes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(("steps", "gamma"), [(500, 0.99), (125, 0.96), (20, 0.95), (5000, 0.995)])
 def test_discount_follows_the_episode_s_length(steps: int, gamma: float) -> None:
     agent = make_agent({"name": "tdmpc2", **SMALL}, replace(STATE, episode_steps=steps), seed=0)
-    assert agent.discount == pytest.approx(gamma) and agent.latent_model.discount == agent.discount
-    assert make_agent({"name": "tdmpc2", **SMALL, "discount": 0.9}, STATE, seed=0).discount == 0.9
+    assert agent.world.discount == pytest.approx(gamma) and agent.world.latent_model.discount == agent.world.discount
+    assert make_agent({"name": "tdmpc2", **SMALL, "discount": 0.9}, STATE, seed=0).world.discount == 0.9
 
 
 def test_latents_are_simplices_also_of_pixels() -> None:
@@ -189,7 +189,8 @@ def test_the_encoder_learns_at_its_own_rate() -> None:
 
 def test_more_rounds_of_mppi_for_many_actions() -> None:
     rounds = [
-        make_agent({"name": "tdmpc2", **SMALL}, replace(STATE, action_dim=a), seed=0).mppi.config.iterations for a in (19, 20)
+        make_agent({"name": "tdmpc2", **SMALL}, replace(STATE, action_dim=a), seed=0).planner.mppi.config.iterations
+        for a in (19, 20)
     ]
     assert rounds == [6, 8]
 
@@ -201,19 +202,19 @@ def test_policy_plans_of_mppi_are_24() -> None:
 def test_sampled_model_ends_in_the_mean_of_two_members() -> None:
     agent = exact()
     z = torch.rand(3, 8, dtype=torch.float64).softmax(-1)
-    members = agent.two_members(torch.Generator().manual_seed(1))
+    members = agent.world.two_members(torch.Generator().manual_seed(1))
     assert len(set(members)) == 2
     values = agent.model.number(agent.model.value_logits(z, agent.model.policy(z)))
-    ends = agent.sampled_model(torch.Generator().manual_seed(1)).terminal(z)
+    ends = agent.world.sampled_model(torch.Generator().manual_seed(1)).terminal(z)
     torch.testing.assert_close(ends, values[members].mean(0))
-    torch.testing.assert_close(agent.latent_model.terminal(z), values.mean(0))
-    drawn = {tuple(sorted(agent.two_members(agent.generator))) for _ in range(100)}
+    torch.testing.assert_close(agent.world.latent_model.terminal(z), values.mean(0))
+    drawn = {tuple(sorted(agent.world.two_members(agent.generator))) for _ in range(100)}
     assert len(drawn) == 6
 
 
 def test_fast_jacobians_are_autograd_s() -> None:
     agent = exact()
-    fast = agent.latent_model
+    fast = agent.world.latent_model
     plain = LatentModel(lambda z, a: fast.dynamics(z, a), lambda z, a: fast.reward(z, a), lambda z: fast.terminal(z), 0.9)
     z = torch.rand(4, 8, dtype=torch.float64).softmax(-1)
     actions = torch.rand(4, 3, 2, dtype=torch.float64) * 2 - 1
@@ -227,22 +228,21 @@ def test_policy_gradient_through_the_planner_against_finite_differences() -> Non
     lm = {"backward": "unroll", "damping": 1.0, "iterations": 3, "target": "fixed"}
     acting = SMALL["acting"] | {"start_std": 0.0, "lm": lm}
     agent = exact("difftop_rl", world_model="tdmpc2", acting=acting)
-    assert isinstance(agent, DiffTOPOnTDMPC2)
     obs = random_batch(STATE, size=3).obs[:, 0].double()
     start = torch.rand(3, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7)) - 0.5
-    loss, plan = agent.policy_gradient_loss(obs, 0, start=start)
+    loss, plan = planned_loss(agent, obs, start)
     assert (plan.status == 0).all() and not torch.allclose(plan.actions, start, atol=1e-3)
     loss.backward()
-    assert all(p.grad is None for p in [*agent.critic.parameters(), *agent.model.pi.parameters()])
+    assert all(p.grad is None for p in [*agent.gradient.critic.parameters(), *agent.model.pi.parameters()])
     generator = torch.Generator().manual_seed(0)
     for name in ("encoder.0.weight", "dynamics.0.weight", "dynamics.6.weight", "reward.6.weight", "q.0.weight", "q.6.weight"):
         parameter = agent.model.get_parameter(name)
         direction = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
         with torch.no_grad():
             parameter.add_(direction, alpha=1e-6)
-            up = agent.policy_gradient_loss(obs, 0, start=start)[0]
+            up = planned_loss(agent, obs, start)[0]
             parameter.add_(direction, alpha=-2e-6)
-            down = agent.policy_gradient_loss(obs, 0, start=start)[0]
+            down = planned_loss(agent, obs, start)[0]
             parameter.add_(direction, alpha=1e-6)
         slope = (parameter.grad * direction).sum().item()
         assert slope != 0, name
@@ -256,7 +256,7 @@ def test_environments_do_not_influence_each_other(planner: str) -> None:
     obs, order = random_batch(STATE, size=5).obs[:, 0], torch.tensor([3, 1, 4, 0, 2])
     straight, mixed = (agent.actor(5, seed=9, explore=False) for _ in range(2))
     for t0 in (torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.bool)):
-        a, b = straight.act(obs, t0, 0), mixed.act(obs[order], t0, 0)
+        a, b = straight.act({"state": obs}, t0, 0), mixed.act({"state": obs[order]}, t0, 0)
         torch.testing.assert_close(a[order], b, rtol=0, atol=1e-6)
 
 
