@@ -27,7 +27,8 @@ class WorldModel(nn.Module):
 
         z = h(s),  z' = d(z, a),  r = R(z, a),  q_j = Q_j(z, a),  a = pi(z)
 
-    Latents are `[N, Z]`, actions `[N, A]`, rewards `[N]`, values `[E, N]`. The policy prior's network is `pi`, and no other parameter's name begins so.
+    Latents are `[N, Z]`, actions `[N, A]`, rewards `[N]`, values `[E, N]`. The policy prior's network is `pi`, and no other
+    parameter's name begins so.
     """
 
     pi: nn.Module
