@@ -17,6 +17,9 @@ from difftop.qp.trajectory import TrajectoryLimits, TrajectoryRows, check_rows
 from difftop.types import SolveStatus
 
 
+INITS = ("uniform", "identity")  # of a learned metric
+
+
 @dataclass(frozen=True)
 class SolveInfo:
     """How each sample was solved.
@@ -140,8 +143,8 @@ class QPHead(nn.Module):
         for name, value in (("alpha", alpha), ("eps", eps)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, at least 0.")
-        if init not in ("uniform", "identity"):
-            raise ValueError(f"init={init!r} must be 'uniform' or 'identity'.")
+        if init not in INITS:
+            raise ValueError(f"init={init!r} must be {' or '.join(map(repr, INITS))}.")
         self.limits = limits
         self.constraints = TrajectoryRows(limits)
         n = limits.size
