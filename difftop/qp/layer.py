@@ -16,7 +16,6 @@ from difftop.qp.solver import Operators, Solution, adjoint, prepare, solve
 from difftop.qp.trajectory import TrajectoryLimits, TrajectoryRows, check_rows
 from difftop.types import SolveStatus
 
-
 INITS = ("uniform", "identity")  # of a learned metric
 
 
