@@ -41,17 +41,17 @@ def imports(files: Mapping[str, Path]) -> list[Import]:
 
 
 def circles(edges: list[Import]) -> list[list[Import]]:
-    """A shortest circle through each import that lies on one; each circle once."""
-    out: dict[str, list[Import]] = {}
-    for edge in edges:
-        out.setdefault(edge.source, []).append(edge)
-    found: dict[frozenset[str], list[Import]] = {}
-    for edge in edges:
-        path = _shortest(out, edge.target, edge.source)
-        if path is not None:
-            circle = [edge, *path]
-            found.setdefault(frozenset(step.source for step in circle), circle)
-    return sorted(found.values(), key=len)
+    """Shortest circles first, until none is left without an import of an earlier one: about as many as have to be broken."""
+    found, left = [], list(edges)
+    while True:
+        out: dict[str, list[Import]] = {}
+        for edge in left:
+            out.setdefault(edge.source, []).append(edge)
+        paths = [[edge, *path] for edge in left if (path := _shortest(out, edge.target, edge.source)) is not None]
+        if not paths:
+            return found
+        found.append(min(paths, key=len))
+        left = [edge for edge in left if edge not in found[-1]]
 
 
 def _shortest(out: Mapping[str, list[Import]], start: str, goal: str) -> list[Import] | None:

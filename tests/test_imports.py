@@ -30,7 +30,7 @@ def listed(wrong: list[Import]) -> str:
 def test_there_is_no_circle(ours: list[Import]) -> None:
     found = circles(ours)
     told = "".join(f"\ncircle {i}:{listed(circle)}" for i, circle in enumerate(found, 1))
-    assert not found, f"{len(found)} circles; a part of one file that the other needs belongs into a third.{told}"
+    assert not found, f"{len(found)} circle(s); a part of one file that the other needs belongs into a third.{told}"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from difftop.qp.solver import Operators, Solution, adjoint, prepare, solve
 from difftop.qp.trajectory import TrajectoryLimits, TrajectoryRows, check_rows
 from difftop.types import SolveStatus
 
+INITS = ("uniform", "identity")  # of a learned metric
+
 
 @dataclass(frozen=True)
 class SolveInfo:
@@ -140,8 +142,8 @@ class QPHead(nn.Module):
         for name, value in (("alpha", alpha), ("eps", eps)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be a finite number, at least 0.")
-        if init not in ("uniform", "identity"):
-            raise ValueError(f"init={init!r} must be 'uniform' or 'identity'.")
+        if init not in INITS:
+            raise ValueError(f"init={init!r} must be {' or '.join(map(repr, INITS))}.")
         self.limits = limits
         self.constraints = TrajectoryRows(limits)
         n = limits.size
