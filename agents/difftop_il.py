@@ -25,6 +25,7 @@ from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, Windo
 from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
 from agents.policies.noise import Noise
 from agents.policies.training import TrainingConfig, WindowShape
+from agents.registry import make_policy
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
@@ -103,7 +104,7 @@ class DiffTOPIL(WindowPolicy):
         self.planner = LMPlanner(config.planner, self.cost_model.step_dim)
         self.base = None
         if config.base != "none":
-            self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec)
+            self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec, make_policy)
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes the normalization, and the base from its run."""

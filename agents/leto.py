@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.policies.limits import HEADS, make_head
 from agents.policies.noise import Noise
 from agents.policies.recurrent import MEMORIES, MEMORY, RecurrentConfig, RecurrentPolicy
 from agents.policies.training import WindowShape
@@ -27,6 +26,7 @@ from difftop.losses import full_precision
 from difftop.nn.rnn import Hidden
 from difftop.options import option
 from difftop.qp import QPHead, SolveInfo
+from difftop.qp.heads import HEADS, make_head
 from difftop.types import EnvSpec
 
 

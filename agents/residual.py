@@ -19,6 +19,7 @@ from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, Base
 from agents.policies.chunks import ChunkPolicy, PolicyConfig, Predictor
 from agents.policies.noise import EnvironmentNoise, Noise
 from agents.policies.training import WindowShape
+from agents.registry import make_policy
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, overlapping
 from difftop.losses import full_precision
@@ -51,7 +52,7 @@ class Residual(ChunkPolicy):
             torch.manual_seed(seed)
             super().__init__(config, spec, windows)
             self.net = mlp([self.observer.out + self.limits.size, *config.hidden_dims, self.limits.size], zero_last=True)
-        self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec)
+        self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec, make_policy)
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes the normalization, and the base from its run."""

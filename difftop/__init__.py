@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from difftop.version import __version__
+
 if TYPE_CHECKING:
     from difftop.api import Trained, make_agent, make_env, train
     from difftop.planning import LatentModel, plan
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from difftop.qp import QPHead
     from difftop.types import EnvSpec
 
-__version__ = "0.1.0"
 
 _DOOR = {
     "load_policy": "difftop.policy",
@@ -44,6 +45,7 @@ __all__ = [
     "Policy",
     "QPHead",
     "Trained",
+    "__version__",
     "load_policy",
     "make_agent",
     "make_env",

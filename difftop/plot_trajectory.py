@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difftop.metrics import accelerations
-from difftop.types import TaskSpec
+from difftop.types import EnvSpec
 
 if TYPE_CHECKING:
     from difftop.qp.trajectory import TrajectoryLimits
@@ -17,7 +17,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def plot_actions(
-    path: Path, actions: np.ndarray[Any, Any], limits: TrajectoryLimits | None, spec: TaskSpec, success_step: int = -1
+    path: Path, actions: np.ndarray[Any, Any], limits: TrajectoryLimits | None, spec: EnvSpec, success_step: int = -1
 ) -> Path:
     """Draws an episode's commanded path (sums of actions), velocities (the actions) and accelerations (their changes).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,14 @@ class BasePolicy(nn.Module):
     Args:
         config: which base.
         spec: the task; the base was trained on the same one.
+        make: `agents.registry.make_policy`, which knows policies that have a base.
     """
 
     recipe: Tensor
 
-    def __init__(self, config: BaseConfig, spec: EnvSpec) -> None:
+    def __init__(self, config: BaseConfig, spec: EnvSpec, make: Callable[..., Any]) -> None:
         super().__init__()
-        self.config, self.spec = config, spec
+        self.config, self.spec, self._make = config, spec, make
         self.register_buffer("recipe", torch.zeros(0, dtype=torch.uint8))
         self.policy: ChunkPolicy | None = None
 
@@ -92,7 +93,7 @@ class BasePolicy(nn.Module):
         path, best = Path(self.config.base_checkpoint), Path(self.config.base_checkpoint) / "checkpoints" / "best"
         found = load_checkpoint(best if best.exists() else path, agent_name=self.config.base)
         recipe = json.dumps(found.config["agent"])
-        policy = _built(recipe, self.spec, self.config)
+        policy = self._built(recipe)
         prefix = "average."
         averaged = {key.removeprefix(prefix): value for key, value in found.model.items() if key.startswith(prefix)}
         try:
@@ -114,18 +115,15 @@ class BasePolicy(nn.Module):
         saved = state_dict.get(f"{prefix}recipe")
         if saved is not None and not torch.equal(saved.cpu(), self.recipe.cpu()):
             recipe = bytes(saved.cpu().tolist()).decode()
-            self._take(recipe, _built(recipe, self.spec, self.config))
+            self._take(recipe, self._built(recipe))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-
-def _built(recipe: str, spec: EnvSpec, config: BaseConfig) -> ChunkPolicy:
-    from agents.registry import make_policy  # the registry knows policies that have a base
-
-    options = json.loads(recipe)
-    if options.get("name") != config.base:
-        raise ConfigError(
-            f"agent.base={config.base}: {config.base_checkpoint} is of agent {options.get('name')}; set agent.base to it."
-        )
-    policy = make_policy(options, spec, seed=0)
-    assert isinstance(policy, ChunkPolicy), options["name"]
-    return policy
+    def _built(self, recipe: str) -> ChunkPolicy:
+        options, config = json.loads(recipe), self.config
+        if options.get("name") != config.base:
+            raise ConfigError(
+                f"agent.base={config.base}: {config.base_checkpoint} is of agent {options.get('name')}; set agent.base to it."
+            )
+        policy = self._make(options, self.spec, seed=0)
+        assert isinstance(policy, ChunkPolicy), options["name"]
+        return policy

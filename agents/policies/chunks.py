@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.policies.limits import HEADS, FreeHead, LimitsConfig, brake, make_head
+from agents.policies.limits import LimitsConfig, brake
 from agents.policies.noise import BatchNoise, EnvironmentNoise, Noise
 from agents.policies.observing import NORMALIZATIONS, Observer
 from agents.policies.training import TrainingConfig, WindowShape
@@ -17,6 +17,7 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.nn.observation import EncoderConfig
 from difftop.options import ConfigError, option
+from difftop.qp.heads import HEADS, FreeHead, make_head
 from difftop.qp.trajectory import TrajectoryRows
 from difftop.types import EnvSpec, SolveStatus
 

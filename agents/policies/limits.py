@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from difftop.data.demonstrations import Demonstrations
 from difftop.options import ConfigError, option
-from difftop.qp import ClipHead, QPHead, SolveInfo, TrajectoryLimits
+from difftop.qp import TrajectoryLimits
 from difftop.qp.trajectory import TrajectoryRows
-from difftop.types import EnvSpec, SolveStatus
+from difftop.types import EnvSpec
 
 log = logging.getLogger(__name__)
 
@@ -152,39 +152,6 @@ class LimitsConfig:
             velocity.append(min(speed * dt / unit, 1.0))
             acceleration.append(gain * dt**2 / unit)
         return velocity, acceleration
-
-
-class FreeHead(nn.Module):
-    """No limits: `y = -e`, with the signature of `QPHead`."""
-
-    def __init__(self, limits: TrajectoryLimits) -> None:
-        super().__init__()
-        self.limits = limits
-
-    def forward(self, e: Tensor, position: Tensor | None = None, previous: Tensor | None = None) -> tuple[Tensor, SolveInfo]:
-        """`-e` as `[B, T_p, A]`; every sample SOLVED."""
-        zero = e.new_zeros(len(e), dtype=torch.float64)
-        status = torch.full_like(zero, int(SolveStatus.SOLVED), dtype=torch.int64)
-        return -e.view(len(e), self.limits.horizon, self.limits.action_dim), SolveInfo(status, zero, zero, status)
-
-
-HEADS: Mapping[str, Callable[[TrajectoryLimits], nn.Module]] = {"none": FreeHead, "clip": ClipHead, "qp": QPHead.projection}
-
-
-def make_head(name: str, limits: TrajectoryLimits) -> nn.Module:
-    """A head without weights, for a policy whose network wants `-e`; see `QPHead`, `ClipHead` and `FreeHead`.
-
-    Raises:
-        ConfigError: unknown name, no action to limit, or limits that the head can't keep.
-    """
-    if name not in HEADS:
-        raise ConfigError(f"head={name}: must be one of {', '.join(HEADS)}.")
-    if name != "none" and not limits.selected:
-        raise ConfigError(f"head={name}: limits.free leaves no action to limit; set limits.free=[] or head=none.")
-    try:
-        return HEADS[name](limits)
-    except ValueError as error:
-        raise ConfigError(f"head={name}: {error}") from error
 
 
 def brake(rows: TrajectoryRows, previous: Tensor) -> Tensor:

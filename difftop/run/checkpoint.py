@@ -33,9 +33,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from difftop import __version__
 from difftop.data.replay import ReplayBuffer, RowsFile
 from difftop.types import EnvSpec
+from difftop.version import __version__
 
 FORMAT = 2  # 1 had no spec.json, and other names of weights
 _ROWS_FILE_BYTES = 256 * 2**20

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from difftop.options import ConfigError, build, option, suggest
+from difftop.qp.heads import HEADS
 from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
 
@@ -40,9 +41,7 @@ class TopConfig:
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
     threads: int = option(0, "CPU threads; 0 takes one for vectors, every core for images", low=0)
     checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")
-    head: str = option(
-        "", "mode=eval, imitation: act by this head in place of the trained one", choices=("", "none", "clip", "qp")
-    )
+    head: str = option("", "mode=eval, imitation: act by this head in place of the trained one: none, clip, qp or a package's")
     dataset: str = option("", "imitation: file of demonstrations; empty makes them by the task's scripted expert")
     episodes: int = option(0, "mode=demos: demonstrations to write; 0 for 50", low=0)
     data: str = option("data", "folder of the demonstrations that are made")
@@ -160,6 +159,8 @@ def run_name(settings: Settings) -> str:
 
 def _check_mode(top: TopConfig, *, imitates: bool) -> None:
     """Raises where an option is of another mode, or of the other kind of agents, and would be without effect."""
+    if top.head and top.head not in HEADS:
+        raise ConfigError(f"head={top.head}: must be one of {', '.join(HEADS)}.{suggest(top.head, list(HEADS))}")
     if top.mode != "train":
         return
     if top.checkpoint:

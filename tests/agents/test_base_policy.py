@@ -11,7 +11,7 @@ import torch
 
 from agents.policies.base_policy import BASES, BaseConfig, BasePolicy
 from agents.policies.noise import BatchNoise
-from agents.registry import make_agent
+from agents.registry import make_agent, make_policy
 from difftop.options import ConfigError
 from difftop.run.checkpoint import CheckpointError
 from difftop.types import EnvSpec
@@ -44,7 +44,7 @@ def test_evaluation_needs_no_base_run(name: str, tmp_path: Path) -> None:
 
 def test_the_averaged_base_is_taken(tmp_path: Path) -> None:
     folder = base_run(tmp_path, "bc", training={"ema": 0.5})
-    policy = BasePolicy(BaseConfig("bc", str(folder)), SPEC)
+    policy = BasePolicy(BaseConfig("bc", str(folder)), SPEC, make_policy)
     policy.read_()
     trained = make("bc", seed=7, training={"ema": 0.5})
     expected = trained.average.policy.state_dict()  # type: ignore[union-attr]
@@ -68,7 +68,7 @@ def test_it_is_frozen_and_never_in_training_mode(tmp_path: Path) -> None:
 def test_plans_are_what_the_base_does(name: str, tmp_path: Path) -> None:
     """Along a window, as an actor that predicts at every step; the base's modes are narrowed to one, its noise shared."""
     more = {} if name == "diffusion" else {"modes": 1}
-    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name, **more))), SPEC)
+    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name, **more))), SPEC, make_policy)
     policy.read_()
     obs = observations(2, 4)
     plans = policy.plans(obs, BatchNoise(2, torch.Generator().manual_seed(0), torch.device("cpu")))
@@ -85,7 +85,7 @@ def test_plans_are_what_the_base_does(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bc", "rnn_gmm"])
 def test_a_base_begins_where_the_episode_does(name: str, tmp_path: Path) -> None:
     """Windows that begin with copies of an episode's first observation: as an actor does that never saw the copies."""
-    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name, modes=1))), SPEC)
+    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name, modes=1))), SPEC, make_policy)
     policy.read_()
     obs, begin = observations(3, 6), torch.tensor([0, 2, 5])
     for b, first in enumerate(begin.tolist()):
@@ -102,7 +102,7 @@ def test_a_base_begins_where_the_episode_does(name: str, tmp_path: Path) -> None
 
 def test_mistakes_get_one_sentence(tmp_path: Path) -> None:
     def reading(base: str, folder: str, spec: EnvSpec = SPEC) -> None:
-        BasePolicy(BaseConfig(base, folder), spec).read_()
+        BasePolicy(BaseConfig(base, folder), spec, make_policy).read_()
 
     with pytest.raises(ConfigError, match=r"agent.base=none, agent.base_checkpoint='': name both, one of bc, rnn_gmm, diffusion"):
         reading("none", "")
