@@ -86,7 +86,7 @@ print(failed)
     assert without_simulators(code) == "[]"
 
 
-def test_only_agents_that_plan_with_theseus_ask_for_it() -> None:
+def test_only_an_agent_that_is_to_plan_by_theseus_asks_for_it() -> None:
     code = """
 import torch
 from agents.registry import AGENTS, make_agent
@@ -103,7 +103,13 @@ for name in ("bc", "leto", "tdmpc", "difftop_rl"):
     except ConfigError as error:
         print(name, "\\n" not in str(error) and "heseus" in str(error) and "pip install" in str(error))
 """
-    assert without_simulators(code).splitlines() == ["bc [1, 2]", "leto [1, 2]", "tdmpc [1, 2]", "difftop_rl True"]
+    assert without_simulators(code).splitlines() == [
+        "bc [1, 2]",
+        "leto [1, 2]",
+        "tdmpc [1, 2]",
+        "difftop_rl [1, 2]",
+        "theseus True",
+    ]
 
 
 def write(root: Path, files: dict[str, str]) -> list[Import]:

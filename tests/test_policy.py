@@ -125,7 +125,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 def test_train_load_act_and_the_episode_is_that_of_mode_eval(tmp_path: Path) -> None:
     overrides = [
         "env=toy/point-mass", "run.frames=75", "run.seed_steps=50", "run.batch_size=8", "run.eval_every=50",
-        "run.eval_episodes=1", "run.video=false", "run.capacity=200", "agent.model.mlp_dim=16", "agent.model.encoder_dim=16", "agent.model.latent_dim=8",
+        "run.eval_episodes=1", "run.video=false", "run.capacity=200", "agent.model.mlp_dim=16", "agent.model.encoder_dim=16",
+        "agent.model.latent_dim=8",
         "threads=1", "device=cpu", f"root={tmp_path}",
     ]  # fmt: skip
     end = difftop.train(overrides)
