@@ -87,7 +87,7 @@ def _unless_file(registry: Registry, store: ConfigStore, group: str, name: str, 
 
 
 def _register_experiments(registry: Registry, store: ConfigStore, names: Iterable[str]) -> list[str]:
-    """In a sweep, former names of experiments as what they choose now; each job reads them anew. Returns the environments named."""
+    """In a sweep, former names of experiments as what they choose now; each job reads them anew. Returns their environments."""
     known = experiment_names(registry.config_dir)
     envs = []
     for name in names:

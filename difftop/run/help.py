@@ -76,7 +76,7 @@ def _from(learns_from: str) -> str:
 
 
 def _topic(registry: Registry, text: str, world: str) -> Iterator[str]:
-    group, equals, name = text.partition("=")
+    group, _, name = text.partition("=")
     topics: dict[str, Callable[[], Iterable[str]]] = {
         "agent": lambda: _agent(registry, name, world) if name else _rows("agent=", _choices(registry, "agent")),
         "env": lambda: _env(registry, name),

@@ -13,6 +13,7 @@ from agents.registry import make_agent
 from difftop.command import make_registry
 from difftop.options import ConfigError, defaults
 from difftop.run.cli import Registry, composed, run_name
+from difftop.run.config_folder import config_folder
 from difftop.run.experiments import as_named_now, experiment_names, read_experiment
 from difftop.run.overrides import prepared, prepared_sweep
 from difftop.types import EnvSpec, ObsSpec
@@ -98,7 +99,7 @@ def test_there_is_a_file_for_each_method_of_the_papers_and_few(registry: Registr
     assert len(names) < 20
 
 
-@pytest.mark.parametrize("name", experiment_names(make_registry().config_dir))
+@pytest.mark.parametrize("name", experiment_names(config_folder()))
 def test_every_experiment_composes_and_builds_its_agent(registry: Registry, name: str) -> None:
     settings = composed(registry, given(registry, name))
     made = make_agent(settings.agent, SPECS[settings.env.obs], seed=0, total_steps=1)
