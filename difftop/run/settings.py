@@ -137,7 +137,7 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
         agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
     _check_world_model(registry, agent["name"], choices.get("world_model", "auto"))
     build(options, agent, "agent")
-    env = build(registry.env_config, plain["env"], "env")
+    env: Any = build(registry.env_config, plain["env"], "env")
     if top.mode == "train":
         _check_pair(registry, agent["name"], env, top.dataset)
     loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
