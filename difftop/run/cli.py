@@ -45,8 +45,8 @@ def composed(registry: Registry, overrides: Sequence[str]) -> Settings:
 
 
 def register(registry: Registry, arguments: Sequence[str] = ()) -> None:
-    """Puts the dataclasses' defaults into hydra's store, and the agents (all, where none is named), the environments and the
-    experiments' former names that `arguments` name: what environments there are is not all known ahead."""
+    """Puts the dataclasses' defaults into hydra's store, and the environments and the experiments' former names that `arguments`
+    name: what environments there are is not all known ahead."""
     store = ConfigStore.instance()
     store.store(group="top", name="schema", node=_node(TopConfig), package="_global_")
     for name, loop in LOOPS.items():
@@ -54,8 +54,7 @@ def register(registry: Registry, arguments: Sequence[str] = ()) -> None:
     _unless_file(registry, store, "preset", "standard", {}, "_global_")
     values = {key: text.split(",") for key, equals, text in (word.partition("=") for word in arguments) if equals}
     of_experiments = _register_experiments(registry, store, values.get("experiment", []))
-    agents = [name for name in [*values.get("agent", []), *(groups.get("agent") for groups in of_experiments)] if name]
-    _register_agents(registry, store, agents or registry.agents)
+    _register_agents(registry, store)
     node = _node(registry.env_config)
     envs = [default_env(registry), *values.get("env", []), *(groups.get("env") for groups in of_experiments)]
     for env in [env for env in dict.fromkeys(envs) if env]:
@@ -66,9 +65,9 @@ def register(registry: Registry, arguments: Sequence[str] = ()) -> None:
 _node = cache(defaults)  # hydra's store copies what it is given
 
 
-def _register_agents(registry: Registry, store: ConfigStore, names: Iterable[str]) -> None:
+def _register_agents(registry: Registry, store: ConfigStore) -> None:
     """Each agent's options as `agent/NAME`, unless a file of that name holds differences from them (`agent/schema/NAME`)."""
-    for name, info in [(name, registry.agents[name]) for name in names if name in registry.agents]:
+    for name, info in registry.agents.items():  # all: before the first job of a sweep, hydra composes the defaults
         store.store(group="agent/schema", name=name, node=_node(info.config), package="agent")
         node: dict[str, Any] = {"defaults": [f"schema/{name}"]}
         if info.worlds:
