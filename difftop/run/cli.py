@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -51,12 +51,13 @@ def register(registry: Registry, arguments: Sequence[str] = ()) -> None:
     store.store(group="top", name="schema", node=_node(TopConfig), package="_global_")
     for name, loop in LOOPS.items():
         store.store(group="run", name=name, node=_node(loop), package="run")
-    _register_agents(registry, store)
     _unless_file(registry, store, "preset", "standard", {}, "_global_")
     values = {key: text.split(",") for key, equals, text in (word.partition("=") for word in arguments) if equals}
-    experiments = _register_experiments(registry, store, values.get("experiment", []))
+    of_experiments = _register_experiments(registry, store, values.get("experiment", []))
+    _register_agents(registry, store)
     node = _node(registry.env_config)
-    for env in dict.fromkeys([default_env(registry), *values.get("env", []), *experiments]):
+    envs = [default_env(registry), *values.get("env", []), *(groups.get("env") for groups in of_experiments)]
+    for env in [env for env in dict.fromkeys(envs) if env]:
         suite, _, task = env.rpartition("/")
         store.store(group=f"env/{suite}" if suite else "env", name=task, node=node | {"name": env}, package="env")
 
@@ -66,8 +67,7 @@ _node = cache(defaults)  # hydra's store copies what it is given
 
 def _register_agents(registry: Registry, store: ConfigStore) -> None:
     """Each agent's options as `agent/NAME`, unless a file of that name holds differences from them (`agent/schema/NAME`)."""
-    worlds = {"auto"}
-    for name, info in registry.agents.items():
+    for name, info in registry.agents.items():  # all: before the first job of a sweep, hydra composes the defaults
         store.store(group="agent/schema", name=name, node=_node(info.config), package="agent")
         node: dict[str, Any] = {"defaults": [f"schema/{name}"]}
         if info.worlds:
@@ -75,8 +75,7 @@ def _register_agents(registry: Registry, store: ConfigStore) -> None:
         _unless_file(registry, store, "agent", name, node, "agent")
         for world, on_world in info.worlds.items():
             store.store(group="agent/schema", name=f"{name}_{world}", node=_node(on_world), package="agent")
-            worlds.add(world)
-    for world in worlds:
+    for world in {"auto", *(world for info in registry.agents.values() for world in info.worlds)}:
         _unless_file(registry, store, "world_model", world, {}, "_global_")
 
 
@@ -86,21 +85,21 @@ def _unless_file(registry: Registry, store: ConfigStore, group: str, name: str, 
         store.store(group=group, name=name, node=node, package=package)
 
 
-def _register_experiments(registry: Registry, store: ConfigStore, names: Iterable[str]) -> list[str]:
-    """In a sweep, former names of experiments as what they choose now; each job reads them anew. Returns the environments named."""
+def _register_experiments(registry: Registry, store: ConfigStore, names: Iterable[str]) -> list[Mapping[str, str]]:
+    """In a sweep, former names of experiments as what they choose now; each job reads them anew. Returns what they all choose."""
     known = experiment_names(registry.config_dir)
-    envs = []
+    chosen = []
     for name in names:
         now = as_named_now(name) if name not in known else []
         new = next((word.partition("=")[2] for word in now if word.startswith("experiment=")), name)
         if new not in known:
             continue
         groups = read_experiment(registry.config_dir, new).groups
-        envs += [groups["env"]] if "env" in groups else []
+        chosen.append(groups)
         if now:
-            chosen: list[Any] = [{f"override /{group}": option} for group, option in groups.items()]
-            store.store(group="experiment", name=name, node={"defaults": chosen}, package="_global_")
-    return envs
+            choices = [{f"override /{group}": option} for group, option in groups.items()]
+            store.store(group="experiment", name=name, node={"defaults": choices}, package="_global_")
+    return chosen
 
 
 def _of_experiment(error: ConfigError, given: Sequence[str]) -> ConfigError:

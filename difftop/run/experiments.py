@@ -90,7 +90,7 @@ def read_experiment(config_dir: Path, name: str) -> Experiment:
 
 
 def as_named_now(name: str) -> list[str]:
-    """Words for an experiment's name of before (`difftori_walker-walk`: `experiment=difftori`, `env=dmc/walker-walk`), else []."""
+    """Words for a name of before (`difftori_walker-walk`: `experiment=difftori`, `env=dmc/walker-walk`), [] for another."""
     for pattern, words in _FORMER:
         match = re.fullmatch(pattern, name)
         if match:

@@ -76,7 +76,7 @@ def _from(learns_from: str) -> str:
 
 
 def _topic(registry: Registry, text: str, world: str) -> Iterator[str]:
-    group, equals, name = text.partition("=")
+    group, _, name = text.partition("=")
     topics: dict[str, Callable[[], Iterable[str]]] = {
         "agent": lambda: _agent(registry, name, world) if name else _rows("agent=", _choices(registry, "agent")),
         "env": lambda: _env(registry, name),
@@ -181,7 +181,7 @@ def _options(config: type, where: str, choices: Mapping[str, Sequence[str]] | No
 def _told(key: str, told: str, column: int = 44) -> Iterator[str]:
     """`told` beside `key`, on as many lines as it takes; a range `[>= 0, <= 1]` stays in one."""
     lines = [""]
-    for word in re.findall(r"\[[^]]{,40}\]|\S+", told):
+    for word in re.findall(r"\[[^]]{,40}\]\S*|\S+", told):
         if len(lines[-1]) + len(word) + 1 > WIDTH - column:
             lines.append("")
         lines[-1] += f"{word} "

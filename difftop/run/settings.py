@@ -135,10 +135,11 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
         _check_planner(registry, top.planner, agent)
         agent["acting"] = dict(agent["acting"]) | {"planner": top.planner}
     _check_world_model(registry, agent["name"], choices.get("world_model", "auto"))
-    build(options, agent, "agent")
-    env = build(registry.env_config, plain["env"], "env")
+    env: Any = build(registry.env_config, plain["env"], "env")
     if top.mode == "train":
-        _check_pair(registry, agent["name"], env, top.dataset)
+        _check_obs(registry, agent["name"], env.obs)
+        _check_pair(registry, agent["name"], env.name, top.dataset)
+    build(options, agent, "agent")
     loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
     return Settings(top, build(loop, plain["run"], "run"), agent, env, dict(choices))
 
@@ -189,26 +190,28 @@ def _check_world_model(registry: Registry, agent: str, world: str) -> None:
         raise ConfigError(f"world_model={world}: agent={agent} has its own; one can be chosen for {choosers}.")
 
 
-def _check_pair(registry: Registry, agent: str, env: Any, dataset: str) -> None:
-    """Raises where an environment doesn't give what an agent learns from, or shows it in the other kind's way."""
-    gives = registry.gives(env.name)
+def _check_obs(registry: Registry, agent: str, obs: str) -> None:
+    """Raises where an environment is shown in the other kind of agents' way."""
+    if agent in registry.imitators and obs in REWARD_OBS:
+        raise ConfigError(f"obs={obs}: agent={agent} imitates, from obs=low_dim, image or pointcloud.")
+    if agent not in registry.imitators and obs not in REWARD_OBS:
+        raise ConfigError(f"obs={obs}: agent={agent} learns from rewards, from obs={' or '.join(REWARD_OBS)}.")
+
+
+def _check_pair(registry: Registry, agent: str, env: str, dataset: str) -> None:
+    """Raises where an environment doesn't give what an agent learns from."""
+    gives = registry.gives(env)
     there = f"(it gives {', '.join(sorted(gives)) or 'nothing to learn from'})"
-    if agent in registry.imitators:
-        if "expert" not in gives and not dataset:
-            raise ConfigError(
-                f"agent={agent} learns from demonstrations; {env.name} has no scripted expert that makes them {there}: "
-                f"give dataset=PATH, or take {DEMONSTRATED_TASK}."
-            )
-        if env.obs in REWARD_OBS:
-            raise ConfigError(f"obs={env.obs}: agent={agent} imitates, from obs=low_dim, image or pointcloud.")
-        return
-    if "reward" not in gives:
+    if agent not in registry.imitators and "reward" not in gives:
         raise ConfigError(
-            f"agent={agent} learns from rewards; {env.name} gives none {there}: "
-            f"take {rewarding(registry, env.name)}, or an agent that imitates, such as {registry.imitators[0]}."
+            f"agent={agent} learns from rewards; {env} gives none {there}: "
+            f"take {rewarding(registry, env)}, or an agent that imitates, such as {registry.imitators[0]}."
         )
-    if env.obs not in REWARD_OBS:
-        raise ConfigError(f"obs={env.obs}: agent={agent} learns from rewards, from obs={' or '.join(REWARD_OBS)}.")
+    if agent in registry.imitators and "expert" not in gives and not dataset:
+        raise ConfigError(
+            f"agent={agent} learns from demonstrations; {env} has no scripted expert that makes them {there}: "
+            f"give dataset=PATH, or take {DEMONSTRATED_TASK}."
+        )
 
 
 def rewarding(registry: Registry, env: str) -> str:

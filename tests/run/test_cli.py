@@ -74,9 +74,10 @@ def test_an_agent_of_rewards_takes_every_environment_that_gives_them(registry: R
         assert settings.env.name == env and settings.env.obs == "state"
 
 
-def test_what_an_agent_needs_and_an_environment_lacks(refused: Callable[..., str]) -> None:
+def test_what_an_agent_needs_and_an_environment_lacks(registry: Registry, refused: Callable[..., str]) -> None:
+    there = ", ".join(sorted(registry.gives("robomimic/can")))
     assert refused("agent=difftop_rl", "env=robomimic/can") == (
-        "agent=difftop_rl learns from rewards; robomimic/can gives none (it gives states, success): take robosuite/PickPlaceCan, "
+        f"agent=difftop_rl learns from rewards; robomimic/can gives none (it gives {there}): take robosuite/PickPlaceCan, "
         "or an agent that imitates, such as leto."
     )
     assert "take robosuite/ToolHang," in refused("agent=tdmpc", "env=robomimic/tool_hang")

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from agents.registry import make_agent
 from difftop.command import make_registry
 from difftop.options import ConfigError, defaults
-from difftop.run.cli import Registry, composed, run_name
+from difftop.run.cli import Registry, composed, register, run_name
+from difftop.run.config_folder import config_folder
 from difftop.run.experiments import as_named_now, experiment_names, read_experiment
 from difftop.run.overrides import prepared, prepared_sweep
 from difftop.types import EnvSpec, ObsSpec
@@ -98,7 +101,7 @@ def test_there_is_a_file_for_each_method_of_the_papers_and_few(registry: Registr
     assert len(names) < 20
 
 
-@pytest.mark.parametrize("name", experiment_names(make_registry().config_dir))
+@pytest.mark.parametrize("name", experiment_names(config_folder()))
 def test_every_experiment_composes_and_builds_its_agent(registry: Registry, name: str) -> None:
     settings = composed(registry, given(registry, name))
     made = make_agent(settings.agent, SPECS[settings.env.obs], seed=0, total_steps=1)
@@ -176,6 +179,41 @@ def test_jobs_of_a_sweep_take_their_tables_themselves(registry: Registry) -> Non
     assert former == ["-m", "experiment=difftori_walker-run,tdmpc_cup-catch"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "jobs"),
+    [
+        (
+            ["experiment=difftori_walker-run,tdmpc_cup-catch", "agent.loss.horizon=3"],
+            [["experiment=difftori_walker-run", "agent.loss.horizon=3"], ["experiment=tdmpc_cup-catch", "agent.loss.horizon=3"]],
+        ),
+        (
+            ["experiment=leto_can_ph,leto_mh", "run.grad_steps=10", "agent.window=8"],
+            [["experiment=leto_can_ph", "run.grad_steps=10", "agent.window=8"], ["experiment=leto_mh", "run.grad_steps=10"]],
+        ),
+        (
+            ["experiment=difftop_il", "env=metaworld/push,maniskill/PickCube-v1"],
+            [["experiment=difftop_il", "env=metaworld/push"], ["experiment=difftop_il", "env=maniskill/PickCube-v1"]],
+        ),
+    ],
+)
+def test_hydra_composes_every_job_of_a_sweep(registry: Registry, overrides: list[str], jobs: list[list[str]]) -> None:
+    """Before a job's overrides come to `composed`, hydra has composed them itself."""
+    arguments, _ = prepared_sweep(registry, ["-m", *overrides])
+    register(registry, arguments)
+    usual = [word for word in arguments if word == "run=offline"]
+    for words in jobs:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(registry.config_dir.resolve()), version_base="1.3"):
+            assert compose("config", [*words, *usual]).agent.name
+        given = [*words, *usual, *([FILE] if usual else [])]
+        assert composed(registry, given).agent["name"]
+
+
 def test_what_is_printed_of_a_run_has_the_task_s_settings_and_no_table(registry: Registry) -> None:
     arguments, _ = prepared_sweep(registry, ["--cfg", "job", "experiment=difftori", "env=dmc/cup-catch"])
     assert arguments[:2] == ["--cfg", "job"] and "env.action_repeat=2" in arguments and arguments[-1] == "~tasks"
+    register(registry, arguments)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(registry.config_dir.resolve()), version_base="1.3"):
+        printed = compose("config", arguments[2:])
+    assert printed.env.action_repeat == 2 and "tasks" not in printed

@@ -12,7 +12,8 @@ from agents.registry import make_agent
 from difftop.command import main, make_registry
 from difftop.options import ConfigError, build, defaults
 from difftop.run.checkpoint import load_checkpoint
-from difftop.run.cli import Registry, Settings, checked, composed, help_text, run_name
+from difftop.run.cli import Registry, Settings, checked, composed, run_name
+from difftop.run.help import help_text
 from envs import env_spec
 
 QUICK = [
@@ -85,7 +86,8 @@ def test_mistakes(registry: Registry, overrides: list[str], message: str) -> Non
 
 
 def test_help_shows_the_choice(registry: Registry) -> None:
-    assert "world_model=" in help_text(registry) and "simplex_dim" in help_text(registry)
+    assert "world_model=" in help_text(registry)
+    assert "simplex_dim" in help_text(registry, ["--help", "agent=difftop_rl", "world_model=tdmpc2"])
 
 
 @pytest.mark.parametrize(
