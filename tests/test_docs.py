@@ -14,7 +14,7 @@ from difftop.compare.config import compare_config, parsed, status_config
 from difftop.run.cli import composed
 from tests.conftest import SMALL, STATE, random_batch
 
-PAGES = [train.ROOT / "README.md", *sorted((train.ROOT / "docs").rglob("*.md"))]
+PAGES = [train.ROOT / "README.md", train.ROOT / "CONTRIBUTING.md", *sorted((train.ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (train.ROOT / "Makefile").read_text()
 CI = (train.ROOT / ".ci" / "run").read_text()
 
