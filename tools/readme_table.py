@@ -20,15 +20,15 @@ from difftop.curves import Curve
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PUBLISHED = ROOT / "docs" / "results" / "dmcontrol.csv", ROOT / "docs" / "results" / "published.csv"
-BEGIN, END = "<!-- scores: python tools/readme_table.py -->\n", "<!-- end of scores -->\n"
+BEGIN, END = "<!-- scores: python tools/readme_table.py -->\n\n", "\n<!-- end of scores -->\n"
 OURS = {  # method in the table of results, to the head of its column
     "difftop_rl": "DiffTOP",
     "difftop_rl world_model=tdmpc2": "DiffTOP on TD-MPC2's model",
     "tdmpc": "TD-MPC",
     "tdmpc2": "TD-MPC2",
 }
-SAME_FRAMES = {"tdmpc-original": "TD-MPC's own, same frames"}
-LATER = {"tdmpc-original": "TD-MPC's own, 100k", "tdmpc2": "TD-MPC2's own, 100k", "dreamerv3": "DreamerV3, 100k"}
+SAME_FRAMES = {"tdmpc-original": "TD-MPC published, same frames"}
+LATER = {"tdmpc-original": "TD-MPC published, 100k", "tdmpc2": "TD-MPC2 published, 100k", "dreamerv3": "DreamerV3 published, 100k"}
 LATER_FRAMES = 100_000.0
 
 
