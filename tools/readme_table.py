@@ -28,7 +28,11 @@ OURS = {  # method in the table of results, to the head of its column
     "tdmpc2": "TD-MPC2",
 }
 SAME_FRAMES = {"tdmpc-original": "TD-MPC published, same frames"}
-LATER = {"tdmpc-original": "TD-MPC published, 100k", "tdmpc2": "TD-MPC2 published, 100k", "dreamerv3": "DreamerV3 published, 100k"}
+LATER = {
+    "tdmpc-original": "TD-MPC published, 100k",
+    "tdmpc2": "TD-MPC2 published, 100k",
+    "dreamerv3": "DreamerV3 published, 100k",
+}
 LATER_FRAMES = 100_000.0
 
 
