@@ -1,7 +1,7 @@
 """Which planner settings learn: the same agent trained with each of them, judged by episode return and not by plan value.
 
     python benchmarks/planner_study.py train  [--root runs/study] [--jobs 2]      trains what is missing (resumable)
-    python benchmarks/planner_study.py report [--root runs/study] [--out docs/results/planner_study]
+    python benchmarks/planner_study.py report [--root runs/study] [--out docs/results/planner_study.csv]
 
 The report plays evaluation episodes with each trained agent. At some of their states it takes the prior's plan and the
 optimized plan. The model's return of a plan is what the planner maximizes: discounted rewards and the terminal value. Its
@@ -194,9 +194,9 @@ def earlier_rows(path: Path) -> dict[tuple[str, str, int], Row]:
 
 
 def report(root: Path, out: Path) -> None:
-    """Writes rows.csv and the plot. A cell without a run at hand keeps its row of an earlier report, or is named as missing."""
+    """Writes the table and, beside it, the picture. A cell without a run keeps its row of an earlier report, or is missing."""
     rows = []
-    earlier = earlier_rows(out / "rows.csv")
+    earlier = earlier_rows(out)
     for task in TASKS:
         for planner in PLANNERS:
             for seed in SEEDS:
@@ -209,12 +209,12 @@ def report(root: Path, out: Path) -> None:
                     print(f"missing: {task}, {planner}, seed {seed}", flush=True)
     if not rows:
         raise SystemExit(f"{root}: no finished run of the study; run `train` first.")
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "rows.csv").open("w", newline="") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    draw(rows, out / "study.png")
+    draw(rows, out.with_suffix(".png"))
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "report"))
     parser.add_argument("--root", type=Path, default=Path("runs/study"))
-    parser.add_argument("--out", type=Path, default=Path("docs/results/planner_study"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/planner_study.csv"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
-"""Learning curves as data: `step,reward,seed` tables and run folders, read into series per seed.
+"""Learning curves as data: run folders, tidy tables of a study and `step,reward,seed` tables, read into series per seed.
 
-A run's folder is `<root>/<env>/<agent>/<name>/seed<k>` and holds eval.csv; published tables are `<method>/<task>.csv`.
+A run's folder is `<root>/<env>/<agent>/<name>/seed<k>` and holds eval.csv. A tidy table holds all methods and tasks of a study, a
+row per evaluation (`TIDY_COLUMNS`). Other published tables are `<method>/<task>.csv`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ import numpy as np
 from difftop.stats import Array, iqm, mean, percentile_interval, resample_counts, resampled_iqm, resampled_mean
 
 log = logging.getLogger(__name__)
+
+TIDY_COLUMNS = ("method", "task", "obs", "seed", "env_frames", "return_mean", "return_std", "episodes", "wall_s", "commit")
+_TIDY = {"method", "task", "seed", "env_frames", "return_mean"}  # those that a table can't do without
 
 
 class CurveError(ValueError):
@@ -32,6 +36,30 @@ class Series:
 
     steps: Array
     returns: Array
+
+
+@dataclass(frozen=True)
+class TidySeed:
+    """One seed of one method on one task in a tidy table.
+
+    Attributes:
+        rows: `[n, 3]`, env_frames, return_mean and seed of each evaluation, in the order of the file.
+        header, lines: its part of the table, as `read_lines` gives it, for further columns.
+        obs: kind of observations, empty where the table doesn't tell.
+    """
+
+    method: str
+    task: str
+    seed: int
+    rows: Array
+    header: list[str]
+    lines: list[tuple[int, list[str]]]
+    obs: str = ""
+
+    @property
+    def label(self) -> str:
+        """The method, with its observations unless they are the state."""
+        return self.method if self.obs in ("", "state") else f"{self.method} {self.obs}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +182,46 @@ def numbers(
     return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
 
 
+def is_tidy(path: Path) -> bool:
+    """Whether a CSV's first line has the columns of a tidy table."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(4096).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return set(first.strip().split(",")) >= _TIDY
+
+
+def read_tidy(path: Path, *, bad: list[str] | None = None) -> list[TidySeed]:
+    """Every seed of a tidy table, in the order of their first rows.
+
+    Args:
+        path: a CSV with the columns method, task, seed, env_frames and return_mean; `obs` is read where it is there.
+        bad: see `read_table`.
+    Raises:
+        CurveError: see `read_table`; also where a method or task is empty, or a seed isn't a whole number.
+    """
+    header, lines = read_lines(path)
+    places = {name: header.index(name) for name in ("method", "task", "seed", "obs") if name in header}
+    parts: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
+    for line, row in lines:
+        key = tuple(row[places[name]].strip() if name in places else "" for name in ("method", "task", "seed", "obs"))
+        problem = "" if key[0] and key[1] else "method or task is empty"
+        problem = problem or ("" if re.fullmatch(r"\d+", key[2]) else f"seed is '{key[2][:40]}': must be a whole number")
+        if not problem:
+            parts.setdefault(key, []).append((line, row))
+        elif bad is None:
+            raise CurveError(f"{path}:{line}: {problem}.")
+        else:
+            bad.append(f"{path}:{line}: {problem}.")
+    found = []
+    for (method, task, seed, obs), mine in parts.items():
+        rows = numbers(path, header, mine, ("env_frames", "return_mean", "seed"), bad=bad)
+        if len(rows):
+            found.append(TidySeed(method, task, int(seed), rows, header, mine, obs))
+    return found
+
+
 def arranged(rows: Array) -> tuple[Series, str]:
     """Rows `[n, 2+]` of step and return, one seed's in the order of the file, as a series; and what had to be put in order.
 
@@ -193,8 +261,23 @@ def read_curve(path: Path | str, *, task: str | None = None, label: str | None =
     return Curve(task or path.stem, label or path.resolve().parent.name, seeds, reference)
 
 
+def read_study(path: Path | str, *, reference: bool = False) -> list[Curve]:
+    """Every curve of a tidy table.
+
+    Raises:
+        CurveError: see `read_tidy`; also when there is no row.
+    """
+    seeds: dict[tuple[str, str], dict[int, Series]] = {}
+    for found in read_tidy(Path(path)):
+        where = f"{path}, {found.label} on {found.task}, seed {found.seed}"
+        seeds.setdefault((found.task, found.label), {})[found.seed] = _series(found.rows, where)
+    if not seeds:
+        raise CurveError(f"{path} holds no row: there is nothing to draw.")
+    return [Curve(task, label, series, reference) for (task, label), series in seeds.items()]
+
+
 def read_runs(paths: Iterable[Path | str]) -> list[Curve]:
-    """Curves of runs: each path is a run's folder, a folder with runs anywhere below it, or a `step,reward,seed` table.
+    """Curves of runs: each path is a run's folder, a folder with runs anywhere below it, a tidy table, or `step,reward,seed`.
 
     Runs of one task, agent and name are seeds of one curve. Of two runs with the same seed the longer is taken, and the log
     says so. The legend shows the run's name only where an agent has several.
@@ -206,7 +289,7 @@ def read_runs(paths: Iterable[Path | str]) -> list[Curve]:
     runs: dict[tuple[str, str, str], dict[int, Series]] = {}
     for path in map(Path, paths):
         if path.is_file():
-            curves.append(read_curve(path))
+            curves += read_study(path) if is_tidy(path) else [read_curve(path)]
             continue
         tables = sorted(path.rglob("eval.csv"))
         if not tables:
@@ -225,12 +308,18 @@ def read_runs(paths: Iterable[Path | str]) -> list[Curve]:
 
 
 def read_references(folder: Path | str, tasks: Iterable[str]) -> list[Curve]:
-    """Published curves of `tasks`: every `<method>/<task>.csv` below `folder`, where a run's task may carry a prefix (`dmc-`).
+    """Published curves of `tasks`, where a run's task may carry a prefix (`dmc-`).
 
+    Args:
+        folder: every `<method>/<task>.csv` below it is read; or a tidy table.
+        tasks: names in what is returned; one without a published curve is only logged.
     Raises:
-        CurveError: `folder` is missing, or a table is bad. A task without a table is only logged.
+        CurveError: `folder` is missing, or a table is bad.
     """
     folder = Path(folder)
+    if folder.is_file() and is_tidy(folder):
+        study = read_study(folder, reference=True)
+        return [replace(c, task=task) for task in tasks for c in study if task == c.task or task.endswith(f"-{c.task}")]
     if not folder.is_dir():
         raise CurveError(f"{folder} is not a folder of <method>/<task>.csv tables.")
     tables = sorted(folder.rglob("*.csv"))

@@ -1,8 +1,8 @@
-"""Learning curves from run folders and from others' `step,reward,seed` tables.
+"""Learning curves from run folders, tidy tables of studies, and others' `step,reward,seed` tables.
 
     python -m difftop.plot runs/dmc-walker-walk --references published/dmcontrol --out curve.png
 
-A run's folder is `<root>/<env>/<agent>/<name>/seed<k>` and holds eval.csv; references are `<method>/<task>.csv`.
+A run's folder is `<root>/<env>/<agent>/<name>/seed<k>` and holds eval.csv; references are `<method>/<task>.csv` or a tidy table.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _MARKERS = "osD^vPX"
 def plot_curves(curves: Sequence[Curve], out: Path | str, *, statistic: str = "mean") -> Path:
     """One panel per task: the statistic over seeds, its 95 % bootstrap interval, and every seed as a thin line.
 
-    References are dashed, with a marker at every published point, and cut where our longest run of the task ends.
+    References are dashed, with a marker at every published point, and cut where our longest run of the task ends; one without a
+    point in that range isn't drawn.
 
     Args:
         curves: at least one.
@@ -54,10 +55,13 @@ def plot_curves(curves: Sequence[Curve], out: Path | str, *, statistic: str = "m
     labels = {reference: _unique(c.label for c in curves if c.reference is reference) for reference in (False, True)}
     for panel, task in zip(panels, tasks, strict=False):
         mine = [curve for curve in curves if curve.task == task]
-        for curve in mine:
-            draw_curve(panel, curve, labels[curve.reference].index(curve.label), iqm if statistic == "iqm" else mean)
-        ends = [s.steps[-1] for c in mine if not c.reference for s in c.seeds.values()]
-        dress(panel, task, max(ends) if ends else None)
+        ends = [float(s.steps[-1]) for c in mine if not c.reference for s in c.seeds.values()]
+        end = max(ends) if ends else None
+        for curve in (c for c in mine if shows(c, end)):
+            place = labels[curve.reference].index(curve.label)
+            count = _count([len(c.seeds) for c in curves if (c.label, c.reference) == (curve.label, curve.reference)])
+            draw_curve(panel, curve, place, iqm if statistic == "iqm" else mean, count=count)
+        dress(panel, task, end)
     for panel in panels[len(tasks) :]:
         panel.set_visible(False)
     handles = {label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -100,16 +104,20 @@ def plot_run(folder: Path | str, out: Path | str | None = None) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m difftop.plot", description="Draws learning curves of runs.")
-    parser.add_argument("paths", nargs="+", help="run folders, folders above them, or step,reward,seed tables")
+    parser.add_argument("paths", nargs="+", help="run folders, folders above them, tidy tables, or step,reward,seed tables")
     parser.add_argument(
-        "--references", action="append", default=[], help="folder of <method>/<task>.csv published curves; may be repeated"
+        "--references",
+        action="append",
+        default=[],
+        help="published curves: a folder of <method>/<task>.csv or a tidy table; may be repeated",
     )
+    parser.add_argument("--methods", nargs="+", default=[], help="only these of our methods, as the legend names them")
     parser.add_argument("--out", default="curve.png", help="image to write (png, pdf, svg); default curve.png")
     parser.add_argument("--statistic", choices=("mean", "iqm"), default="mean", help="over seeds; default mean")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        curves = read_runs(options.paths)
+        curves = _only(read_runs(options.paths), options.methods)
         tasks = list(dict.fromkeys(curve.task for curve in curves))
         for folder in options.references:
             curves += read_references(folder, tasks)
@@ -121,6 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _only(curves: Sequence[Curve], methods: Sequence[str]) -> list[Curve]:
+    """Curves of the methods, in the order of the methods; all where none is named."""
+    there = _unique(curve.label for curve in curves)
+    unknown = [method for method in methods if method not in there]
+    if unknown:
+        raise CurveError(f"--methods {unknown[0]}: not there. There are: {', '.join(there)}.")
+    return [c for method in methods for c in curves if c.label == method] if methods else list(curves)
+
+
 def draw_curve(
     panel: Axes,
     curve: Curve,
@@ -128,21 +145,24 @@ def draw_curve(
     statistic: Callable[[Array], Array] = mean,
     *,
     end: float | None = None,
-    **resampling: int,
+    count: str = "",
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> None:
-    """Draws a curve; `position` among the labels of its kind chooses colour and marker, `resampling` is for `Curve.summary`.
+    """Draws a curve; `position` among the labels of its kind chooses colour and marker; `resamples` and `seed` are of the
+    bootstrap.
 
     Runs of ours are solid, with the interval as a band and each seed as a thin line; published curves are dashed, with a marker
     and the interval at every published point (a band where there are more than 40). What is beyond `end` is left out, but for
-    the point that the line goes to.
+    the point that the line goes to. The legend says how many seeds there are, unless `count` says it.
     """
     from matplotlib.collections import LineCollection
 
-    steps, point, low, high = curve.summary(statistic, **resampling)
+    steps, point, low, high = curve.summary(statistic, resamples=resamples, seed=seed)
     if end is not None:
         kept = slice(int(np.searchsorted(steps, end)) + 1)
         steps, point, low, high = steps[kept], point[kept], low[kept], high[kept]
-    count = f"{len(curve.seeds)} seed{'s' if len(curve.seeds) > 1 else ''}"
+    count = count or _count([len(curve.seeds)])
     style = style_of(position, curve.reference)
     colour = style["color"]
     if curve.reference:
@@ -158,6 +178,13 @@ def draw_curve(
         seeds = [np.column_stack((series.steps, series.returns)) for series in curve.seeds.values()]
         panel.add_collection(LineCollection(seeds, colors=colour, linewidths=0.6, alpha=0.5))
     panel.plot(steps, point, label=f"{curve.label} ({count})", **style)
+
+
+def shows(curve: Curve, end: float | None) -> bool:
+    """Whether something of a curve is to be seen up to `end`; a published one needs an evaluation there that isn't the first."""
+    steps = curve.common()[0]
+    seen = steps if end is None else steps[steps <= end]
+    return bool(len(seen)) and (not curve.reference or bool((seen > 0).any()))
 
 
 def style_of(position: int, reference: bool) -> dict[str, Any]:
@@ -207,6 +234,12 @@ def _save(figure: Figure, out: Path) -> Path:
         with suppress(OSError):
             temporary.unlink()
     return out
+
+
+def _count(seeds: Sequence[int]) -> str:
+    """`1 seed`, `3 seeds`, `1 to 3 seeds`."""
+    low, high = min(seeds), max(seeds)
+    return f"{high} seed{'s' if high > 1 else ''}" if low == high else f"{low} to {high} seeds"
 
 
 def _unique(labels: Iterable[str]) -> list[str]:

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-import train
 from agents.registry import AGENTS, make_agent, names
+from difftop.command import make_registry
 from difftop.compare.config import compare_config, parsed, status_config
 from difftop.run.cli import composed
 from tests.conftest import SMALL, STATE, random_batch
 
-PAGES = [train.ROOT / "README.md", *sorted((train.ROOT / "docs").rglob("*.md"))]
-MAKEFILE = (train.ROOT / "Makefile").read_text()
-CI = (train.ROOT / ".ci" / "run").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
+CI = (ROOT / ".ci" / "run").read_text()
 
 
 def commands(page: Path) -> list[str]:
@@ -36,7 +37,7 @@ def test_every_train_command_composes(command: str) -> None:
         make = compare_config if "mode=compare" in overrides else status_config
         assert make(parsed(overrides))
         return
-    settings = composed(train.make_registry(), overrides)
+    settings = composed(make_registry(), overrides)
     assert settings.agent["name"] in AGENTS
 
 
@@ -50,7 +51,7 @@ def test_make_targets_exist_and_ci_runs_the_readme_s_test_command() -> None:
 def test_the_training_preset_of_the_makefile_composes() -> None:
     line = re.search(r"^train:.*\n\t(.*)", MAKEFILE, re.MULTILINE)
     assert line is not None
-    settings = composed(train.make_registry(), line[1].split("train.py")[1].split())
+    settings = composed(make_registry(), line[1].split("train.py")[1].split())
     assert settings.run.frames == 40_000 and settings.env.name == "dmc/cartpole-swingup"
 
 
@@ -61,15 +62,17 @@ def test_links_and_named_files_exist(page: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", names("rl"))
+@pytest.mark.parametrize("name", names("rewards"))
 def test_every_logged_tag_is_explained_on_the_agent_s_page(name: str) -> None:
-    text = (train.ROOT / "docs" / "tdmpc.md").read_text() + (train.ROOT / "docs" / "planner.md").read_text()
+    text = (ROOT / "docs" / "tdmpc.md").read_text() + (ROOT / "docs" / "planner.md").read_text()
     if name != "tdmpc":
-        text += (train.ROOT / "docs" / f"{name}.md").read_text()
+        text += (ROOT / "docs" / f"{name}.md").read_text()
     agent = make_agent({"name": name, **SMALL}, STATE, seed=0)
     batch = random_batch(STATE)
     actor = agent.actor(2, seed=0, explore=True)
-    actor.act(batch.obs[:2, 0], batch.terminated[:2, 0], 0)
+    for index in range(2):
+        actor.begin(index, index)
+    actor.act({STATE.only_key: batch.obs[:2, 0]}, batch.terminated[:2, 0], 0)
     tags = {*agent.update(batch, 0).metrics, *actor.metrics()}
     assert len(tags) > 8
     assert sorted(tag for tag in tags if f"`{tag}`" not in text) == []

@@ -144,14 +144,15 @@ def test_command_line_draws_runs_references_and_statistics(tmp_path, capsys):
 def test_the_drawn_lines_are_the_data(tmp_path, monkeypatch):
     for seed in (1, 2):
         make_run(tmp_path / "runs", seed=seed, scale=seed)
-    table(tmp_path / "r" / "sac" / "walker-walk.csv", "step,reward,seed\n0,1,1\n1000000,900,1\n")
+    table(tmp_path / "r" / "sac" / "walker-walk.csv", "step,reward,seed\n0,1,1\n150,5,1\n1000000,900,1\n")
+    table(tmp_path / "r" / "ppo" / "walker-walk.csv", "step,reward,seed\n0,1,1\n1000000,900,1\n")  # nothing in our range
     figures = []
     monkeypatch.setattr(plot, "_save", lambda figure, out: figures.append(figure) or out)
     curves = read_runs([tmp_path / "runs"]) + read_references(tmp_path / "r", ["dmc-walker-walk"])
     plot.plot_curves(curves, tmp_path / "o.png")
     (panel,) = figures[0].axes
     lines = {line.get_label(): line.get_ydata().tolist() for line in panel.lines if not line.get_label().startswith("_")}
-    assert lines == {"tdmpc (2 seeds)": [0, 150, 300], "sac (published, 1 seed)": [1, 900]}
+    assert lines == {"tdmpc (2 seeds)": [0, 150, 300], "sac (published, 1 seed)": [1, 5, 900]}
     assert panel.get_xlim() == (0, 200)
 
 
@@ -190,3 +191,35 @@ def test_seeds_without_a_common_range_have_no_curve():
     many = Curve("t", "m", {1: Series(np.arange(5000.0), np.zeros(5000))})
     steps, _ = many.common()
     assert len(steps) == 500 and (steps[0], steps[-1]) == (0, 4999)
+
+
+STUDY = (
+    "method,task,obs,seed,env_frames,return_mean\n"
+    "tdmpc,walker-walk,state,1,0,1\ntdmpc,walker-walk,state,1,100,2\ntdmpc,cup-catch,state,1,0,1\ntdmpc,cup-catch,state,2,0,3\n"
+    "tdmpc,cup-catch,state,1,100,1\ntdmpc,cup-catch,state,2,100,3\nother,walker-walk,state,1,0,1\n"
+)
+
+
+def test_a_tidy_table_is_drawn_beside_a_published_one(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "_save", lambda figure, out: drawn.append(figure) or out)
+    study = table(tmp_path / "study.csv", STUDY)
+    near = "sac,walker-walk,state,1,0,1\nsac,walker-walk,state,1,50,1\n"
+    far = "ppo,walker-walk,state,1,0,1\nppo,walker-walk,state,1,9000,1\n"
+    published = table(tmp_path / "published.csv", STUDY.splitlines()[0] + "\n" + near + far)
+    assert main([str(study), "--references", str(published), "--methods", "tdmpc"]) == 0
+    (legend,) = drawn[0].legends
+    # One line for a method, however its seeds differ between tasks; what has no point in our range isn't drawn.
+    assert [text.get_text() for text in legend.get_texts()] == ["tdmpc (1 to 2 seeds)", "sac (published, 1 seed)"]
+    assert main([str(study), "--methods", "tdmcp"]) == 1
+    assert "--methods tdmcp: not there. There are: tdmpc, other." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(",a,state,1,0,1", "method or task is empty"), ("m,a,state,x,0,1", "seed is 'x': must be a whole number")],
+)
+def test_a_bad_row_of_a_tidy_table_is_named(tmp_path, row, message):
+    path = table(tmp_path / "study.csv", STUDY + row + "\n")
+    with pytest.raises(CurveError, match=f"study.csv:9: {message}"):
+        read_runs([path])

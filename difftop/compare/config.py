@@ -20,8 +20,8 @@ _COUNTS = {"frames", "seeds"}
 class CompareConfig:
     """What is compared, where, and how carefully."""
 
-    runs: list[str] = option([], "run folders, folders above them, or step,reward,seed tables")
-    references: list[str] = option([], "folders of published <method>/<task>.csv tables")
+    runs: list[str] = option([], "run folders, folders above them, tidy tables of studies, or step,reward,seed tables")
+    references: list[str] = option([], "published curves: tidy tables, or folders of <method>/<task>.csv")
     out: str = option("comparison", "folder that gets report.html, report.md, scores.csv and pictures/")
     title: str = option("Comparison", "of the report")
     frames: list[int] = option([], "environment frames to compare at; empty: the most that every curve of ours reaches", low=1)

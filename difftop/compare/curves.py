@@ -12,12 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from difftop.compare.names import bare_task, task_names
 from difftop.compare.notes import LEFT_OUT, UNEQUAL, Note, plural
-from difftop.curves import Curve, CurveError, Series, arranged, identity, numbers, read_lines, read_table
+from difftop.curves import (
+    Curve,
+    CurveError,
+    Series,
+    TidySeed,
+    arranged,
+    identity,
+    is_tidy,
+    numbers,
+    read_lines,
+    read_table,
+    read_tidy,
+)
 from difftop.stats import Array
 
-FAMILIES = ("dmc", "metaworld", "maniskill", "robomimic", "robosuite", "toy")
-ALIASES = {"ball-in-cup-catch": "cup-catch"}
 _INSIDE_A_RUN = {"checkpoints", "tensorboard", "videos"}
 METRICS = "metrics.csv"
 REPORT = ("report.html", "report.md", "scores.csv")  # files of a comparison, which another one doesn't read
@@ -32,9 +43,10 @@ class RunInfo:
     """What is known of one of our runs beside its curve.
 
     Attributes:
-        folder: of the run.
-        config: its config.json, empty where that is missing or bad.
-        evaluations: `[n, 3]`, env_frames, agent_steps and wall_s of each evaluation; no row where they weren't written.
+        folder: of the run, or the tidy table that it is in.
+        config: its config.json, empty where that is missing or bad; of a tidy table the few options that it tells.
+        evaluations: `[n, 3]`, env_frames, agent_steps and wall_s of each evaluation, NaN where a tidy table doesn't tell; no row
+            where they weren't written.
         training: `[n, 2]`, agent_steps and wall_s of each row of metrics.csv.
         episodes: episodes per evaluation, 0 where unknown.
     """
@@ -87,7 +99,7 @@ class _Found:
     """One seed of one method, with the task and the label as they are written."""
 
     task: str
-    label: tuple[str, str]  # of runs: agent and name; of tables: folder and the folder above it
+    label: tuple[str, str]  # of runs: agent and name; of tidy tables: method; of others: folder and the folder above it
     seed: int
     series: Series
     where: Path
@@ -100,9 +112,9 @@ def read(
     """Reads everything below the given paths; a bad file is a note, never an exception.
 
     Args:
-        runs: run folders, folders anywhere above them, or `step,reward,seed` tables.
-        references: tables `<method>/<task>.csv`, at any depth; only those of tasks that `runs` has are used, all if there is
-            no run.
+        runs: run folders, folders anywhere above them, tidy tables, or `step,reward,seed` tables.
+        references: tidy tables, or tables `<method>/<task>.csv`, at any depth; only tasks that `runs` has are used, all if there
+            is no run.
         min_coverage: a seed that ends before this share of its curve's longest seed is left out,
         enough: unless it has so many frames.
     """
@@ -158,6 +170,8 @@ def _below(path: Path, reading: Reading, *, references: bool = False, wanted: se
         for file in new:
             if file.name == "episodes.csv" and not references:
                 reading.episodes.append(file)
+            elif file.name in tables and not is_run and is_tidy(file):
+                yield from _study(file, reading, references, wanted)
             elif file.name in tables and not is_run and wanted is not None and bare_task(_table_task(file)) not in wanted:
                 reading.unused += 1
             elif file.name in tables and not is_run:
@@ -177,6 +191,43 @@ def _folders(path: Path) -> Iterator[tuple[Path, list[str]]]:
             inner[:] = []
             continue
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _study(path: Path, reading: Reading, reference: bool, wanted: set[str] | None) -> Iterator[_Found]:
+    """The seeds of a tidy table; of a published one, those on the wanted tasks."""
+    bad: list[str] = []
+    try:
+        seeds = read_tidy(path, bad=bad)
+    except CurveError as error:
+        reading.notes.append(Note(LEFT_OUT, str(path), _why(error, path)))
+        return
+    parts = [(seed, _sound(seed.rows, np.zeros(len(seed.rows), dtype=bool), "", path, bad)) for seed in seeds]
+    _say_bad(bad, path, reading)
+    if not any(len(rows) for _, rows in parts):
+        reading.notes.append(Note(LEFT_OUT, str(path), "has no row that can be used"))
+    for seed, rows in parts:
+        if not len(rows) or (wanted is not None and bare_task(seed.task) not in wanted):
+            continue
+        series, note = arranged(rows)
+        if note:
+            subject = f"{path}, {seed.label} on {seed.task}, seed {seed.seed}"
+            reading.notes.append(Note(LEFT_OUT if "counts" in note else UNEQUAL, subject, note))
+        info = None if reference else _told(path, seed)
+        yield _Found(seed.task, (seed.label, path.stem if reference else ""), seed.seed, series, path, info)
+
+
+def _told(path: Path, seed: TidySeed) -> RunInfo:
+    """What a tidy table tells of a run beside its curve."""
+    whole, short = (
+        _optional(path, columns, seed.header, seed.lines)
+        for columns in (("env_frames", "agent_steps", "wall_s"), ("env_frames", "wall_s"))
+    )
+    evaluations = whole if len(whole) else np.insert(short, 1, np.nan, axis=1)
+    counts = _optional(path, ("episodes",), seed.header, seed.lines)
+    episodes = int(counts[-1, 0]) if len(counts) else 0
+    run = {"eval_episodes": episodes} if episodes else {}
+    config = {"env": {"obs": seed.obs} if seed.obs else {}, "run": run}
+    return RunInfo(path, config, evaluations, np.empty((0, 2)), episodes)
 
 
 def _table(path: Path, reading: Reading) -> Iterator[_Found]:
@@ -302,38 +353,12 @@ def run_identity(folder: Path, config: dict[str, Any] | None = None) -> tuple[st
     return bare, str(agent or "run"), str(name if name not in (None, "auto") else "default"), seed if isinstance(seed, int) else 0
 
 
-def task_names(raw: set[str]) -> dict[str, str]:
-    """Tasks without the simulator's prefix (`dmc-walker-walk` is `walker-walk`), unless two simulators have one of that name."""
-    families: dict[str, set[str]] = {}
-    for name in raw:
-        family, task = _family(name)
-        families.setdefault(task, set()).update([family] if family else [])
-    names = {}
-    for name in raw:
-        family, task = _family(name)
-        names[name] = f"{family}-{task}" if family and len(families[task]) > 1 else task
-    return names
-
-
-def bare_task(name: str) -> str:
-    """`cup-catch`, of `dmc-ball_in_cup-catch`."""
-    return _family(name)[1]
-
-
-def _family(name: str) -> tuple[str, str]:
-    """Simulator, empty where unknown, and task."""
-    hyphens = name.lower().replace("_", "-").replace("/", "-")
-    family, _, task = hyphens.partition("-")
-    family, task = (family, task) if family in FAMILIES and task else ("", hyphens)
-    return family, ALIASES.get(task, task)
-
-
 def _labels(group: Sequence[_Found]) -> dict[tuple[bool, tuple[str, str]], str]:
     """Shortest distinct name of each method: a run's name only where an agent has several, a folder's parent likewise."""
     keys = {(found.info is not None, found.label) for found in group}
     agents = [agent for is_run, (agent, _) in keys if is_run]
-    short = {key: " ".join(key[1]) if key[0] and agents.count(key[1][0]) > 1 else key[1][0] for key in keys}
-    full = {(is_run, (a, b)): f"{a} {b}" if is_run else f"{b}/{a}" for is_run, (a, b) in keys}
+    short = {key: " ".join(filter(None, key[1])) if key[0] and agents.count(key[1][0]) > 1 else key[1][0] for key in keys}
+    full = {(is_run, (a, b)): f"{a} {b}".rstrip() if is_run else f"{b}/{a}" for is_run, (a, b) in keys}
     names = list(short.values())
     labels = {key: full[key] if names.count(name) > 1 else name for key, name in short.items()}
     return labels

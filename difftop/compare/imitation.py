@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from difftop.compare.curves import run_identity, task_names
+from difftop.compare.curves import run_identity
 from difftop.compare.document import Block, Table, Text
+from difftop.compare.names import task_names
 from difftop.compare.notes import LEFT_OUT, UNEQUAL, Note, listed, plural
 from difftop.curves import CurveError, read_lines
 from difftop.metrics import combined

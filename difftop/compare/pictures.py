@@ -12,7 +12,7 @@ from difftop.compare.document import Picture
 from difftop.compare.notes import listed, plural
 from difftop.compare.scores import Cut, Method, Scale, aggregate_curve, method_of
 from difftop.curves import Curve
-from difftop.plot import draw_curve, dress, short, style_of
+from difftop.plot import draw_curve, dress, short, shows, style_of
 from difftop.stats import mean
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class CurvePainter:
     def __init__(
         self, place: Mapping[Method, int], *, frames: Sequence[float] = (), resamples: int = 1000, seed: int = 0
     ) -> None:
-        self.place, self.frames, self.resampling = place, frames, {"resamples": resamples, "seed": seed}
+        self.place, self.frames, self.resamples, self.seed = place, frames, resamples, seed
         self._canvases: dict[int, tuple[Figure, Axes]] = {}
         self._legends: dict[Any, Any] = {}
 
@@ -50,13 +50,13 @@ class CurvePainter:
         task = curves[0].task
         ends = [float(s.steps[-1]) for c in curves if not c.reference for s in c.seeds.values()]
         end = max(ends) if ends else None
-        drawn, told = [curve for curve in curves if _shows(curve, end)], []
+        drawn, told = [curve for curve in curves if shows(curve, end)], []
         rows = -(-len(drawn) // 2)
         figure, panel = self._canvases.get(rows) or self._canvases.setdefault(rows, _canvas(rows))
         for curve in drawn:
             steps, values = curve.common()
             seen = steps if end is None else steps[steps <= end]
-            draw_curve(panel, curve, self.place[method_of(curve)], mean, end=end, **self.resampling)
+            draw_curve(panel, curve, self.place[method_of(curve)], mean, end=end, resamples=self.resamples, seed=self.seed)
             told.append(f"{method_of(curve).name} {values[:, len(seen) - 1].mean():.0f} at {short(seen[-1])}")
         dress(panel, task, end)
         for at in self.frames:
@@ -143,13 +143,6 @@ def efficiency(
         f"{title}, all seeds together, with 95 % stratified bootstrap interval, on the range of frames that every seed on "
         "every task covers; between evaluations interpolated linearly.",
     )
-
-
-def _shows(curve: Curve, end: float | None) -> bool:
-    """Whether something of a curve is to be seen up to `end`; a published one needs an evaluation there that isn't the first."""
-    steps = curve.common()[0]
-    seen = steps if end is None else steps[steps <= end]
-    return bool(len(seen)) and (not curve.reference or bool((seen > 0).any()))
 
 
 def _canvas(rows: int) -> tuple[Figure, Axes]:

@@ -209,3 +209,71 @@ def test_a_moved_run_is_named_by_its_configuration_and_imitation_is_no_curve(tmp
     (moved / "config.json").write_text(json.dumps(config | {"run": {"grad_steps": 100}}))
     reading = read([moved], [])
     assert reading.curves == [] and reading.imitators == [moved]
+
+
+TIDY = """method,task,obs,seed,env_frames,return_mean,return_std,episodes,wall_s,commit
+tdmpc,walker-walk,state,1,0,1,0.5,5,0,abc
+tdmpc,walker-walk,state,1,100,2,0.5,5,10,abc
+tdmpc,walker-walk,state,2,100,3,0.5,5,9,abc
+tdmpc,walker-walk,state,2,0,1,0.5,5,0,abc
+tdmpc,walker-walk,pixels,1,0,7,,,,
+sac,cup-catch,,1,0,4,,,,
+"""
+
+
+def test_a_tidy_table_is_as_many_curves_as_it_has_methods_and_tasks(tmp_path: Path) -> None:
+    path = table(tmp_path / "study.csv", TIDY)
+    reading = read([path], [])
+    assert {(c.task, c.label): {k: s.returns.tolist() for k, s in c.seeds.items()} for c in reading.curves} == {
+        ("walker-walk", "tdmpc"): {1: [1, 2], 2: [1, 3]},
+        ("walker-walk", "tdmpc pixels"): {1: [7]},
+        ("cup-catch", "sac"): {1: [4]},
+    }
+    assert texts(reading) == {}
+    assert texts(reading, UNEQUAL)[f"{path}, tdmpc on walker-walk, seed 2"].startswith("its rows are not in order")
+    info = reading.runs["walker-walk", "tdmpc", 1]
+    assert (info.episodes, info.option("env.obs"), info.action_repeat) == (5, "state", 0)
+    assert info.evaluations[:, [0, 2]].tolist() == [[0, 0], [100, 10]]
+    assert reading.runs["cup-catch", "sac", 1].evaluations.shape == (0, 3)
+
+
+def test_a_tidy_table_stands_beside_runs_and_tells_the_action_repeat(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", seed=3)
+    columns = "method,task,seed,env_frames,return_mean,wall_s,agent_steps"
+    path = table(tmp_path / "study.csv", f"{columns}\ntdmpc,dmc/walker-walk,1,200,5,20,50\n")
+    reading = read([tmp_path / "runs", path], [])
+    assert {c.label: sorted(c.seeds) for c in reading.curves} == {"tdmpc": [1], "tdmpc default": [3]}
+    assert reading.runs["walker-walk", "tdmpc", 1].action_repeat == 4
+
+
+def test_a_published_tidy_table_gives_the_tasks_that_runs_have(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    reading = read([tmp_path / "runs"], [table(tmp_path / "published.csv", TIDY)])
+    assert {(c.task, c.label, c.reference) for c in reading.curves} == {
+        ("walker-walk", "tdmpc", False),
+        ("walker-walk", "tdmpc", True),
+        ("walker-walk", "tdmpc pixels", True),
+    }
+    assert all(label == "tdmpc" and seed == 1 for _, label, seed in reading.runs)
+
+
+def test_bad_rows_of_a_tidy_table_are_left_out_and_said(tmp_path: Path) -> None:
+    bad = ",walker-walk,state,1,0,1,,,,\ntdmpc,walker-walk,state,1.5,0,1,,,,\ntdmpc,walker-walk,state,1,200,nan,,,,\n"
+    path = table(tmp_path / "study.csv", TIDY + bad)
+    reading = read([path], [])
+    assert texts(reading)[str(path)] == "3 rows left out; the first: line 8: method or task is empty"
+    assert sum(len(s.steps) for c in reading.curves for s in c.seeds.values()) == 6
+    empty = table(tmp_path / "empty.csv", TIDY.splitlines()[0] + "\n")
+    assert texts(read([empty], [])) == {str(empty): "has no row that can be used"}
+
+
+def test_a_report_is_made_of_a_tidy_table_as_of_its_runs(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / "runs", seed=seed, scale=seed, name="x")
+    rows = [f"tdmpc,walker-walk,{s},{f},{s * f},{f / 10},{f // 2}" for s in (1, 2) for f in (0, 100, 200)]
+    path = table(tmp_path / "study.csv", "\n".join(["method,task,seed,env_frames,return_mean,wall_s,agent_steps", *rows]) + "\n")
+    reports = [
+        compare(compare_config({"runs": [str(p)], "out": str(tmp_path / p.stem / "out")})) for p in (tmp_path / "runs", path)
+    ]
+    first, second = ([(c.frames, {k: v.values.tolist() for k, v in c.scores.items()}) for c in r.cuts] for r in reports)
+    assert first == second

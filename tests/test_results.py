@@ -1,0 +1,105 @@
+"""The evidence in docs/results: tidy tables that the comparison reads whole, and a README that is in step with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import difftop
+from difftop.compare import compare, compare_config
+from difftop.compare.curves import read
+from difftop.compare.notes import LEFT_OUT
+from difftop.curves import TIDY_COLUMNS, is_tidy
+from tests.compare.folders import make_run
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+sys.path.insert(0, str(ROOT / "tools"))
+import readme_table  # noqa: E402
+import tidy_results  # noqa: E402
+
+TIDY = sorted(path for path in RESULTS.glob("*.csv") if is_tidy(path))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_evidence_is_in_few_files() -> None:
+    assert {path.name for path in TIDY} >= {"dmcontrol.csv", "published.csv"}
+    assert not [path for path in RESULTS.rglob("*") if path.is_dir() or path.suffix == ".html"]
+
+
+@pytest.mark.parametrize("path", TIDY, ids=lambda path: path.name)
+def test_a_table_has_the_columns_and_is_read_whole(path: Path) -> None:
+    found = rows(path)
+    assert tuple(found[0])[: len(TIDY_COLUMNS)] == TIDY_COLUMNS
+    reading = read([path], [], min_coverage=0)
+    assert [note for note in reading.notes if note.kind == LEFT_OUT] == []
+    assert sum(len(s.steps) for curve in reading.curves for s in curve.seeds.values()) == len(found)
+
+
+def test_the_report_is_made_again_by_one_command(tmp_path: Path) -> None:
+    options = {"runs": str(RESULTS / "dmcontrol.csv"), "references": str(RESULTS / "published.csv"), "out": str(tmp_path)}
+    report = compare(compare_config({"resamples": 100, **options}))
+    assert report.tasks == 5 and (tmp_path / "report.html").stat().st_size > 100_000
+
+
+def test_the_readme_is_in_step_with_the_tables() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert readme_table.in_step(text) == text, "run python tools/readme_table.py"
+    assert readme_table.main(["--check"]) == 0
+    # A row, worked out from the table by hand.
+    last = {r["method"]: r for r in rows(RESULTS / "dmcontrol.csv") if r["task"] == "cup-catch" and r["env_frames"] == "20000"}
+    line = next(line for line in text.splitlines() if line.startswith("| cup-catch | 20,000 |"))
+    assert f"| {float(last['tdmpc']['return_mean']):.0f} (1) |" in line
+
+
+def test_a_readme_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="wants a line '<!-- scores"):
+        readme_table.in_step("# difftop\n")
+
+
+def test_runs_become_rows_that_replace_those_of_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study.csv"
+    for seed in (1, 2):
+        make_run(tmp_path / "runs", seed=seed, scale=seed)
+    make_run(tmp_path / "runs", agent="difftop_rl", name="other")
+    rename = ["--rename", "difftop_rl other=ours world_model=tdmpc2"]
+    assert tidy_results.main([str(tmp_path / "runs"), "--out", str(out), "--commit", "abc", *rename]) == 0
+    first = rows(out)
+    assert {(r["method"], r["task"], r["seed"]) for r in first} == {
+        ("tdmpc", "walker-walk", "1"),
+        ("tdmpc", "walker-walk", "2"),
+        ("ours world_model=tdmpc2", "walker-walk", "1"),
+    }
+    assert {r["commit"] for r in first} == {"abc"} and first[-1]["wall_s"] == "20" and first[-1]["agent_steps"] == "100"
+    make_run(tmp_path / "again", seed=2, scale=7)
+    assert tidy_results.main([str(tmp_path / "again"), "--out", str(out)]) == 0
+    second = rows(out)
+    assert len(second) == len(first)
+    returns = {(r["method"], r["seed"]): float(r["return_mean"]) for r in second if r["env_frames"] == "200"}
+    assert returns["tdmpc", "2"] == 1400 and returns["tdmpc", "1"] == 200
+    assert [c.label for c in read([out], []).curves] == ["ours world_model=tdmpc2", "tdmpc"]
+    assert tidy_results.main([str(tmp_path / "nowhere"), "--out", str(out)]) == 1
+    assert "no eval.csv there" in capsys.readouterr().err
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == difftop.__version__ and citation["license"] == "MIT"
+
+
+def test_links_of_the_notebook_lead_somewhere() -> None:
+    notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+    text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    missing = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not (ROOT / "docs" / target).exists()]
+    assert missing == []
