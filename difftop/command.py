@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
         if any(argument.startswith("-") for argument in arguments):
             sys.argv[1:], first = prepared_sweep(registry, arguments)
             composed(registry, first)  # a mistake is said before any job begins
-            register(registry, arguments)
+            register(registry, sys.argv[1:])
             return _multirun(registry)
         return run(arguments, registry).status
     except known_errors() as error:

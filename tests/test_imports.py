@@ -89,19 +89,21 @@ print(failed)
 def test_only_an_agent_that_is_to_plan_by_theseus_asks_for_it() -> None:
     code = """
 import torch
-from agents.registry import AGENTS, make_agent
+from agents.registry import make_agent
 from difftop.options import ConfigError
 from difftop.types import EnvSpec, ObsSpec
 
 spec = EnvSpec("toy/reach", {"state": ObsSpec("vector", (4,))}, 2, 25, 0.1, gives=frozenset({"reward", "success"}))
-for name in ("bc", "leto", "tdmpc", "difftop_rl"):
+wanted = {"acting": {"lm": {"backend": "theseus"}}}
+for name in ("bc", "leto", "tdmpc", "difftop_rl", "theseus"):
     try:
-        agent = make_agent({"name": name}, spec, seed=0, total_steps=10)
-        actor = agent.actor(1, seed=0, **({"explore": False} if AGENTS[name].learns_from == "rewards" else {}))
+        options = {"name": "difftop_rl", **wanted} if name == "theseus" else {"name": name}
+        agent = make_agent(options, spec, seed=0, total_steps=10)
+        actor = agent.actor(1, seed=0)
         actor.begin(0, 0)
         print(name, list(actor.act({"state": torch.zeros(1, 4)}, torch.ones(1, dtype=torch.bool), 0).shape))
     except ConfigError as error:
-        print(name, "\\n" not in str(error) and "heseus" in str(error) and "pip install" in str(error))
+        print(name, "\\n" not in str(error) and "not installed" in str(error) and "docs/install.md" in str(error))
 """
     assert without_simulators(code).splitlines() == [
         "bc [1, 2]",
