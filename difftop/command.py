@@ -171,7 +171,9 @@ def _multirun(registry: Registry) -> int:
 
     from difftop.run.session import STOPPED
 
-    @hydra.main(config_path=str(registry.config_dir.resolve()), config_name="config", version_base="1.3")
+    @hydra.main(  # type: ignore[untyped-decorator]
+        config_path=str(registry.config_dir.resolve()), config_name="config", version_base="1.3"
+    )
     def job(_: DictConfig) -> int:
         status = main(list(HydraConfig.get().overrides.task))
         if status == STOPPED:

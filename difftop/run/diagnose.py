@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,10 @@ def diagnose_checkpoint(
     seeds = [stream(settings.top.seed, "diagnose", episode) for episode in range(settings.run.eval_episodes)]
     try:
         found = diagnose(agent.latent_view(), noisy_episodes(envs, agent.latent_view(), seeds, settings.top.seed, device))
-        returns = {
-            name: roll_out(
-                envs,
-                lambda n, acting=acting: restored(saved, settings, factories, device, acting).actor(n, seed=0, explore=False),
-                seeds,
-                steps=saved.step,
-                died=factories.died,
-            ).return_mean
-            for name, acting in ways_to_act(settings.agent).items()
-        }
+        returns = {}
+        for name, acting in ways_to_act(settings.agent).items():
+            acts = partial(restored(saved, settings, factories, device, acting).actor, seed=0, explore=False)
+            returns[name] = roll_out(envs, acts, seeds, steps=saved.step, died=factories.died).return_mean
     finally:
         envs.close()
     folder = saved.path.parent.parent / "diagnosis" / saved.path.name
@@ -100,8 +95,14 @@ def noisy_episodes(envs: Environments, view: LatentView, seeds: Sequence[int], s
             obs.append(seen[key])
             actions.append(action)
             rewards.append(reward)
-        columns = torch.from_numpy(np.stack(obs)), torch.stack(actions), torch.tensor(rewards, dtype=torch.float32)
-        episodes.append(Played(*(x.to(device) for x in columns), terminated=bool(terminated)))
+        episodes.append(
+            Played(
+                obs=torch.from_numpy(np.stack(obs)).to(device),
+                action=torch.stack(actions).to(device),
+                reward=torch.tensor(rewards, dtype=torch.float32, device=device),
+                terminated=bool(terminated),
+            )
+        )
     return episodes
 
 
