@@ -292,3 +292,4 @@ def test_every_task_has_its_rewards_and_says_what_it_gives(task):
             env.reset(seed=0)
             paid, info = env.step(np.zeros(env.difftop_spec.action_dim))[1::3]
             assert np.isfinite(paid) and info["success"] in (0.0, 1.0)
+            assert reward == "dense" or paid == info["success"]
