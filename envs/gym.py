@@ -135,7 +135,7 @@ class GymSimulator:
 
 def load(task: str, config: EnvConfig) -> GymSimulator:
     """The simulator of the id `task`."""
-    refuse(config, "cameras", "control", "made_with")
+    refuse(config, "cameras", "control")
     return GymSimulator(task, config)
 
 
