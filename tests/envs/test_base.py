@@ -199,7 +199,7 @@ def test_action_within_rounding_of_the_box_is_clipped():
     ("fault", "message"),
     [
         ({"reward_at": 3}, "the reward is nan"),
-        ({"state_at": 3}, "observation fault is inf at index 0, 1 of 1 entries"),
+        ({"state_at": 3}, "observation state is inf at index 1, 1 of 2 entries"),
         ({"raises_at": 3}, "the simulator raised ValueError: joint 3 broke"),
     ],
 )
