@@ -52,6 +52,7 @@ class SimulatedEnv(gymnasium.Env[Observation, Array]):
             {key: _space(seen) for key, seen in spec.obs.items()}
         )
         self._simulator: Simulator | None = simulator
+        self._expected = dict(simulator.obs)
         self._joined, self._stacked = config.obs == "state", config.obs == "pixels"
         self._limit = config.episode_steps * spec.action_repeat or simulator.episode_steps
         self._video_size = config.video_size
@@ -92,15 +93,17 @@ class SimulatedEnv(gymnasium.Env[Observation, Array]):
         control = self._check_action(action)
         self._running, self._steps = False, self._steps + 1  # an error below ends the episode
         outcomes: list[Outcome] = []
+        reward = 0.0
         with self._named_errors():
             for _ in range(self.difftop_spec.action_repeat):
-                outcomes.append(simulator.step(control))
+                outcome = simulator.step(control)
+                outcomes.append(outcome)
+                reward += float(outcome.reward)
                 self._control_steps += 1
-                terminated, over = bool(outcomes[-1].terminated), self._control_steps >= self._limit
-                truncated = not terminated and (over or bool(outcomes[-1].truncated))
+                terminated, over = bool(outcome.terminated), self._control_steps >= self._limit
+                truncated = not terminated and (over or bool(outcome.truncated))
                 if terminated or truncated:
                     break
-            reward = sum(float(outcome.reward) for outcome in outcomes)
             if not math.isfinite(reward):
                 raise EnvError(f"{self._where()}: the reward is {reward}.")
             obs = self._observe(first=False)
@@ -139,9 +142,13 @@ class SimulatedEnv(gymnasium.Env[Observation, Array]):
     def _observe(self, first: bool) -> Observation:
         """What the simulator shows, as the spec promises it."""
         seen = self.simulator.observe()
-        obs = {key: self._checked(key, seen[key], expected) for key, expected in self.simulator.obs.items()}
-        if self._joined and list(obs) != ["state"]:
-            return {"state": np.concatenate(list(obs.values()))}
+        for key, expected in self._expected.items():
+            shape = np.shape(seen[key])
+            if shape != expected.shape:
+                raise EnvError(f"{self._where()}: observation {key} has shape {shape}; the task's is {expected.shape}.")
+        if self._joined:
+            return {"state": self._finite("state", np.concatenate([seen[key] for key in self._expected]))}
+        obs = {key: self._copied(key, seen[key], expected.kind) for key, expected in self._expected.items()}
         if self._stacked:
             frame = obs["pixels"]
             older = [frame] * (self.difftop_spec.frame_stack - 1) if first else [self._frames[3:]]
@@ -149,17 +156,19 @@ class SimulatedEnv(gymnasium.Env[Observation, Array]):
             return {"pixels": self._frames.copy()}
         return obs
 
-    def _checked(self, key: str, value: Any, expected: ObsSpec) -> Array:
-        """A copy of an observation; raises where it is misshapen, of another type, or not finite."""
+    def _copied(self, key: str, value: Any, kind: str) -> Array:
+        """A copy of an observation; raises where it is of another type, or not finite."""
         seen = np.asarray(value)
-        if seen.shape != expected.shape:
-            raise EnvError(f"{self._where()}: observation {key} has shape {seen.shape}; the task's is {expected.shape}.")
-        if expected.kind == "image":
-            if seen.dtype != np.uint8:
-                raise EnvError(f"{self._where()}: observation {key} is an image of {seen.dtype}; it must be uint8.")
-            return np.array(seen, order="C")
+        if kind != "image":
+            return self._finite(key, seen)
+        if seen.dtype != np.uint8:
+            raise EnvError(f"{self._where()}: observation {key} is an image of {seen.dtype}; it must be uint8.")
+        return np.array(seen, order="C")
+
+    def _finite(self, key: str, value: Array) -> Array:
+        """Numbers as float32, a copy."""
         with np.errstate(over="ignore"):  # overflow becomes inf, which is reported below
-            seen = seen.astype(np.float32)
+            seen = value.astype(np.float32)
         if not np.isfinite(seen).all():
             bad = np.flatnonzero(~np.isfinite(seen))
             which = f"{seen.flat[bad[0]]} at index {bad[0]}, {bad.size} of {seen.size} entries are not finite"
@@ -215,10 +224,9 @@ def _space(seen: ObsSpec) -> gymnasium.spaces.Box:
 def _info(outcomes: list[Outcome]) -> dict[str, Any]:
     """Success in any of the control steps, and the largest force of all."""
     info: dict[str, Any] = {}
-    told = [outcome.success for outcome in outcomes if outcome.success is not None]
-    if told:
-        info["success"] = float(any(told))
-    forces = [float(outcome.contact_force_n) for outcome in outcomes if not math.isnan(outcome.contact_force_n)]
-    if forces:
-        info["contact_force_n"] = max(forces)
+    for outcome in outcomes:
+        if outcome.success is not None:
+            info["success"] = max(float(outcome.success), info.get("success", 0.0))
+        if not math.isnan(outcome.contact_force_n):
+            info["contact_force_n"] = max(float(outcome.contact_force_n), info.get("contact_force_n", 0.0))
     return info

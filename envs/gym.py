@@ -10,6 +10,7 @@ truncates. Success is `success` or `is_success` of its info, where it says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,7 +41,6 @@ TASKS: Mapping[str, TaskInfo] = {  # of Gymnasium itself; LunarLanderContinuous 
     "BipedalWalker-v3": TaskInfo(1600),
     "BipedalWalkerHardcore-v3": TaskInfo(2000),
     "LunarLanderContinuous-v3": TaskInfo(1000),
-    "CarRacing-v3": TaskInfo(1000),
 }
 
 
@@ -110,7 +110,7 @@ class GymSimulator:
         try:
             return np.asarray(self.env.render(), np.uint8)
         except gymnasium.error.DependencyNotInstalled as error:
-            raise RenderError(f"{self._name} can't draw: {_plain(error)}.") from error
+            raise RenderError(f"{self._name}, to draw, {_wanted(error)}") from error
         except Exception as error:  # OpenGL, EGL and pygame each have their own
             backend = choose_backend()
             raise RenderError(f"{self._name} can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
@@ -135,7 +135,7 @@ class GymSimulator:
 
 def load(task: str, config: EnvConfig) -> GymSimulator:
     """The simulator of the id `task`."""
-    refuse(config, "cameras", "control", "made_with")
+    refuse(config, "cameras", "control")
     return GymSimulator(task, config)
 
 
@@ -185,7 +185,7 @@ def _make(name: str, task: str) -> Any:
         mode = "rgb_array" if "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", []) else None
         return gymnasium.make(task, render_mode=mode, max_episode_steps=-1, disable_env_checker=True)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise EnvError(f"{name} needs a package that is not installed: {_plain(error)}.") from error
+        raise EnvError(f"{name} {_wanted(error)}") from error
     except ModuleNotFoundError as error:
         raise EnvError(f"{name} needs a package that is not installed ({error}); see its documentation.") from error
     except Exception as error:  # environments raise what they like
@@ -229,6 +229,15 @@ def _vectors(space: Any, value: Any, path: str = "") -> Iterator[tuple[str, Arra
 
 def _is_image(space: Any) -> bool:
     return isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == 3
+
+
+def _wanted(error: Exception) -> str:
+    """What to install, as the end of a sentence."""
+    extra = re.search(r"gymnasium\[([\w-]+)\]", str(error))
+    if extra is None:
+        return f"needs a package that is not installed: {_plain(error)}."
+    name = extra.group(1).replace("_", "-")
+    return f"needs packages of Gymnasium's extra {name}: run `pip install 'gymnasium[{name}]'`."
 
 
 def _plain(error: Exception) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -178,7 +178,17 @@ def recorded_as(config: EnvConfig) -> dict[str, Any]:
     Its rewards are of success alone, as in RoboMimic's files.
     """
     task = find_task(config.name)
-    args: dict[str, Any] = task.module.env_args(task.task, replace(config, name=task.name, reward="sparse"))
+    if hasattr(task.module, "env_args"):
+        args: dict[str, Any] = task.module.env_args(task.task, replace(config, name=task.name, reward="sparse"))
+    else:
+        package = suites()[task.suite].package
+        installed = version(package) if package and find_spec(package) else ""
+        args = {
+            "env_name": task.task,
+            "type": 2,
+            "env_version": installed,
+            "env_kwargs": {"suite": task.suite, "obs": config.obs},
+        }
     return args | {"render_quality": config.render_quality}  # beside env_kwargs, which go to the simulator as they are
 
 

@@ -1,4 +1,5 @@
-"""robosuite's tasks by the names of RoboMimic's files, made as its files say; they reward nothing but success.
+"""robosuite's tasks by the names of RoboMimic's files, made as its files say; they reward nothing but success, and
+demonstrations of them are people's.
 
 See `envs.robosuite` for observations and actions.
 """
@@ -9,29 +10,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from envs import robosuite
 from envs.config import EnvConfig
 from envs.robosuite import OBS, RobosuiteSimulator, version
 from envs.robosuite.tasks import ROBOMIMIC, RobosuiteTask
-from envs.suites import Expert
 
 __all__ = ["OBS", "TASKS", "version"]
 
 TASKS: Mapping[str, RobosuiteTask] = {
-    name: replace(robosuite.TASKS[task], gives=robosuite.TASKS[task].gives - {"reward"}) for name, task in ROBOMIMIC.items()
+    name: replace(robosuite.TASKS[task], gives=frozenset({"success", "states"})) for name, task in ROBOMIMIC.items()
 }
 
 
 def load(task: str, config: EnvConfig) -> RobosuiteSimulator:
     """The simulator of a task; raises as `envs.robosuite.load`."""
     return RobosuiteSimulator(f"robomimic/{task}", ROBOMIMIC[task], replace(config, reward="sparse"))
-
-
-def expert(task: str, simulator: Any, rng: np.random.Generator) -> Expert:
-    """See `envs.robosuite.expert`."""
-    return robosuite.expert(ROBOMIMIC[task], simulator, rng)
 
 
 def env_args(task: str, config: EnvConfig) -> dict[str, Any]:

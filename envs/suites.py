@@ -8,8 +8,7 @@ A suite's module has
 
 and, where it can,
 
-    version() -> str                               of the installed package; with env_args, for demonstrations
-    env_args(task, config) -> dict                 what a demonstration file recorded here says of its environment
+    env_args(task, config) -> dict                 what a demonstration file says of its environment, if more than its name
     expert(task, simulator, rng) -> Expert         where some tasks give `expert`
     make_demonstrations(task, episodes, ...)       instead of `expert`, where the suite has its own planner and format
     canonical(task) -> str | None                  the name that `task` means, where more names are accepted than TASKS has
@@ -122,7 +121,7 @@ class Suite:
         module: see this file's docstring; imported lazily.
         summary: one line for `mode=envs`.
         extra: of pyproject.toml, empty where nothing needs to be installed.
-        package: that the extra installs.
+        package: that it imports.
     """
 
     module: str
@@ -137,7 +136,7 @@ class Suite:
 
 SUITES: Mapping[str, Suite] = {
     "dmc": Suite("envs.dm_control", "the DeepMind Control suite, from state or pixels", "dmc", "dm_control"),
-    "gym": Suite("envs.gym", "every installed Gymnasium environment with a Box action, by its id"),
+    "gym": Suite("envs.gym", "every installed Gymnasium environment with a Box action, by its id", package="gymnasium"),
     "metaworld": Suite("envs.metaworld", "Meta-World's 50 tasks, with scripted experts", "metaworld", "metaworld"),
     "robosuite": Suite("envs.robosuite", "robosuite's tabletop tasks, with scripted experts", "robosuite", "robosuite"),
     "robomimic": Suite("envs.robomimic", "the same tasks as RoboMimic's files name them", "robosuite", "robosuite"),

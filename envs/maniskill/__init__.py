@@ -6,8 +6,8 @@
     pixels          one camera
 
 Actions are `pd_ee_delta_pose` unless said otherwise: at 1, the hand moves by 0.1 m and turns by 0.1 rad in a step of 0.05 s
-(20 Hz); the last entry opens (1) and closes (-1) the gripper. The dense reward is ManiSkill's normalized one, from 0 to 1, where
-the task has it, else its own.
+(20 Hz); the last entry opens (1) and closes (-1) the gripper. The dense reward is ManiSkill's normalized one, from 0 to 1; of
+tasks that have none it is that of success alone.
 Differs: success doesn't end an episode, nor does failure; episodes are as long as ManiSkill's imitation baselines make them, not
 as its reinforcement learning does (PickCube 100 steps, not 50).
 """

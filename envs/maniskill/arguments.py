@@ -44,10 +44,7 @@ def recorded_arguments(name: str, text: str) -> dict[str, Any]:
 
 
 def arguments(name: str, config: EnvConfig, made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """What ManiSkill's environment is made with; sizes and shaders of cameras are the file's, where there is a file.
-
-    The dense reward is what ManiSkill takes where nothing is said: its normalized one, or the first that the task has.
-    """
+    """What ManiSkill's environment is made with; sizes and shaders of cameras are the file's, where there is a file."""
     recorded = made_with.get("control_mode")
     if config.control and recorded and config.control != recorded:
         raise ConfigError(
@@ -58,7 +55,6 @@ def arguments(name: str, config: EnvConfig, made_with: Mapping[str, Any]) -> dic
     }
     size, video = config.image_size, config.video_size
     sensors = made_with.get("sensor_configs", {}) if made_with else {"width": size, "height": size}
-    kwargs |= {"reward_mode": "sparse"} if config.reward == "sparse" else {}
     return kwargs | {
         "obs_mode": OBS_MODES[config.obs],
         "control_mode": config.control or recorded or CONTROL,

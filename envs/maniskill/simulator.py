@@ -35,6 +35,10 @@ class ManiSkillSimulator:
         made_with = recorded_arguments(self._name, config.made_with)
         entry = registered(self._name, task)
         kwargs = arguments(self._name, config, made_with)
+        offered = entry.cls.SUPPORTED_REWARD_MODES
+        self._dense = config.reward == "dense" and "normalized_dense" in offered
+        mode = "normalized_dense" if self._dense else "sparse"
+        kwargs |= {"reward_mode": mode} if mode in offered else {}
         self.base = make(self._name, entry, kwargs, asked=bool(config.control or "control_mode" in made_with))
         self._cameras = self._chosen_cameras(config) if config.obs in ("image", "pixels") else ()
         self._obs = config.obs
@@ -74,7 +78,8 @@ class ManiSkillSimulator:
         self._largest_force = 0.0
         self._raw, reward, _, _, info = self.base.step(self._packed(action))
         force = self._largest_force if self._hand else float("nan")
-        return Outcome(float(reward[0]), success=bool(info["success"][0]), contact_force_n=force)
+        success = bool(info["success"][0])
+        return Outcome(float(reward[0]) if self._dense else float(success), success=success, contact_force_n=force)
 
     def observe(self) -> Observation:
         """As `env.obs` says; the same keys and numbers as in ManiSkill's files."""

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from envs import maniskill
-from envs.tasks import TaskConfig
+from envs import EnvConfig
+from envs.maniskill.package import INSTALL_LINE, VULKAN_LINE
 
-PICK = TaskConfig(name="maniskill/PickCube-v1")
-PEG = TaskConfig(name="maniskill/PegInsertionSide-v1")
+PICK = EnvConfig("maniskill/PickCube-v1", obs="low_dim")
+PEG = EnvConfig("maniskill/PegInsertionSide-v1", obs="low_dim")
 IMAGE = dataclasses.replace(PICK, obs="image", image_size=32, video_size=32)
 POINTS = dataclasses.replace(PICK, obs="pointcloud", image_size=64, video_size=32)
 
@@ -20,11 +20,11 @@ POINTS = dataclasses.replace(PICK, obs="pointcloud", image_size=64, video_size=3
 def missing():
     """Why the simulator can't run here, empty where it can. A worker that dies in the driver takes only itself along."""
     if find_spec("mani_skill") is None:
-        return f"mani_skill is not installed; {maniskill.INSTALL_LINE}"
+        return f"mani_skill is not installed; {INSTALL_LINE}"
     found = subprocess.run(
         [sys.executable, "-c", "import sapien; sapien.render.RenderSystem(sapien.Device('cpu'))"], capture_output=True
     )
-    return "" if found.returncode == 0 else f"no Vulkan device; run `{maniskill.VULKAN_LINE}`"
+    return "" if found.returncode == 0 else f"no Vulkan device; run `{VULKAN_LINE}`"
 
 
 REASON = missing()
@@ -40,8 +40,20 @@ def actions(count, seed=0, width=7):
 
 
 def roll(simulator, seed, commands):
-    first = simulator.reset(seed)
-    return [first, *(simulator.step(command)[0] for command in commands)]
+    simulator.reset(seed)
+    rows = [copied(simulator.observe())]
+    for command in commands:
+        simulator.step(command)
+        rows.append(copied(simulator.observe()))
+    return rows
+
+
+def shapes(simulator):
+    return {key: seen.shape for key, seen in simulator.obs.items()}
+
+
+def copied(obs):
+    return {key: np.array(value) for key, value in obs.items()}
 
 
 def equal(a, b):

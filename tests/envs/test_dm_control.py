@@ -2,10 +2,8 @@ import subprocess
 import sys
 from collections import Counter
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 import envs
 from envs import EnvConfig, EnvError, RenderError
@@ -28,6 +26,11 @@ needs_opengl = pytest.mark.skipif(choose_backend() == "disabled", reason="no Ope
 
 def make(task, **options):
     return envs.make_env(EnvConfig(f"dmc/{task}", **options))
+
+
+def played(env):
+    """dm_control's own environment."""
+    return env.simulator._env
 
 
 def slow_but(few):
@@ -59,25 +62,28 @@ def test_action_repeats_are_td_mpc_s():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_env_checker_and_dimensions(task):
+def test_spaces_are_the_suite_s(task):
     if task == "quadruped-escape" and choose_backend() == "disabled":
         pytest.skip("dm_control itself draws when quadruped-escape resets")
-    envs.register_all()
-    env = gymnasium.make(f"dmc/{task}-v0").unwrapped
-    few = task in FEW  # making it again and drawing it is what takes the time
-    check_env(env, skip_render_check=not few or choose_backend() == "disabled", skip_close_check=not few)
-    info, simulator = TASKS[task], env._simulator._env
-    assert env.observation_space.shape == (info.obs_dim,)
-    assert env.reset(seed=1)[0].shape == (info.obs_dim,)
-    assert simulator.action_spec().shape == (info.action_dim,) == env.action_space.shape
+    env = make(task)
+    size = sum(int(np.prod(part.shape)) for part in played(env).observation_spec().values())
+    assert env.difftop_spec.shapes == {"state": (size,)}
+    assert env.observation_space.contains(env.reset(seed=1)[0])
+    assert played(env).action_spec().shape == env.action_space.shape
     env.close()
 
 
-@needs_opengl
-@pytest.mark.parametrize("task", ["cartpole-swingup", "walker-walk"])
-def test_env_checker_on_pixels(task):
-    envs.register_all()
-    check_env(gymnasium.make(f"dmc/{task}-v0", obs="pixels", render_quality="fast").unwrapped)
+def test_by_key_observations_are_the_suite_s_own_and_state_is_all_of_them():
+    keyed, joined = make("walker-walk", obs="low_dim"), make("walker-walk")
+    obs, _ = keyed.reset(seed=3)
+    assert list(obs) == ["orientations", "height", "velocity"] and obs["height"].shape == (1,)
+    assert np.concatenate(list(obs.values())).tobytes() == joined.reset(seed=3)[0]["state"].tobytes()
+
+
+def test_an_episode_may_be_longer_than_the_suite_s():
+    env = make("cartpole-balance", action_repeat=100, episode_steps=12)
+    env.reset(seed=0)
+    assert [env.step(np.zeros(1))[3] for _ in range(12)] == [False] * 11 + [True]
 
 
 @pytest.mark.parametrize("task", slow_but(FEW))
@@ -109,9 +115,9 @@ def test_agrees_with_the_suite(task):
     env.reset(seed=2)
     raw = suite.load(domain, name)
     raw.reset()
-    raw.physics.set_state(env._simulator._env.physics.get_state())
-    raw.physics.named.model.site_pos[:] = env._simulator._env.physics.named.model.site_pos[:]
-    raw.physics.named.model.site_size[:] = env._simulator._env.physics.named.model.site_size[:]
+    raw.physics.set_state(played(env).physics.get_state())
+    raw.physics.named.model.site_pos[:] = played(env).physics.named.model.site_pos[:]
+    raw.physics.named.model.site_size[:] = played(env).physics.named.model.site_size[:]
     raw.physics.forward()
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -119,24 +125,24 @@ def test_agrees_with_the_suite(task):
         obs, reward, *_ = env.step(action)
         steps = [raw.step(action) for _ in range(3)]
         flat = np.concatenate([np.atleast_1d(value) for value in steps[-1].observation.values()])
-        np.testing.assert_allclose(obs, flat, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(obs["state"], flat, rtol=1e-4, atol=1e-5)
         assert reward == pytest.approx(sum(step.reward for step in steps), abs=1e-6)
 
 
 def test_actions_are_rescaled_to_uneven_limits():
     env = make("quadruped-walk")
     env.reset(seed=0)
-    spec = env._simulator._env.action_spec()
+    spec = played(env).action_spec()
     assert spec.maximum.max() > 1 > spec.maximum.min()
     for action, expected in [(-1.0, spec.minimum), (1.0, spec.maximum), (0.0, (spec.minimum + spec.maximum) / 2)]:
         env.step(np.full(12, action))
-        np.testing.assert_allclose(env._simulator._env.physics.control(), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(played(env).physics.control(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_lqr_terminates_at_the_origin():
     env = make("lqr-lqr-2-1")
     env.reset(seed=0)
-    physics = env._simulator._env.physics
+    physics = played(env).physics
     physics.data.qpos[:], physics.data.qvel[:] = 0, 0
     physics.forward()
     assert env.step(np.zeros(1))[2:4] == (True, False)
@@ -156,30 +162,35 @@ def test_seeded_episode_is_the_same_whatever_came_before(task):
     used.step(actions[0])
     played = []
     for env in (used, fresh):
-        first, _ = env.reset(seed=9)
-        episode = [first] + [np.append(*env.step(action)[:2]) for action in actions]
+        first = env.reset(seed=9)[0]["state"]
+        episode = [first]
+        for action in actions:
+            obs, reward, *_ = env.step(action)
+            episode.append(np.append(obs["state"], reward))
         played.append(np.concatenate(episode).tobytes())
     assert played[0] == played[1]
-    assert fresh.reset(seed=10)[0].tobytes() != first.tobytes()
+    assert fresh.reset(seed=10)[0]["state"].tobytes() != first.tobytes()
 
 
 @needs_opengl
 def test_rendering_changes_no_state_and_pixels_repeat():
     plain, drawn = make("walker-walk"), make("walker-walk", obs="pixels", render_quality="fast")
     plain.reset(seed=3)
-    first, _ = drawn.reset(seed=3)
+    first = drawn.reset(seed=3)[0]["pixels"]
     for action in np.random.default_rng(0).uniform(-1, 1, (5, 6)):
         plain.step(action)
-        obs = drawn.step(action)[0]
+        obs = drawn.step(action)[0]["pixels"]
         drawn.render()
-    assert plain._simulator.state().tobytes() == drawn._simulator.state().tobytes()
+    assert played(plain).physics.get_state().tobytes() == played(drawn).physics.get_state().tobytes()
     assert (obs[-3:] != obs[:3]).any()
-    assert drawn.reset(seed=3)[0].tobytes() == first.tobytes()
+    assert drawn.reset(seed=3)[0]["pixels"].tobytes() == first.tobytes()
 
 
 @needs_opengl
 def test_fast_quality_is_nearly_the_published_picture():
-    frames = [make("walker-walk", obs="pixels", render_quality=quality).reset(seed=0)[0] for quality in ("published", "fast")]
+    frames = [
+        make("walker-walk", obs="pixels", render_quality=quality).reset(seed=0)[0]["pixels"] for quality in ("published", "fast")
+    ]
     difference = np.abs(frames[0].astype(float) - frames[1])
     assert frames[0].std() > 20
     assert 0 < difference.mean() < 1
@@ -188,22 +199,31 @@ def test_fast_quality_is_nearly_the_published_picture():
 @needs_opengl
 def test_quadruped_uses_its_own_camera():
     env = make("quadruped-walk", obs="pixels", render_quality="fast")
-    obs, _ = env.reset(seed=0)
-    expected = env._simulator._env.physics.render(84, 84, camera_id=2)
+    obs = env.reset(seed=0)[0]["pixels"]
+    expected = played(env).physics.render(84, 84, camera_id=2)
     assert (obs[-3:].transpose(1, 2, 0) == expected).all()
+
+
+@needs_opengl
+def test_a_camera_by_name():
+    env = make("walker-walk", obs="pixels", render_quality="fast", cameras=["back"])
+    obs = env.reset(seed=0)[0]["pixels"]
+    assert (obs[-3:].transpose(1, 2, 0) == played(env).physics.render(84, 84, camera_id="back")).all()
+    with pytest.raises(EnvError, match=r"dmc/walker-walk: env.cameras=front is not there; it has side, back"):
+        make("walker-walk", obs="pixels", cameras=["front"])
 
 
 def test_simulator_that_diverges_is_an_error_with_its_cause():
     env = make("cheetah-run")
     env.reset(seed=5)
     env.step(np.zeros(6))
-    env._simulator._env.physics.data.qvel[:] = 1e12
+    played(env).physics.data.qvel[:] = 1e12
     with pytest.raises(
         EnvError, match=r"dmc/cheetah-run, step 2 in the episode of seed 5: the simulator raised PhysicsError"
     ) as caught:
         env.step(np.zeros(6))
     assert caught.value.__cause__ is not None
-    assert np.isfinite(env.reset(seed=5)[0]).all()
+    assert np.isfinite(env.reset(seed=5)[0]["state"]).all()
 
 
 def test_missing_dm_control_is_one_sentence(monkeypatch):
@@ -257,6 +277,6 @@ def test_render_failure_is_a_render_error(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no context")
 
-    monkeypatch.setattr(env._simulator._env.physics, "render", fail)
+    monkeypatch.setattr(played(env).physics, "render", fail)
     with pytest.raises(RenderError, match=r"can't render .*no context.*apt-get install -y libegl1 libgl1"):
         env.render()

@@ -10,22 +10,25 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from envs import maniskill
+from difftop.options import ConfigError
+from envs import list_envs, make_env, maniskill
+from envs.base import SimulatedEnv
 from envs.errors import EnvError
-from envs.keyed import KeyedEnv
-from envs.tasks import list_tasks, make_task
-from tests.envs.maniskill_suite import IMAGE, PEG, PICK, POINTS, actions, equal, roll, simulated, task_of
+from envs.maniskill.observations import POINTS as COUNT
+from envs.maniskill.observations import chosen_points
+from envs.maniskill.package import VULKAN_LINE
+from tests.envs.maniskill_suite import IMAGE, PEG, PICK, POINTS, actions, equal, roll, shapes, simulated, task_of
 
 pytestmark = pytest.mark.slow  # importing the suite and compiling its first image takes twenty seconds
 
 
 def test_tasks_are_known_without_the_package():
-    assert len(maniskill.TASKS) == 40 and "maniskill/PickCube-v1" in list_tasks()
+    assert len(maniskill.TASKS) == 40 and "maniskill/PickCube-v1" in list_envs()
     steps = {
         name: maniskill.TASKS[f"{name}-v1"].episode_steps for name in ("PickCube", "StackCube", "PegInsertionSide", "PushCube")
     }
     assert steps == {"PickCube": 100, "StackCube": 200, "PegInsertionSide": 300, "PushCube": 100}
-    code = "import sys, envs.maniskill, envs.maniskill_demos; assert not {'mani_skill', 'sapien', 'mplib'} & set(sys.modules)"
+    code = "import sys, envs.maniskill.demos; assert not {'mani_skill', 'sapien', 'mplib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -37,7 +40,7 @@ def test_registered_ids_planners_and_assets_are_as_listed():
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     assert set(maniskill.TASKS) <= set(REGISTERED_ENVS)
-    assert {name for name, known in maniskill.TASKS.items() if known.planner} == set(MP_SOLUTIONS) - {
+    assert {name for name, known in maniskill.TASKS.items() if "expert" in known.gives} == set(MP_SOLUTIONS) - {
         "DrawSVG-v1",
         "DrawTriangle-v1",
     }
@@ -50,9 +53,10 @@ def test_registered_ids_planners_and_assets_are_as_listed():
 @pytest.mark.parametrize(("config", "size", "steps"), [(PICK, 42, 100), (PEG, 43, 300)])
 def test_spec_and_step(made, config, size, steps):
     simulator = made(config)
-    assert simulator.spec.shapes == {"state": (size,)} and simulator.spec.action_dim == 7
-    assert simulator.spec.episode_steps == steps and simulator.spec.control_dt_s == pytest.approx(0.05)
-    env = KeyedEnv(simulator)
+    env = SimulatedEnv(simulator, config)
+    spec = env.difftop_spec
+    assert spec.shapes == {"state": (size,)} and spec.action_dim == 7
+    assert spec.episode_steps == steps and spec.control_dt_s == pytest.approx(0.05)
     obs, _ = env.reset(seed=3)
     assert env.observation_space.contains(obs)
     obs, reward, terminated, truncated, info = env.step(np.zeros(7))
@@ -100,15 +104,15 @@ def test_contact_force_is_that_of_pushing_on_the_table_and_not_of_moving(made):
     simulator.reset(0)
     up, down = np.zeros(7), np.zeros(7)
     up[2], down[2] = 0.5, -0.5
-    assert max(simulator.step(up)[1].contact_force_n for _ in range(5)) == 0
-    assert max(simulator.step(down)[1].contact_force_n for _ in range(20)) > 20
+    assert max(simulator.step(up).contact_force_n for _ in range(5)) == 0
+    assert max(simulator.step(down).contact_force_n for _ in range(20)) > 20
 
 
 @simulated
 def test_success_is_told_and_does_not_end_the_episode(made):
     """A state that is the solution: the cube at the goal, the robot at rest."""
     simulator = made(PICK)
-    env = KeyedEnv(simulator)
+    env = SimulatedEnv(simulator, PICK)
     for seed in range(50):
         env.reset(seed=seed)
         state = simulator.base.get_state_dict()
@@ -126,9 +130,9 @@ def test_success_is_told_and_does_not_end_the_episode(made):
 @pytest.mark.slow  # the first image of a process takes ten seconds
 def test_images(made):
     simulator = made(IMAGE)
-    assert simulator.spec.shapes["base_camera_image"] == (3, 32, 32) and simulator.spec.shapes["extra/goal_pos"] == (3,)
-    assert list(simulator.spec.shapes)[:-1] == sorted(list(simulator.spec.shapes)[:-1])
-    env = KeyedEnv(simulator, video_size=32)
+    assert shapes(simulator)["base_camera_image"] == (3, 32, 32) and shapes(simulator)["extra/goal_pos"] == (3,)
+    assert list(simulator.obs)[:-1] == sorted(list(simulator.obs)[:-1])
+    env = SimulatedEnv(simulator, IMAGE)
     first, _ = env.reset(seed=1)
     assert env.observation_space.contains(first) and first["base_camera_image"].std() > 20
     after = env.step(actions(1)[0])[0]
@@ -145,7 +149,7 @@ def test_images(made):
 def test_one_of_two_cameras(made):
     config = dataclasses.replace(IMAGE, name="maniskill/StackCube-v1", cameras=["hand_camera"])
     simulator = made(config)
-    images = [key for key in simulator.spec.shapes if key.endswith("_image")]
+    images = [key for key in simulator.obs if key.endswith("_image")]
     assert images == ["hand_camera_image"]
     both = made(dataclasses.replace(config, cameras=[]))
     commands = actions(3)
@@ -157,12 +161,13 @@ def test_one_of_two_cameras(made):
 @pytest.mark.slow
 def test_point_clouds_show_the_cube(made):
     simulator = made(POINTS)
-    assert simulator.spec.shapes["pointcloud"] == (maniskill.POINTS, 3)
-    cloud = simulator.reset(4)["pointcloud"]
+    assert shapes(simulator)["pointcloud"] == (COUNT, 3)
+    (row,) = roll(simulator, 4, [])
+    cloud = row["pointcloud"]
     assert (cloud[:, 2] > 0.005).all() and np.abs(cloud).max() < 1
     cube = simulator.base.cube.pose.p[0].numpy()
     assert np.linalg.norm(cloud - cube, axis=1).min() < 0.04
-    assert equal([{"p": cloud}], [{"p": simulator.reset(4)["pointcloud"]}])
+    assert equal([row], roll(simulator, 4, []))
 
 
 BAD = {
@@ -184,7 +189,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_sentence(name):
     task, config, message = BAD[name]
-    with pytest.raises(EnvError, match=message) as caught:
+    with pytest.raises((EnvError, ConfigError), match=message) as caught:
         maniskill.load(task, config)
     assert str(caught.value).startswith(f"maniskill/{task}") and "\n" not in str(caught.value)
 
@@ -203,11 +208,11 @@ def test_missing_assets_are_no_question_to_the_user(monkeypatch):
 @simulated
 @pytest.mark.slow
 def test_missing_vulkan_says_what_to_run():
-    code = f"from envs import maniskill, tasks; maniskill.load('PickCube-v1', tasks.{PICK!r})"
+    code = f"from envs import EnvConfig, maniskill; maniskill.load('PickCube-v1', {PICK!r})"
     environ = os.environ | {"VK_DRIVER_FILES": "/nowhere", "VK_ICD_FILENAMES": "/nowhere"}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "ManiSkill needs a Vulkan device even for states" in last and maniskill.VULKAN_LINE in last
+    assert done.returncode == 1 and "ManiSkill needs a Vulkan device even for states" in last and VULKAN_LINE in last
 
 
 def test_missing_package_says_what_to_run(monkeypatch):
@@ -224,7 +229,7 @@ def test_control_mode_and_cameras_of_the_file(made):
     kwargs = {"control_mode": "pd_joint_delta_pos", "obs_mode": "none", "sim_backend": "auto", "sensor_configs": {"width": 48}}
     for text in (json.dumps(kwargs), json.dumps({"env_name": "PickCube-v1", "env_kwargs": kwargs})):
         config = dataclasses.replace(PICK, made_with=text)
-        assert made(config).spec.action_dim == 8
+        assert made(config).action_dim == 8
         recorded = maniskill.env_args("PickCube-v1", config)
         assert recorded["env_kwargs"]["sensor_configs"] == {"width": 48} and recorded["env_version"] == maniskill.version()
 
@@ -232,21 +237,59 @@ def test_control_mode_and_cameras_of_the_file(made):
 @simulated
 @pytest.mark.slow
 def test_robots_without_the_usual_control_mode_get_their_own(made):
-    assert made(dataclasses.replace(PICK, name="maniskill/RotateValveLevel0-v1")).spec.action_dim == 9
+    assert made(dataclasses.replace(PICK, name="maniskill/RotateValveLevel0-v1")).action_dim == 9
     two = made(dataclasses.replace(PICK, name="maniskill/TwoRobotPickCube-v1"))
-    commands = actions(2, width=two.spec.action_dim)
+    commands = actions(2, width=two.action_dim)
     assert equal(roll(two, 0, commands), roll(two, 0, commands))
 
 
 def test_pointcloud_keeps_robot_and_objects():
     xyzw = np.array([[0, 0, 0.2, 1], [0, 0, 0.3, 0], [0, 0, 0.001, 1], [0, -3, 0.2, 1], [0.1, 0, 0.02, 1]], np.float32)
-    found = {tuple(point) for point in maniskill.chosen_points(xyzw).tolist()}
+    found = {tuple(point) for point in chosen_points(xyzw).tolist()}
     assert found == {tuple(xyzw[0, :3].tolist()), tuple(xyzw[4, :3].tolist())}
 
 
 @simulated
 def test_by_name():
-    env = make_task(dataclasses.replace(PICK, name="maniskill/pushcube-v1", episode_steps=2))
+    env = make_env(dataclasses.replace(PICK, name="maniskill/pushcube-v1", episode_steps=2))
     with closing(env):
         env.reset(seed=0)
-        assert [env.step(np.zeros(env.task_spec.action_dim))[3] for _ in range(2)] == [False, True]
+        assert [env.step(np.zeros(env.difftop_spec.action_dim))[3] for _ in range(2)] == [False, True]
+
+
+@simulated
+@pytest.mark.parametrize("reward", ["dense", "sparse"])
+def test_rewards(made, reward):
+    """Dense: from 0 to 1, and larger near the cube; sparse: of success alone."""
+    simulator = made(dataclasses.replace(PICK, obs="state", reward=reward))
+    simulator.reset(3)
+    still = simulator.step(np.zeros(7))
+    for _ in range(20):
+        offset = (simulator.base.cube.pose.p - simulator.base.agent.tcp.pose.p)[0].numpy()
+        near = simulator.step(np.append((5 * offset).clip(-1, 1), [0, 0, 0, 1.0]))
+    assert not (still.success or near.success)
+    if reward == "sparse":
+        assert still.reward == near.reward == 0
+    else:
+        assert 0 < still.reward < near.reward - 0.05 and near.reward <= 1
+
+
+@simulated
+def test_state_is_low_dim_s_and_pixels_are_the_first_camera_s(made):
+    state, keyed = made(dataclasses.replace(PICK, obs="state")), made(PICK)
+    assert equal(roll(state, 1, actions(2)), roll(keyed, 1, actions(2)))
+    pixels, images = made(dataclasses.replace(IMAGE, obs="pixels")), made(IMAGE)
+    assert shapes(pixels) == {"pixels": (3, 32, 32)}
+    one, other = roll(pixels, 1, actions(1)), roll(images, 1, actions(1))
+    assert all(np.array_equal(a["pixels"], b["base_camera_image"]) for a, b in zip(one, other, strict=True))
+
+
+@simulated
+@pytest.mark.parametrize("task", [name for name, info in maniskill.TASKS.items() if not info.assets])
+def test_every_task_has_its_rewards_and_says_what_it_gives(task):
+    for reward in ("dense", "sparse"):
+        with closing(make_env(dataclasses.replace(PICK, name=f"maniskill/{task}", obs="state", reward=reward))) as env:
+            env.reset(seed=0)
+            paid, info = env.step(np.zeros(env.difftop_spec.action_dim))[1::3]
+            assert np.isfinite(paid) and info["success"] in (0.0, 1.0)
+            assert reward == "dense" or paid == info["success"]

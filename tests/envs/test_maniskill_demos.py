@@ -9,10 +9,11 @@ import pytest
 
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.maniskill import open_maniskill
-from envs import maniskill, maniskill_demos
+from envs import maniskill
+from envs.base import SimulatedEnv
 from envs.errors import EnvError
-from envs.keyed import KeyedEnv
-from tests.envs.maniskill_suite import IMAGE, PICK, POINTS, simulated
+from envs.maniskill import demos
+from tests.envs.maniskill_suite import IMAGE, PICK, POINTS, shapes, simulated
 
 pytestmark = pytest.mark.slow  # importing the suite and compiling its first image takes twenty seconds
 
@@ -26,17 +27,16 @@ def test_the_file_and_the_simulator_agree_to_the_bit(made, planned, config):
     described = json.loads(report.path.with_suffix(".json").read_text())
     recorded = open_maniskill(report.path).env
     simulator = made(dataclasses.replace(config, made_with=json.dumps({"env_kwargs": dict(recorded.kwargs)})))
-    shapes = dict(simulator.spec.shapes)
-    assert shapes == made(config).spec.shapes
-    demonstrations = open_maniskill(report.path, obs_keys=list(shapes), successful_only=True)
-    assert demonstrations.shapes == shapes and len(demonstrations) == 2
+    assert shapes(simulator) == shapes(made(config))
+    demonstrations = open_maniskill(report.path, obs_keys=list(simulator.obs), successful_only=True)
+    assert demonstrations.shapes == shapes(simulator) and len(demonstrations) == 2
     recorded.check_version(maniskill.version())
-    env = KeyedEnv(simulator)
+    env = SimulatedEnv(simulator, config)
     for episode, told in zip(demonstrations.episodes(images=True), described["episodes"], strict=True):
         obs, _ = env.reset(seed=told["episode_seed"])
         info = {"success": 0.0}
         for t, action in enumerate(episode.actions.numpy()):
-            for key in shapes:
+            for key in simulator.obs:
                 assert np.array_equal(obs[key], episode.obs[key][t].numpy()), (key, t)
             obs, _, _, _, info = env.step(action)
         assert info["success"] == 1
@@ -47,7 +47,7 @@ def test_the_file_and_the_simulator_agree_to_the_bit(made, planned, config):
 def test_a_file_that_is_there_is_kept_if_the_same_arguments_made_it(planned, monkeypatch):
     report = planned(PICK)
     before = report.path.read_bytes()
-    monkeypatch.setattr(maniskill_demos, "_plan", lambda *_: pytest.fail("planned again"))
+    monkeypatch.setattr(demos, "_plan", lambda *_: pytest.fail("planned again"))
     again = maniskill.make_demonstrations("PickCube-v1", 2, report.path, 1, PICK)
     assert again == dataclasses.replace(report, seconds=0.0) and report.path.read_bytes() == before
     with pytest.raises(EnvError, match="not made by the same arguments; delete it"):
@@ -58,10 +58,10 @@ def test_a_file_that_is_there_is_kept_if_the_same_arguments_made_it(planned, mon
 @pytest.mark.slow
 def test_the_planner_solves_most_episodes_and_raw_files_are_told_what_to_do(tmp_path):
     seeds = [0, 1, 2]
-    assert maniskill_demos._plan("PushCube-v1", seeds, str(tmp_path), 32) == len(seeds)
+    assert demos._plan("PushCube-v1", seeds, str(tmp_path), 32) == len(seeds)
     with pytest.raises(DemonstrationError, match=r"no observations, only .*replay_trajectory"):
         open_maniskill(tmp_path / "planned.h5")
-    path = maniskill_demos._convert(tmp_path, "state", "pd_ee_delta_pos", len(seeds))  # as ManiSkill's own tools leave it
+    path = demos._convert(tmp_path, "state", "pd_ee_delta_pos", len(seeds))  # as ManiSkill's own tools leave it
     official = open_maniskill(path)
     assert len(official) == 3 and official.shapes == {"state": (35,)} and official.actions.shape[1] == 4
     official.env.check_version(maniskill.version())
@@ -84,7 +84,7 @@ def test_refused_requests(tmp_path, name):
 
 @simulated
 def test_a_planner_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(maniskill_demos, "_plan", lambda *_: 0)
+    monkeypatch.setattr(demos, "_plan", lambda *_: 0)
     with pytest.raises(EnvError, match="26 attempts gave only 0 of 1 episodes"):
         maniskill.make_demonstrations("PickCube-v1", 1, tmp_path / "a.h5", 0, PICK)
     assert not list(tmp_path.iterdir())
@@ -94,11 +94,11 @@ def test_a_process_that_fails_or_hangs_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("raise ValueError('two\\nlines')\n")
     (tmp_path / "slow.py").write_text("import time; time.sleep(30)\n")
     with pytest.raises(EnvError, match=r"broken failed with exit code 1 \(lines\)"):
-        maniskill_demos._run(["broken"], str(tmp_path), 1)
-    monkeypatch.setattr(maniskill_demos, "_START_S", 0.5)
-    monkeypatch.setattr(maniskill_demos, "_EPISODE_S", 0.0)
+        demos._run(["broken"], str(tmp_path), 1)
+    monkeypatch.setattr(demos, "_START_S", 0.5)
+    monkeypatch.setattr(demos, "_EPISODE_S", 0.0)
     with pytest.raises(EnvError, match="slow was still at work after 0 s"):
-        maniskill_demos._run(["slow"], str(tmp_path), 1)
+        demos._run(["slow"], str(tmp_path), 1)
 
 
 def test_episodes_are_appended_with_new_numbers_and_without_what_no_policy_uses(tmp_path):
@@ -116,7 +116,7 @@ def test_episodes_are_appended_with_new_numbers_and_without_what_no_policy_uses(
     with h5py.File(tmp_path / "all.h5", "w") as file:
         for batch, numbers in enumerate(([0, 2], [1, 3])):
             path = tmp_path / f"{batch}.h5"
-            maniskill_demos._append(file, described, path, write(path, numbers), 3)
+            demos._append(file, described, path, write(path, numbers), 3)
         assert "sensor_param" not in file["traj_0/obs"]
     assert [(e["episode_id"], e["episode_seed"]) for e in described] == [(0, 100), (1, 102), (2, 101)]
     (tmp_path / "all.json").write_text(json.dumps({"env_info": {"env_id": "PickCube-v1"}, "episodes": described}))

@@ -7,17 +7,18 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from difftop.options import ConfigError
+from envs import EnvConfig, make_env, recorded_as, robomimic
 from envs import robosuite as tasks
+from envs.base import SimulatedEnv
 from envs.errors import EnvError, RenderError
-from envs.keyed import KeyedEnv
-from envs.tasks import TaskConfig
 
 pytestmark = [
     pytest.mark.slow,  # its numba code compiles for half a minute
     pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`"),
 ]
 
-LOW_DIM = TaskConfig(name="robosuite/Lift")
+LOW_DIM = EnvConfig("robosuite/Lift", obs="low_dim", reward="sparse", render_quality="fast")
 IMAGE = dataclasses.replace(LOW_DIM, obs="image", cameras=["agentview"])
 FLAT = {  # as RoboMimic's v0.1 and v141 files have it
     "type": "OSC_POSE",
@@ -57,11 +58,21 @@ def actions(count, width=7, seed=0):
 
 
 def roll(simulator, seed, commands):
-    rows, states = [simulator.reset(seed)], [simulator.states()]
+    simulator.reset(seed)
+    rows, states = [copied(simulator)], [simulator.states()]
     for command in commands:
-        rows.append(simulator.step(command)[0])
+        simulator.step(command)
+        rows.append(copied(simulator))
         states.append(simulator.states())
     return rows, np.array(states)
+
+
+def copied(simulator):
+    return {key: np.array(value) for key, value in simulator.observe().items()}
+
+
+def shapes(simulator):
+    return {key: seen.shape for key, seen in simulator.obs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +120,12 @@ def test_it_moves_as_robosuite_does(lift):
     + [pytest.param(name, dim, marks=pytest.mark.slow) for name, dim in (("tool_hang", 44), ("transport", 41), ("Stack", 23))],
 )
 def test_observations_are_as_the_spec_and_robomimic_say(name, object_dim):
-    with closing(KeyedEnv(tasks.load(name, dataclasses.replace(LOW_DIM, episode_steps=3)))) as env:
-        spec, arms = env.task_spec, 2 if name == "transport" else 1
+    prefix = "robosuite" if name == "Stack" else "robomimic"
+    with closing(make_env(dataclasses.replace(LOW_DIM, name=f"{prefix}/{name}", episode_steps=3))) as env:
+        spec, arms = env.difftop_spec, 2 if name == "transport" else 1
         arm = {"eef_pos": (3,), "eef_quat": (4,), "gripper_qpos": (2,)}
         assert spec.shapes == {"object": (object_dim,)} | {f"robot{i}_{k}": v for i in range(arms) for k, v in arm.items()}
-        assert spec.name == f"{'robosuite' if name == 'Stack' else 'robomimic'}/{name}"
+        assert spec.name == f"{prefix}/{name}" and ("reward" in spec.gives) == (name == "Stack")
         assert (spec.action_dim, spec.control_dt_s) == (7 * arms, 0.05)
         obs, _ = env.reset(seed=1)
         assert env.observation_space.contains(obs)
@@ -128,7 +140,8 @@ def test_observations_are_of_the_state_at_the_end_of_the_step(lift):
 
     lift.reset(5)
     for command in actions(6, seed=2):
-        obs, _ = lift.step(command)
+        lift.step(command)
+    obs = lift.observe()
     model, site = lift.env.sim.model._model, lift.env.robots[0].eef_site_id["right"]
     fresh = mujoco.MjData(model)
     fresh.qpos[:] = lift.env.sim.data.qpos
@@ -141,8 +154,9 @@ def test_observations_are_of_the_state_at_the_end_of_the_step(lift):
 
 def test_poses_seen_from_the_hand_are_right_after_a_reset():
     """robosuite's own first observation has zeros there."""
-    with closing(tasks.load("can", LOW_DIM)) as simulator:
-        seen = simulator.reset(2)
+    with closing(tasks.load("PickPlaceCan", LOW_DIM)) as simulator:
+        simulator.reset(2)
+        seen = simulator.observe()
         hand = simulator.env.sim.data.body_xmat[simulator.env.sim.model.body_name2id("gripper0_right_eef")].reshape(3, 3)
         distance = np.linalg.norm(seen["object"][7:10] - seen["robot0_eef_pos"])
         assert abs(np.linalg.norm(seen["object"][:3]) - distance) < 1e-6
@@ -153,9 +167,9 @@ def test_the_force_on_the_hand_is_the_sum_of_its_contacts(lift):
     import mujoco
 
     lift.reset(0)
-    free = lift.step(np.array([0, 0, 0.2, 0, 0, 0, -1.0]))[1]
+    free = lift.step(np.array([0, 0, 0.2, 0, 0, 0, -1.0]))
     assert free.contact_force_n == 0
-    peak = max(lift.step(np.array([-0.3, 0, -1.0, 0, 0, 0, 1.0]))[1].contact_force_n for _ in range(25))
+    peak = max(lift.step(np.array([-0.3, 0, -1.0, 0, 0, 0, 1.0])).contact_force_n for _ in range(25))
     model, data = lift.env.sim.model._model, lift.env.sim.data._data
     mujoco.mj_forward(model, data)
     hand, total = set(lift._hands[0].tolist()), np.zeros(3)
@@ -171,8 +185,11 @@ def test_the_force_on_the_hand_is_the_sum_of_its_contacts(lift):
 def test_action_1_moves_the_hand_a_quarter_of_what_it_commands(lift):
     """docs/environments.md says so, and limits on positions depend on it."""
     lift.reset(1)
-    seen = [lift.step(np.array([0, 1.0, 0, 0, 0, 0, -1.0]))[0]["robot0_eef_pos"] for _ in range(14)]
-    assert 0.010 < seen[-1][1] - seen[-2][1] < 0.015
+    seen = []
+    for _ in range(14):
+        lift.step(np.array([0, 1.0, 0, 0, 0, 0, -1.0]))
+        seen.append(lift.observe()["robot0_eef_pos"][1])
+    assert 0.010 < seen[-1] - seen[-2] < 0.015
 
 
 def test_the_flat_controller_of_old_files_is_the_same_environment():
@@ -183,15 +200,15 @@ def test_the_flat_controller_of_old_files_is_the_same_environment():
     assert tasks.env_kwargs("Lift", configs[0])["lite_physics"] is False  # as robosuite 1.4 stepped
     results = []
     for config in configs:
-        with closing(tasks.load("lift", config)) as simulator:
+        with closing(tasks.load("Lift", config)) as simulator:
             results.append(roll(simulator, 6, actions(5))[1])
-            assert (simulator.spec.control_dt_s, simulator.spec.episode_steps) == (0.1, 7)
+            assert (simulator.control_dt_s, simulator.episode_steps) == (0.1, 7)
             assert simulator.env.robots[0].composite_controller.part_controllers["right"].input_ref_frame == "world"
     np.testing.assert_array_equal(*results)
 
 
 def test_what_is_written_into_a_file_makes_the_same_environment():
-    args = tasks.env_args("lift", LOW_DIM)
+    args = tasks.env_args("Lift", LOW_DIM)
     assert (args["env_name"], args["type"], args["env_version"]) == ("Lift", 1, tasks.version())
     again = dataclasses.replace(LOW_DIM, made_with=json.dumps(args["env_kwargs"]))
     assert tasks.env_kwargs("Lift", again) == args["env_kwargs"]
@@ -213,8 +230,9 @@ def test_the_scene_that_is_kept_is_its_own(lift):
 
 def test_images_are_upright():
     with closing(tasks.load("Lift", IMAGE)) as simulator:
-        obs = simulator.reset(4)
-        assert simulator.spec.shapes == {
+        simulator.reset(4)
+        obs = simulator.observe()
+        assert shapes(simulator) == {
             "robot0_eef_pos": (3,),
             "robot0_eef_quat": (4,),
             "robot0_gripper_qpos": (2,),
@@ -235,15 +253,18 @@ def test_images_are_upright():
 @pytest.mark.slow
 def test_environments_do_not_see_each_others_images():
     """robosuite's own renderer shows the first one the second one's scene; and meshes stay loaded from one reset to the next."""
-    with closing(tasks.load("Lift", IMAGE)) as first, closing(tasks.load("can", IMAGE)) as second:
+    with closing(tasks.load("Lift", IMAGE)) as first, closing(tasks.load("PickPlaceCan", IMAGE)) as second:
         first.reset(1)
-        before = first.reset(7)["agentview_image"]
-        other = second.reset(7)["agentview_image"]
-        np.testing.assert_array_equal(first._observe()["agentview_image"], before)
+        first.reset(7)
+        before = first.observe()["agentview_image"]
+        second.reset(7)
+        other = second.observe()["agentview_image"]
+        np.testing.assert_array_equal(first.observe()["agentview_image"], before)
         with closing(tasks.load("Lift", IMAGE)) as fresh:
-            np.testing.assert_array_equal(fresh.reset(7)["agentview_image"], before)
+            fresh.reset(7)
+            np.testing.assert_array_equal(fresh.observe()["agentview_image"], before)
         assert np.abs(before.astype(int) - other).mean() > 10
-        np.testing.assert_array_equal(second._observe()["agentview_image"], other)
+        np.testing.assert_array_equal(second.observe()["agentview_image"], other)
 
 
 @pytest.mark.slow
@@ -252,8 +273,9 @@ def test_published_images_are_robosuites_own():
 
     config = dataclasses.replace(IMAGE, render_quality="published")
     with closing(tasks.load("Lift", config)) as ours, closing(tasks.load("Lift", IMAGE)) as fast:
-        image = ours.reset(9)["agentview_image"]
-        quick = fast.reset(9)["agentview_image"]
+        ours.reset(9)
+        fast.reset(9)
+        image, quick = ours.observe()["agentview_image"], fast.observe()["agentview_image"]
         kwargs = {k: v for k, v in tasks.env_kwargs("Lift", config).items() if not k.startswith("camera")}
         stock = robosuite.make(
             "Lift", **kwargs, has_offscreen_renderer=True, camera_heights=84, camera_widths=84, ignore_done=True
@@ -276,11 +298,9 @@ def test_bad_requests_are_one_sentence():
     def changed(**options):
         return dataclasses.replace(LOW_DIM, **options)
 
-    with pytest.raises(EnvError, match=r"no such task\. Did you mean 'Lift'"):
-        tasks.load("Lifd", LOW_DIM)
-    with pytest.raises(EnvError, match="pointcloud is not offered"):
-        tasks.load("Lift", changed(obs="pointcloud"))
-    with pytest.raises(EnvError, match="JOINT_POSITION is not offered"):
+    with pytest.raises(ConfigError, match=r"unknown environment\. Did you mean 'robosuite/Lift'"):
+        make_env(changed(name="robosuite/Lifd"))
+    with pytest.raises(ConfigError, match="JOINT_POSITION is not offered"):
         tasks.load("Lift", changed(control="JOINT_POSITION"))
     with pytest.raises(EnvError, match="are no JSON"):
         tasks.load("Lift", changed(made_with="{"))
@@ -297,3 +317,45 @@ def test_closing_twice_is_fine():
     simulator = tasks.load("Lift", LOW_DIM)
     simulator.close()
     simulator.close()
+
+
+def test_state_is_what_robosuite_tells_of_object_and_robot(lift):
+    with closing(tasks.load("Lift", dataclasses.replace(LOW_DIM, obs="state"))) as simulator:
+        assert list(simulator.obs) == ["object", "robot0_proprio-state"]
+        env = SimulatedEnv(simulator, dataclasses.replace(LOW_DIM, obs="state"))
+        obs, _ = env.reset(seed=3)
+        lift.reset(3)
+        assert obs["state"][:10] == pytest.approx(lift.observe()["object"], abs=1e-6)
+        assert obs["state"].shape == (10 + 50,)
+
+
+def test_the_dense_reward_is_robosuite_s_shaped_one_of_the_end_of_the_step():
+    with closing(tasks.load("Lift", dataclasses.replace(LOW_DIM, reward="dense"))) as simulator:
+        simulator.reset(1)
+        outcome = simulator.step(np.zeros(7))
+        gripper = simulator.env.robots[0].gripper["right"].important_sites["grip_site"]
+        site = simulator.env.sim.data.site_xpos[simulator.env.sim.model.site_name2id(gripper)]
+        distance = np.linalg.norm(site - simulator.env.sim.data.body_xpos[simulator.env.cube_body_id])
+        assert outcome.reward == pytest.approx((1 - np.tanh(10 * distance)) / 2.25, abs=1e-9) and not outcome.success
+
+
+def test_robomimic_rewards_success_alone_and_arguments_of_a_file_go_first():
+    dense = dataclasses.replace(LOW_DIM, reward="dense")
+    assert tasks.env_kwargs("Lift", dense)["reward_shaping"] is True
+    assert robomimic.env_args("lift", dense)["env_kwargs"]["reward_shaping"] is False
+    assert recorded_as(dense)["env_kwargs"]["reward_shaping"] is False
+    named = dataclasses.replace(dense, made_with=json.dumps({"reward_shaping": False}))
+    assert tasks.env_kwargs("Lift", named)["reward_shaping"] is False
+    assert tasks.env_kwargs("ToolHang", dense)["reward_shaping"] is False  # it has none
+
+
+def test_pixels_are_of_one_camera():
+    config = dataclasses.replace(LOW_DIM, obs="pixels", image_size=32)
+    with (
+        closing(tasks.load("Lift", config)) as one,
+        closing(tasks.load("Lift", dataclasses.replace(IMAGE, image_size=32))) as keyed,
+    ):
+        assert shapes(one) == {"pixels": (3, 32, 32)}
+        one.reset(2)
+        keyed.reset(2)
+        np.testing.assert_array_equal(one.observe()["pixels"], keyed.observe()["agentview_image"])

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from envs import EnvConfig
 from envs import robosuite as tasks
-from envs import robosuite_experts as experts
 from envs.demos import Disturbed
 from envs.errors import EnvError
-from envs.tasks import TaskConfig
+from envs.robosuite import experts
 
 needs_robosuite = pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`")
-CONFIG = TaskConfig(name="robosuite/Lift")
+CONFIG = EnvConfig("robosuite/Lift", obs="low_dim", reward="sparse")
 
 
 def disturbed(name, simulator, noise):
@@ -24,11 +24,12 @@ def disturbed(name, simulator, noise):
 
 def play(simulator, expert, seed, steps=300):
     """Actions, whether the task was solved, and the largest force on the hand."""
-    obs, actions, force = simulator.reset(seed), [], 0.0
+    simulator.reset(seed)
     expert.reset()
+    actions, force = [], 0.0
     for _ in range(steps):
-        actions.append(expert.act(obs)[0])
-        obs, step = simulator.step(actions[-1])
+        actions.append(expert.act(simulator.observe())[0])
+        step = simulator.step(actions[-1])
         force = max(force, step.contact_force_n)
         if step.success:
             break
@@ -75,7 +76,7 @@ def test_the_nut_is_turned_by_a_way_that_fits_and_is_shortest():
 def test_lift_is_solved_and_noise_is_in_the_executed_actions():
     with closing(tasks.load("Lift", CONFIG)) as simulator:
         clean, solved, _ = play(simulator, disturbed("Lift", simulator, 0.0), 0)
-        noisy, solved_too, _ = play(simulator, disturbed("lift", simulator, 0.1), 0)
+        noisy, solved_too, _ = play(simulator, disturbed("Lift", simulator, 0.1), 0)
         again, _, _ = play(simulator, disturbed("Lift", simulator, 0.1), 0)
     assert solved and solved_too and len(clean) < 60
     assert np.abs(noisy).max() <= 1 and set(np.unique(noisy[:, 6])) == {-1.0, 1.0}
@@ -121,3 +122,7 @@ def test_experts_solve_nine_of_ten(name):
     with closing(tasks.load(name, CONFIG)) as simulator:
         expert = disturbed(name, simulator, 0.1)
         assert sum(play(simulator, expert, seed)[1] for seed in range(10)) >= 9
+
+
+def test_every_task_with_a_script_gives_an_expert_and_no_other():
+    assert set(experts.SCRIPTS) == {name for name, info in tasks.TASKS.items() if "expert" in info.gives}

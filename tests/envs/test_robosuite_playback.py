@@ -8,33 +8,38 @@ import pytest
 
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.robomimic import open_robomimic
+from envs import EnvConfig
 from envs import robosuite as tasks
-from envs import robosuite_playback as playback
-from envs.robosuite_playback import convert_raw
-from envs.tasks import TaskConfig
+from envs.robosuite import playback
+from envs.robosuite.playback import convert_raw
 
 pytestmark = [
     pytest.mark.slow,  # its numba code compiles for half a minute
     pytest.mark.skipif(find_spec("robosuite") is None, reason="robosuite is not installed; run `make sims`"),
 ]
 
-CONFIG = TaskConfig(name="robosuite/Lift")
+CONFIG = EnvConfig("robosuite/Lift", obs="low_dim", reward="sparse")
 FLAT = {"type": "OSC_POSE", "input_max": 1, "input_min": -1, "kp": 150, "control_delta": True}
 FLAT |= {"output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3}
+
+
+def copied(simulator):
+    return {key: np.array(value) for key, value in simulator.observe().items()}
 
 
 def teleoperate(name, seed, steps, config=CONFIG, use_expert=False):
     """An episode as it was seen when it was recorded."""
     with closing(tasks.load(name, config)) as simulator:
-        obs, rng = simulator.reset(seed), np.random.default_rng(seed)
+        simulator.reset(seed)
+        obs, rng = copied(simulator), np.random.default_rng(seed)
         expert = tasks.expert(name, simulator, rng) if use_expert else None
         rows, actions, states, rewards = [], [], [], []
         for _ in range(steps):
             rows.append(obs)
             states.append(simulator.states())
             actions.append(expert.act(obs).clip(-1, 1) if expert else rng.uniform(-1, 1, 7))
-            obs, step = simulator.step(actions[-1])
-            rewards.append(step.reward)
+            rewards.append(simulator.step(actions[-1]).reward)
+            obs = copied(simulator)
         seen = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         return {"obs": seen, "actions": actions, "states": states, "rewards": rewards, "model_file": simulator.model_xml()}
 
@@ -79,6 +84,7 @@ def test_what_is_played_back_is_what_was_seen(tmp_path, lifted):
     assert columns["rewards"][-1] == 1 and columns["dones"][-1] == 1 and columns["dones"][0] == 0
     opened = open_robomimic(out, filter_key="success")
     opened.env.check_version(tasks.version())
+    assert opened.env.raw["render_quality"] == "published"
     assert opened.env.name == "Lift" and opened.shapes == {key: seen.shape[1:] for key, seen in lifted["obs"].items()}
 
 
@@ -108,7 +114,7 @@ def test_files_of_robosuite_1_4_name_the_gripper_differently(tmp_path, lifted):
 
 
 def test_images_are_made_from_the_states(tmp_path):
-    config = TaskConfig(name="robosuite/Lift", obs="image", image_size=32, cameras=["agentview"])
+    config = EnvConfig("robosuite/Lift", obs="image", image_size=32, cameras=["agentview"], reward="sparse")
     episode = teleoperate("Lift", 2, 2, config)
     raw = write_raw(tmp_path / "demo.hdf5", "Lift", [episode])
     convert_raw(raw, tmp_path / "out.hdf5", config=config)

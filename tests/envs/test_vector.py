@@ -24,17 +24,17 @@ def test_rows_are_the_single_environments(vector):
     assert vector.difftop_spec == singles[0].difftop_spec and vector.num_envs == 2
     obs = vector.reset([3, 4])
     for i, seed in enumerate([3, 4]):
-        assert (obs[i] == singles[i].reset(seed=seed)[0]).all()
+        assert (obs["state"][i] == singles[i].reset(seed=seed)[0]["state"]).all()
     rng = np.random.default_rng(0)
     for t in range(25):
         actions = rng.uniform(-1, 1, (2, 2)).astype(np.float32)
         obs, reward, terminated, truncated, infos = vector.step(actions)
         for i, single in enumerate(singles):
             expected = single.step(actions[i])
-            assert (obs[i] == expected[0]).all()
+            assert (obs["state"][i] == expected[0]["state"]).all()
             assert (reward[i], terminated[i], truncated[i], infos[i]) == expected[1:]
         assert truncated.tolist() == [t == 24] * 2
-    assert obs.shape == (2, 4) and obs.dtype == np.float32 and reward.shape == (2,)
+    assert list(obs) == ["state"] and obs["state"].shape == (2, 4) and obs["state"].dtype == np.float32 and reward.shape == (2,)
     assert (vector.render_at(1) == singles[1].render()).all()
 
 
@@ -46,11 +46,11 @@ def test_boundary_shows_the_last_observation_and_the_caller_resets(vector):
     for _ in range(15):
         last = vector.step(np.ones((2, 2)))
     assert last.truncated.tolist() == [True, False]
-    assert np.abs(last.obs[0, :2]).min() > 1.5  # where the episode ended, not where another begins
+    assert np.abs(last.obs["state"][0, :2]).min() > 1.5  # where the episode ended, not where another begins
     with pytest.raises(EnvError, match="call reset"):
         vector.step(np.ones((2, 2)))
     first = vector.reset_at(0, seed=7)
-    assert (first == make_env(TOY).reset(seed=7)[0]).all()
+    assert (first["state"] == make_env(TOY).reset(seed=7)[0]["state"]).all()
 
 
 def test_bad_action_names_the_environment_and_the_rest_goes_on(vector):
@@ -59,6 +59,16 @@ def test_bad_action_names_the_environment_and_the_rest_goes_on(vector):
         vector.step(np.array([[0, 0], [0, 2.0]]))
     vector.reset([0, 1])
     vector.step(np.zeros((2, 2)))
+
+
+def test_several_observations_are_stacked_by_key():
+    for parallel in (False, True):
+        vector = make_vector_env(EnvConfig("toy/reach", obs="low_dim"), 2, parallel)
+        obs = vector.reset([1, 2])
+        assert {key: value.shape for key, value in obs.items()} == {"hand_pos": (2, 2), "target_pos": (2, 2)}
+        after, *_, info = vector.step_at(1, np.ones(2))
+        assert after["hand_pos"] == pytest.approx(obs["hand_pos"][1] + 0.1, abs=1e-6) and info["success"] in (0.0, 1.0)
+        vector.close()
 
 
 def test_counts_are_checked(vector):
@@ -91,7 +101,7 @@ def test_dead_worker_is_an_error_that_names_it():
     assert death.value.index == 1
     vector.restart_at(1)
     obs = vector.reset([0, 1])
-    assert (obs[1] == make_env(TOY).reset(seed=1)[0]).all()
+    assert (obs["state"][1] == make_env(TOY).reset(seed=1)[0]["state"]).all()
     vector.step(np.zeros((2, 2)))
     vector.close()
     assert not any(worker.is_alive() for worker in workers)
@@ -111,7 +121,7 @@ def test_the_living_worker_s_answer_is_not_left_for_the_next_call(dead):
     vector.restart_at(dead)
     obs = vector.reset([5, 6])
     for i in range(2):
-        assert (obs[i] == make_env(TOY).reset(seed=5 + i)[0]).all()
+        assert (obs["state"][i] == make_env(TOY).reset(seed=5 + i)[0]["state"]).all()
     vector.close()
 
 
@@ -136,9 +146,9 @@ def test_workers_ignore_signals_to_the_group_and_end_on_close(number):
 def test_workers_render_after_their_parent_did():
     config = EnvConfig("dmc/walker-walk", obs="pixels", render_quality="fast")
     try:
-        expected, _ = make_env(config).reset(seed=1)
+        expected = make_env(config).reset(seed=1)[0]["pixels"]
     except envs.RenderError as error:
         pytest.skip(str(error))
     vector = make_vector_env(config, 2, parallel=True)
-    assert (vector.reset([1, 1]) == expected).all()
+    assert (vector.reset([1, 1])["pixels"] == expected).all()
     vector.close()

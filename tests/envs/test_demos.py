@@ -1,61 +1,22 @@
-"""Names of tasks, and demonstrations by their experts."""
+"""Demonstrations by the tasks' experts."""
 
 import multiprocessing
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 
 import envs.demos
 from difftop.data.robomimic import open_robomimic
 from difftop.options import ConfigError
-from envs import reach
+from envs import EnvConfig, list_envs, make_expert, make_simulator, recorded_as
 from envs.demos import Disturbed, demonstrations_file, record
 from envs.errors import EnvError
-from envs.keyed import TaskStep
-from envs.registry import canonical_env, list_envs
-from envs.tasks import (
-    SUITES,
-    TaskConfig,
-    canonical_task,
-    find_task,
-    list_tasks,
-    make_expert,
-    make_simulator,
-    make_task,
-    recorded_as,
-)
+from envs.suites import Outcome
+from envs.toy import reach
 
-REACH = TaskConfig(name="toy/reach")
-
-
-def test_all_names_are_listed_once_and_no_name_means_two_things():
-    names = list_tasks()
-    assert len(set(names)) == len(names) and not set(names) & set(list_envs())
-    assert {name.partition("/")[0] for name in names} == set(SUITES)
-    assert sum(name.startswith("metaworld/") for name in names) == 50
-    assert all(find_task(name) == name for name in names)
-
-
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ("metaworld/button_press_topdown", "metaworld/button-press-topdown"),
-        ("MetaWorld/Button-Press-Topdown-v3", "metaworld/button-press-topdown"),
-        ("robosuite/lift", "robosuite/Lift"),
-        ("toy/REACH", "toy/reach"),
-    ],
-)
-def test_spellings(given, meant):
-    assert canonical_task(given) == meant == canonical_env(given)
-
-
-def test_unknown_names_get_a_suggestion_from_both_kinds():
-    with pytest.raises(ConfigError, match=r"metaworld/button-press-topdow: unknown.*metaworld/button-press-topdown"):
-        canonical_task("metaworld/button-press-topdow")
-    with pytest.raises(ConfigError, match=r"metaworld/drawer-opn: unknown environment.*metaworld/drawer-open"):
-        canonical_env("metaworld/drawer-opn")
-    assert canonical_env("dmc/cup-catch") == "dmc/cup-catch"
+REACH = EnvConfig("toy/reach", obs="low_dim")
 
 
 def test_recorded_demonstrations_play_back(tmp_path):
@@ -76,7 +37,7 @@ def test_recorded_demonstrations_play_back(tmp_path):
 def test_a_file_that_is_there_is_not_made_again(tmp_path, monkeypatch):
     path = record(REACH, 2, seed=0, folder=tmp_path)
     before = path.read_bytes()
-    monkeypatch.setattr(envs.demos, "make_task", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(envs.demos, "make_env", lambda *_: pytest.fail("made again"))
     assert record(REACH, 2, seed=0, folder=tmp_path) == path and path.read_bytes() == before
     assert demonstrations_file(REACH, 2, 1, tmp_path) != path != demonstrations_file(REACH, 3, 0, tmp_path)
 
@@ -90,20 +51,6 @@ def test_of_two_processes_that_want_the_same_file_one_makes_it(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["expert-400-seed0.hdf5"]
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"control": "joints"}, "env.control=joints is not offered"),
-        ({"cameras": ["corner"]}, "env.obs=low_dim has no images"),
-        ({"name": "metaworld/reach", "control": "joints"}, "env.control=joints is not offered"),
-        ({"name": "metaworld/reach", "obs": "image", "cameras": ["corner", "nope"]}, "there is no 'nope'; it has .*corner2"),
-    ],
-)
-def test_options_that_a_task_has_no_use_for_are_refused(values, message):
-    with pytest.raises((EnvError, ConfigError), match=message):
-        make_task(TaskConfig(**({"name": "toy/reach"} | values)))
-
-
 def test_same_seed_same_file(tmp_path):
     first, second = (record(REACH, 3, seed=4, folder=tmp_path / name) for name in "ab")
     a, b = open_robomimic(first), open_robomimic(second)
@@ -115,14 +62,14 @@ def test_failed_episodes_are_left_out_and_an_expert_that_fails_too_often_is_an_e
     original = reach.ReachSimulator.step
 
     def fails_in_every_second_episode(self, action):
-        obs, outcome = original(self, action)
-        return obs, outcome if len(played) % 2 == 0 else TaskStep(outcome.reward, False)
+        outcome = original(self, action)
+        return outcome if len(played) % 2 == 0 else outcome._replace(success=False)
 
     reset = reach.ReachSimulator.reset
     monkeypatch.setattr(reach.ReachSimulator, "reset", lambda self, seed: (played.append(seed), reset(self, seed))[1])
     monkeypatch.setattr(reach.ReachSimulator, "step", fails_in_every_second_episode)
     assert len(open_robomimic(record(REACH, 3, seed=0, folder=tmp_path))) == 3 and len(played) == 6
-    monkeypatch.setattr(reach.ReachSimulator, "step", lambda self, a: (original(self, a)[0], TaskStep(0.0, False)))
+    monkeypatch.setattr(reach.ReachSimulator, "step", lambda self, a: (original(self, a), Outcome(0.0, success=False))[1])
     with pytest.raises(EnvError, match="solved 0 of 8 episodes, 2 are wanted"):
         record(REACH, 2, seed=1, folder=tmp_path)
     assert not demonstrations_file(REACH, 2, 1, tmp_path).exists() and not list(tmp_path.rglob("*.part"))
@@ -130,13 +77,13 @@ def test_failed_episodes_are_left_out_and_an_expert_that_fails_too_often_is_an_e
 
 def test_expert_noise_is_what_it_says():
     simulator = make_simulator(REACH)
-    obs = simulator.reset(0)
-    at_target = {key: np.zeros(2) for key in obs}
+    simulator.reset(0)
+    simulator.hand = simulator.target
     experts = [
         Disturbed(make_expert(REACH, simulator, None), np.random.default_rng(0), noise, labels)
         for noise, labels in ((0.0, "executed"), (0.2, "executed"), (0.2, "intended"))
     ]
-    quiet, noisy, clean = (np.array([expert.act(at_target) for _ in range(2000)]) for expert in experts)
+    quiet, noisy, clean = (np.array([expert.act({}) for _ in range(2000)]) for expert in experts)
     assert (quiet == 0).all()
     executed, label = noisy.transpose(1, 0, 2)
     assert executed.std() == pytest.approx(0.2, rel=0.1) and (label == executed).all()
@@ -160,8 +107,34 @@ def test_what_demonstrations_are_is_in_their_files_name(tmp_path):
         demonstrations_file(REACH, 2, 0, tmp_path, *how) for how in [(0.1, "executed"), (0.1, "intended"), (0.3, "executed")]
     }
     assert len(names) == 3 and demonstrations_file(REACH, 2, 0, tmp_path) in names
-    images = TaskConfig(name="metaworld/reach", obs="image")
-    changes = [{}, {"cameras": ["corner"]}, {"render_quality": "published"}, {"episode_steps": 50}, {"image_size": 64}]
+    images = EnvConfig("metaworld/reach", obs="image")
+    changes = [{}, {"cameras": ["corner"]}, {"render_quality": "fast"}, {"episode_steps": 50}, {"image_size": 64}]
     assert len({demonstrations_file(replace(images, **change), 2, 0, tmp_path) for change in changes}) == len(changes)
-    planned = TaskConfig(name="maniskill/PickCube-v1")  # its planner adds no noise
+    planned = EnvConfig("maniskill/PickCube-v1", obs="low_dim")  # its planner adds no noise
     assert demonstrations_file(planned, 2, 0, tmp_path, 0.3) == demonstrations_file(planned, 2, 0, tmp_path)
+
+
+def test_a_fast_picture_is_told_in_the_file_and_in_its_name(tmp_path):
+    images = EnvConfig("toy/reach", obs="pixels", image_size=16, render_quality="fast")
+    path = record(images, 1, seed=0, folder=tmp_path)
+    assert (
+        "fast" in path.name
+        and "fast" not in demonstrations_file(replace(images, render_quality="published"), 1, 0, tmp_path).name
+    )
+    told = open_robomimic(path).env.raw
+    assert told["render_quality"] == "fast" and "render_quality" not in told["env_kwargs"]
+    assert recorded_as(REACH)["render_quality"] == "published"
+
+
+def test_rewards_in_files_are_of_success_alone(tmp_path):
+    with h5py.File(record(REACH, 2, seed=0, folder=tmp_path)) as file:
+        rewards = file["data/demo_0/rewards"][()]
+    assert set(rewards.tolist()) == {0.0, 1.0} and (np.diff(rewards) >= 0).all()
+
+
+def test_a_task_without_an_expert_is_refused_before_anything_is_made(tmp_path):
+    for name in ("toy/point-mass", "dmc/walker-walk", "robosuite/Stack", "maniskill/PushT-v1", "gym/Pendulum-v1"):
+        with pytest.raises(ConfigError, match=f"env={name}: there is no scripted expert; give demonstrations with dataset=PATH"):
+            record(EnvConfig(name, obs="low_dim"), 1, seed=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert len([name for name in list_envs() if "expert" in envs.gives(name)]) > 60
