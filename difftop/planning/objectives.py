@@ -58,7 +58,8 @@ class Objective:
 
     def select(self, rows: Tensor) -> Objective:
         """The objective of some rows."""
-        return replace(self, scale=self.scale[rows], target=None if self.target is None else self.target[:, rows])
+        target = None if self.target is None else self.target.index_select(1, rows)
+        return replace(self, scale=self.scale.index_select(0, rows), target=target)
 
     def _stagewise(self, trajectory: Trajectory, target: Tensor) -> Residual:
         tau, g = self.config.softness, self.weights
