@@ -244,7 +244,9 @@ def _ensemble_norm(module: EnsembleNorm, x: Tensor) -> Linearized:
         g = g * module.weight
         if g.shape != x.shape:
             return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
-        result: Tensor = torch.ops.aten.native_layer_norm_backward(g, x, shape, mean, inverse, None, None, [True, False, False])[0]
+        result: Tensor = torch.ops.aten.native_layer_norm_backward(g, x, shape, mean, inverse, None, None, [True, False, False])[
+            0
+        ]
         return result
 
     return torch.addcmul(module.bias, normed, module.weight), pullback

@@ -51,7 +51,7 @@ class Loop(Protocol):
 def iterate(problem: Problem, state: State, iterations: int, *, record: bool = False, implicit: bool = False) -> State:
     """The plain loop; `Loop` says what it takes.
 
-        a <- project(a + alpha delta),   delta the damped Gauss-Newton step on the components that are free
+    a <- project(a + alpha delta),   delta the damped Gauss-Newton step on the components that are free
     """
     if implicit:
         state = linearize(problem, state)
