@@ -157,7 +157,8 @@ def _split(net: nn.Module) -> tuple[nn.Linear | None, tuple[nn.Module, ...]]:
     """The linear layer that a network begins with (None where it begins otherwise), and the layers after it."""
     rest: tuple[nn.Module, ...] = ()
     while isinstance(net, nn.Sequential) and len(net):
-        net, rest = net[0], (*net[1:], *rest)
+        layers = tuple(net)
+        net, rest = layers[0], (*layers[1:], *rest)
     return (net if type(net) is nn.Linear else None), rest
 
 
@@ -244,9 +245,8 @@ def _ensemble_norm(module: EnsembleNorm, x: Tensor) -> Linearized:
         g = g * module.weight
         if g.shape != x.shape:
             return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
-        result: Tensor = torch.ops.aten.native_layer_norm_backward(g, x, shape, mean, inverse, None, None, [True, False, False])[
-            0
-        ]
+        backward = torch.ops.aten.native_layer_norm_backward
+        result: Tensor = backward(g, x, shape, mean, inverse, None, None, [True, False, False])[0]
         return result
 
     return torch.addcmul(module.bias, normed, module.weight), pullback

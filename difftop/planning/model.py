@@ -77,8 +77,8 @@ def unroll(dynamics: Callable[[Tensor, Tensor], Tensor], z0: Tensor, actions: Te
         actions: `[H, B, A]`.
     Returns:
         latents: H + 1 tensors `[B, Z]`.
-        pull: `(t, cotangents [*N, B, Z] of latent t + 1, wanted) -> (cotangents of latent t, trace [*N, B, W])`; the first is None
-            where it isn't wanted.
+        pull: `(t, cotangents [*N, B, Z] of latent t + 1, wanted) -> (cotangents of latent t, trace [*N, B, W])`; the first may be
+            None where it isn't wanted.
         to_actions: traces `[*N, B, W]`, of any steps together, to cotangents of the actions `[*N, B, A]`.
     """
     own: Any = getattr(dynamics, "unroll", None)

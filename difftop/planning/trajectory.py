@@ -125,7 +125,7 @@ class Trajectory:
         crossing: list[Tensor] = []
         if traces:
             sizes = [trace.shape[0] for trace in traces]
-            crossing = list(self._to_actions(torch.cat(traces) if len(traces) > 1 else traces[0]).split(sizes))[::-1]
+            crossing = list(self._to_actions(torch.cat(traces) if len(traces) > 1 else traces[0]).split(sizes))[::-1]  # type: ignore[no-untyped-call]
         zeros = step_a.new_zeros(max(total - count, 1), batch, action_dim)
         entries: list[Tensor] = []
         for t in range(horizon):
