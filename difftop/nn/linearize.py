@@ -85,26 +85,32 @@ class StateAction:
         """Latents along plans `[H, B, A]` and their pullback, as `difftop.planning.model.unroll` describes it.
 
         The first layer is linear in z and a. For few rows its part of the actions is one product for all steps, forward and back,
-        and a trace is the cotangent of the first layer's output; for many rows, or a network that begins otherwise, steps are
-        taken by `linearize`, and a trace is the cotangent of the action.
+        and a trace is the cotangent of the first layer's output; for many rows a trace is the cotangent of the action.
         """
         first, rest = _split(self.net)
-        if first is None or z0.shape[0] > _FEW_ROWS:
+        if first is None:
             return self._unroll_by_steps(z0, actions)
-        size = z0.shape[-1]
-        weight_z, weight_a = first.weight[:, :size], first.weight[:, size:]
+        size, few, weight = z0.shape[-1], z0.shape[0] <= _FEW_ROWS, first.weight
+        weight_z, weight_a = weight[:, :size], weight[:, size:]
         transposed = weight_z.t()
         latents, pullbacks = [z0], []
-        for from_action in F.linear(actions, weight_a, first.bias).unbind():
-            z, pullback = _chain(rest, torch.addmm(from_action, latents[-1], transposed), True)
+        for a in (F.linear(actions, weight_a, first.bias) if few else actions).unbind():
+            z = latents[-1]
+            h = torch.addmm(a, z, transposed) if few else F.linear(torch.cat([z, a], -1), weight, first.bias)
+            z, pullback = _chain(rest, h, True)
             latents.append(z)
             pullbacks.append(pullback)
 
         def pull(t: int, cotangent: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
             trace = pullbacks[t](cotangent)
-            return (trace @ weight_z if wanted else None), trace
+            if few:
+                return (trace @ weight_z if wanted else None), trace
+            if not wanted:
+                return None, trace @ weight_a
+            gx = trace @ weight
+            return gx[..., :size], gx[..., size:]
 
-        return latents, pull, lambda trace: trace @ weight_a
+        return latents, pull, (lambda trace: trace @ weight_a) if few else _same
 
     def _unroll_by_steps(self, z0: Tensor, actions: Tensor) -> Unrolled:
         latents, pullbacks = [z0], []
