@@ -23,12 +23,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agents.acting import policy_plan
+from agents.latent.prior import policy_plan
 from agents.registry import make_agent
 from difftop.data.replay import Episode, ReplayBuffer
-from difftop.planning import LatentModel, LMConfig, MPPIConfig, MPPIPlanner, TheseusPlanner, rollout_return
-from envs.config import EnvConfig
-from envs.registry import make_env
+from difftop.planning import LatentModel, LMConfig, LMPlanner, MPPIConfig, MPPIPlanner, rollout_return
+from envs import EnvConfig, make_env
 from tests.oracles import projected_adam
 
 HORIZON = 5
@@ -71,14 +70,14 @@ def trained_model(quick: bool) -> Trained:
 
 def _episode(env: object, action_dim: int, seed: int) -> Episode:
     random = np.random.default_rng(seed)
-    obs, actions, rewards, done = [env.reset(seed=seed)[0]], [], [], False
+    obs, actions, rewards, done = [env.reset(seed=seed)[0]["state"]], [], [], False
     phase, rate = random.uniform(0, 2 * np.pi, action_dim), random.uniform(0.1, 1.0, action_dim)
     while not done:
         wave = np.sin(rate * len(actions) + phase)
         action = random.uniform(-1, 1, action_dim) if seed % 2 else np.clip(wave + 0.3 * random.normal(size=action_dim), -1, 1)
         action = action.astype(np.float32)
         seen, reward, terminated, truncated, _ = env.step(action)
-        obs.append(seen)
+        obs.append(seen["state"])
         actions.append(action)
         rewards.append(reward)
         done = terminated or truncated
@@ -97,7 +96,7 @@ def planners(trained: Trained, scale: float) -> dict[str, Planner]:
     g = torch.Generator().manual_seed(0)
 
     def lm(**options: object) -> Planner:
-        planner = TheseusPlanner(replace(LMConfig(), **options), a)
+        planner = LMPlanner(replace(LMConfig(), **options), a)
         return lambda z, prior: planner.plan(model, z, prior, scale=scale, generator=g).actions
 
     def bf16(**options: object) -> Planner:
@@ -167,7 +166,7 @@ def warm_start(trained: Trained, scale: float, count: int) -> dict[str, float]:
         "prior, K=6": {"iterations": 6},
         "prior or shifted previous, K=3": {"iterations": 3, "start_previous": True},
     }.items():
-        planner = TheseusPlanner(replace(LMConfig(), damping=0.1, **options), prior0.shape[2])
+        planner = LMPlanner(replace(LMConfig(), damping=0.1, **options), prior0.shape[2])
         z, previous, gains = z0, torch.zeros_like(prior0), []
         for _ in range(10):
             with torch.no_grad():

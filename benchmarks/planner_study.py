@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.acting import policy_plan
+from agents.latent.prior import policy_plan
 from agents.registry import make_agent
 from difftop.options import build
 from difftop.planning.rollout import rollout_return

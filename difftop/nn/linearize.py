@@ -24,8 +24,10 @@ from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 Pullback = Callable[[Tensor], Tensor]
 Scale = Callable[[Tensor, bool], Tensor]  # cotangent, and whether it may be overwritten, to cotangent
 Linearized = tuple[Tensor, Pullback]
+Unrolled = tuple[list[Tensor], Callable[[int, Tensor, bool], tuple[Tensor | None, Tensor]], Pullback]
 
-_SMALL = 2048  # numbers up to which one F.elu is faster than four sweeps without expm1 (one core)
+_SMALL = 8192  # numbers up to which one F.elu is faster than four sweeps without expm1 (one core)
+_FEW_ROWS = 32  # up to which calls cost more than memory traffic
 
 
 def linearize(module: nn.Module, x: Tensor) -> Linearized:
@@ -58,6 +60,8 @@ def linearize(module: nn.Module, x: Tensor) -> Linearized:
 class StateAction:
     """A network on `[z, a]` as the callable `(z [B, Z], a [B, A]) -> [B, out]`, or `[B]` where `scalar`."""
 
+    needs_autograd = False  # its Jacobian is taken by hand, so a planner may run it in inference mode
+
     def __init__(self, net: nn.Module, scalar: bool = False) -> None:
         self.net = net
         self.scalar = scalar
@@ -77,29 +81,44 @@ class StateAction:
 
         return (y.squeeze(-1) if self.scalar else y), pullback
 
-    def unroll(
-        self, z0: Tensor, actions: Tensor
-    ) -> tuple[list[Tensor], Callable[[int, Tensor, bool], tuple[Tensor | None, Tensor]], Callable[[Tensor], Tensor]]:
+    def unroll(self, z0: Tensor, actions: Tensor) -> Unrolled:
         """Latents along plans `[H, B, A]` and their pullback, as `difftop.planning.model.unroll` describes it.
 
-        The first layer is linear in z and a, so the part of the actions is one product for all steps, forward and back: a trace is
-        the cotangent of the first layer's output.
+        The first layer is linear in z and a. For few rows its part of the actions is one product for all steps, forward and back,
+        and a trace is the cotangent of the first layer's output; for many rows a trace is the cotangent of the action.
         """
         first, rest = _split(self.net)
-        size = z0.shape[-1]
-        weight_z, weight_a = first.weight[:, :size], first.weight[:, size:]
+        if first is None:
+            return self._unroll_by_steps(z0, actions)
+        size, few, weight = z0.shape[-1], z0.shape[0] <= _FEW_ROWS, first.weight
+        weight_z, weight_a = weight[:, :size], weight[:, size:]
         transposed = weight_z.t()
         latents, pullbacks = [z0], []
-        for from_action in F.linear(actions, weight_a, first.bias).unbind():
-            z, pullback = _chain(rest, torch.addmm(from_action, latents[-1], transposed), True)
+        for a in (F.linear(actions, weight_a, first.bias) if few else actions).unbind():
+            z = latents[-1]
+            h = torch.addmm(a, z, transposed) if few else F.linear(torch.cat([z, a], -1), weight, first.bias)
+            z, pullback = _chain(rest, h, True)
             latents.append(z)
             pullbacks.append(pullback)
 
         def pull(t: int, cotangent: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor]:
             trace = pullbacks[t](cotangent)
-            return (trace @ weight_z if wanted else None), trace
+            if few:
+                return (trace @ weight_z if wanted else None), trace
+            if not wanted:
+                return None, trace @ weight_a
+            gx = trace @ weight
+            return gx[..., :size], gx[..., size:]
 
-        return latents, pull, lambda trace: trace @ weight_a
+        return latents, pull, (lambda trace: trace @ weight_a) if few else _same
+
+    def _unroll_by_steps(self, z0: Tensor, actions: Tensor) -> Unrolled:
+        latents, pullbacks = [z0], []
+        for a in actions.unbind():
+            z, pullback = self.linearize(latents[-1], a)
+            latents.append(z)
+            pullbacks.append(pullback)
+        return latents, lambda t, cotangent, _: pullbacks[t](cotangent), _same
 
 
 class PolicyValue:
@@ -107,6 +126,8 @@ class PolicyValue:
 
     Source: TD-MPC, arXiv:2203.04955, equation 3. Differs: pi without noise, as in DiffTORI's planner.
     """
+
+    needs_autograd = False
 
     def __init__(self, q: nn.Module, pi: nn.Module, mean: bool = False) -> None:
         """Takes an ensemble `[B, Z + A] -> [E, B, 1]` and a policy `[B, Z] -> [B, A]` before its tanh."""
@@ -138,14 +159,13 @@ class PolicyValue:
         return value, pullback
 
 
-def _split(net: nn.Module) -> tuple[nn.Linear, tuple[nn.Module, ...]]:
-    """The linear layer that a network on `[z, a]` begins with, and the layers after it."""
+def _split(net: nn.Module) -> tuple[nn.Linear | None, tuple[nn.Module, ...]]:
+    """The linear layer that a network begins with (None where it begins otherwise), and the layers after it."""
     rest: tuple[nn.Module, ...] = ()
     while isinstance(net, nn.Sequential) and len(net):
-        net, rest = net[0], (*net[1:], *rest)
-    if type(net) is not nn.Linear:
-        raise TypeError(f"StateAction: the network begins with {type(net).__name__}; dynamics must begin with nn.Linear.")
-    return net, rest
+        layers = tuple(net)
+        net, rest = layers[0], (*layers[1:], *rest)
+    return (net if type(net) is nn.Linear else None), rest
 
 
 def _sequential(module: nn.Sequential, x: Tensor) -> Linearized:
@@ -179,6 +199,10 @@ def _chain(layers: Iterable[nn.Module], x: Tensor, product: bool) -> Linearized:
     return x, chain
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 def _scaled(slope: Tensor) -> Scale:
     """Multiplies cotangents by a slope."""
     return lambda g, overwrite: g.mul_(slope) if overwrite else g * slope
@@ -192,16 +216,21 @@ def _linear(module: nn.Linear, x: Tensor) -> Linearized:
 def _ensemble_linear(module: EnsembleLinear, x: Tensor) -> Linearized:
     weight = module.weight  # [E, out, in]
     if x.dim() == 3:
-        return module(x), lambda g: g @ weight
+        return torch.baddbmm(module.bias, x, weight.transpose(1, 2)), lambda g: g @ weight
 
     def shared(g: Tensor) -> Tensor:
         # The members' cotangents add up in x: one product over members and outputs together.
         return g.transpose(-3, -2).flatten(-2) @ weight.flatten(0, 1)
 
+    if x.shape[0] <= _FEW_ROWS:
+        return torch.baddbmm(module.bias, x.expand(len(weight), -1, -1), weight.transpose(1, 2)), shared
     return module(x), shared
 
 
 def _norm(module: nn.LayerNorm | EnsembleNorm, x: Tensor) -> Linearized:
+    if not torch.is_grad_enabled() and isinstance(module, EnsembleNorm) and x.dtype in (torch.float32, torch.float64):
+        return _ensemble_norm(module, x)
+
     def pullback(g: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         inverse = (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()  # several times faster than Tensor.var
@@ -211,6 +240,22 @@ def _norm(module: nn.LayerNorm | EnsembleNorm, x: Tensor) -> Linearized:
         return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
 
     return module(x), pullback
+
+
+def _ensemble_norm(module: EnsembleNorm, x: Tensor) -> Linearized:
+    """As `_norm`, in torch's own kernels; nothing is differentiated again."""
+    shape = x.shape[-1:]
+    normed, mean, inverse = torch.native_layer_norm(x, shape, None, None, module.eps)
+
+    def pullback(g: Tensor) -> Tensor:
+        g = g * module.weight
+        if g.shape != x.shape:
+            return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
+        backward = torch.ops.aten.native_layer_norm_backward
+        result: Tensor = backward(g, x, shape, mean, inverse, None, None, [True, False, False])[0]
+        return result
+
+    return torch.addcmul(module.bias, normed, module.weight), pullback
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Linearized:

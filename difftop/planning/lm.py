@@ -95,10 +95,30 @@ def plan(
             where a CUDA graph or a compiler captures the call.
         loop: what takes the iterations.
     """
+    static = _captured() if static is None else static
+    plain = z0.device.type == "cpu" and not static and not torch.is_autocast_enabled("cpu")
+    if plain and not differentiable and not model.needs_autograd:
+        with torch.inference_mode():  # a tenth of the time of many small operations
+            result = _plan(model, z0, prior, config, previous, scale, generator, False, False, loop)
+        return PlanResult(result.actions.clone(), result.value.clone(), result.status.clone(), result.iterations.clone())
+    return _plan(model, z0, prior, config, previous, scale, generator, differentiable, static, loop)
+
+
+def _plan(
+    model: LatentModel,
+    z0: Tensor,
+    prior: Tensor,
+    config: LMConfig,
+    previous: Tensor | None,
+    scale: Tensor | float | None,
+    generator: torch.Generator | None,
+    differentiable: bool,
+    static: bool,
+    loop: Loop,
+) -> PlanResult:
     prior = prior.detach().clamp(-1, 1)
     starts = _starts(config, prior, previous, generator)
     count = len(starts)
-    static = _captured() if static is None else static
     tail = _last_iterations(config) if differentiable or config.tolerance > 0 else 0
     head = config.iterations - tail
     # With one start, the last rollout before the differentiated iterations is their first one, so it is recorded.
@@ -177,7 +197,7 @@ def _differentiate(
 def _sound_copies(problem: Problem, state: State, failed: Tensor) -> tuple[Problem, State]:
     rows = torch.arange(failed.shape[0], device=failed.device)
     copied = torch.where(failed, (~failed).long().argmax(), rows)
-    return select(problem, state, copied, problem.z0[copied])
+    return select(problem, state, copied, problem.z0.index_select(0, copied))
 
 
 def _merge(take: Tensor, theirs: Outcome, others: Outcome) -> Outcome:
@@ -191,4 +211,4 @@ def _merge(take: Tensor, theirs: Outcome, others: Outcome) -> Outcome:
 
 
 def _rows(result: Outcome, rows: Tensor | None) -> Outcome:
-    return result if rows is None else Outcome(*(x[rows] for x in result))
+    return result if rows is None else Outcome(*(x.index_select(0, rows) for x in result))

@@ -46,6 +46,12 @@ class LatentModel:
         if not 0.0 < self.discount <= 1.0:
             raise ValueError(f"LatentModel.discount={self.discount}: must be in (0, 1].")
 
+    @property
+    def needs_autograd(self) -> bool:
+        """Whether a Jacobian may need autograd: false where every callable says so by an attribute of this name."""
+        callables = (self.dynamics, self.reward, self.terminal, self.cost)
+        return any(getattr(function, "needs_autograd", True) for function in callables if function is not None)
+
 
 def linearize_pair(function: Callable[[Tensor, Tensor], Tensor], z: Tensor, a: Tensor) -> tuple[Tensor, PairPullback]:
     """`function(z, a)` and its pullback, by the function's own fast path where it has one, else by autograd."""
@@ -71,8 +77,8 @@ def unroll(dynamics: Callable[[Tensor, Tensor], Tensor], z0: Tensor, actions: Te
         actions: `[H, B, A]`.
     Returns:
         latents: H + 1 tensors `[B, Z]`.
-        pull: `(t, cotangents [*N, B, Z] of latent t + 1, wanted) -> (cotangents of latent t, trace [*N, B, W])`; the first is None
-            where it isn't wanted.
+        pull: `(t, cotangents [*N, B, Z] of latent t + 1, wanted) -> (cotangents of latent t, trace [*N, B, W])`; the first may be
+            None where it isn't wanted.
         to_actions: traces `[*N, B, W]`, of any steps together, to cotangents of the actions `[*N, B, A]`.
     """
     own: Any = getattr(dynamics, "unroll", None)

@@ -79,7 +79,7 @@ class MPPIPlanner:
         """
         plans = self._check(z0, prior, previous, std)
         check_scale(scale, len(z0))
-        unit = torch.as_tensor(1.0 if scale is None else scale, dtype=z0.dtype, device=z0.device).view(-1, 1)
+        unit = scale.to(z0).view(-1, 1) if isinstance(scale, Tensor) else z0.new_full((1, 1), 1.0 if scale is None else scale)
         c, low = self.config, self.config.min_std if std is None else std
         mean = torch.zeros_like(plans[:, 0]) if previous is None else previous
         spread = torch.full_like(mean, c.max_std)

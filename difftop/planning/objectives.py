@@ -58,7 +58,8 @@ class Objective:
 
     def select(self, rows: Tensor) -> Objective:
         """The objective of some rows."""
-        return replace(self, scale=self.scale[rows], target=None if self.target is None else self.target[:, rows])
+        target = None if self.target is None else self.target.index_select(1, rows)
+        return replace(self, scale=self.scale.index_select(0, rows), target=target)
 
     def _stagewise(self, trajectory: Trajectory, target: Tensor) -> Residual:
         tau, g = self.config.softness, self.weights
@@ -96,11 +97,10 @@ def prepare(
         weights = discounts(gamma, outputs.shape[0] + cost, outputs).unsqueeze(1)
         if config.scale > 0:
             scale = config.scale
-        s = (
-            _own_scale(outputs, gamma, cost)
-            if scale is None
-            else torch.as_tensor(scale, dtype=outputs.dtype, device=outputs.device)
-        )
+        if scale is None:
+            s = _own_scale(outputs, gamma, cost)
+        else:
+            s = scale.to(outputs) if isinstance(scale, Tensor) else outputs.new_full((), scale)
         s = s.expand(samples)
         target = None
         if config.objective == "stagewise":

@@ -123,7 +123,9 @@ def plan(
     Returns:
         actions `[B, H, A]` in [-1, 1], value `[B]` (the model's return), status `[B]` and iterations `[B]`.
     """
-    planner = LMPlanner(config, start.shape[-1] if start.dim() else 0)
+    if start.dim() != 3 or 0 in start.shape[1:]:
+        raise ValueError(f"start: shape {list(start.shape)}; must be [B={len(z0)}, H >= 1, A >= 1].")
+    planner = LMPlanner(config, start.shape[2])
     return planner.plan(model, z0, start, scale=scale, generator=generator, differentiable=differentiable)
 
 

@@ -42,9 +42,9 @@ class Problem:
         return replace(
             self,
             z0=z0,
-            anchor=self.anchor[rows],
-            low=self.low[rows] if isinstance(self.low, Tensor) else self.low,
-            high=self.high[rows] if isinstance(self.high, Tensor) else self.high,
+            anchor=self.anchor.index_select(0, rows),
+            low=self.low.index_select(0, rows) if isinstance(self.low, Tensor) else self.low,
+            high=self.high.index_select(0, rows) if isinstance(self.high, Tensor) else self.high,
             objective=self.objective.select(rows),
         )
 

@@ -7,6 +7,7 @@ shapes are fixed, and no sample knows of another.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -177,18 +178,20 @@ def resume(problem: Problem, state: State, recorded: bool = False) -> State:
 
 def select(problem: Problem, state: State, rows: Tensor, z0: Tensor) -> tuple[Problem, State]:
     """The searches of some rows, from where they stand, on their latents `z0`; to be resumed."""
+    pick = partial(torch.index_select, dim=0, index=rows)
+    failed = pick(state.failed)
     picked = replace(
         state,
-        actions=state.actions[rows],
-        error=state.error[rows],
-        value=state.value[rows],
+        actions=pick(state.actions),
+        error=pick(state.error),
+        value=pick(state.value),
         system=None,
-        undone=state.failed[rows],  # `point` is left behind, so `resume` evaluates anew
-        damping=state.damping[rows],
-        failed=state.failed[rows],
-        stopped=state.failed[rows],
-        spent=state.spent[rows],
-        visited=tuple(Visited(*(x[rows] for x in visited)) for visited in state.visited),
+        undone=failed,  # `point` is left behind, so `resume` evaluates anew
+        damping=pick(state.damping),
+        failed=failed,
+        stopped=failed,
+        spent=pick(state.spent),
+        visited=tuple(Visited(*map(pick, visited)) for visited in state.visited),
     )
     return problem.select(rows, z0), picked
 
@@ -208,9 +211,11 @@ def best_visited(state: State) -> Visited:
     """The finite iterate with the smallest objective of each search; the first where none is finite."""
     errors = torch.stack([visited.error for visited in state.visited])
     error, best = torch.where(torch.isfinite(errors), errors, torch.inf).min(0)
+    best = best.unsqueeze(0)
+    value = torch.stack([visited.value for visited in state.visited]).gather(0, best).squeeze(0)
     actions = torch.stack([visited.actions for visited in state.visited])
-    value = torch.stack([visited.value for visited in state.visited]).gather(0, best.unsqueeze(0)).squeeze(0)
-    return Visited(actions[best, torch.arange(best.shape[0], device=best.device)].nan_to_num(0.0), error, value)
+    actions = actions.gather(0, best.unsqueeze(2).expand(-1, -1, actions.shape[2])).squeeze(0)
+    return Visited(actions.nan_to_num(0.0), error, value)
 
 
 def best_start(state: State, count: int) -> Tensor:

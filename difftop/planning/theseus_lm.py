@@ -1,9 +1,9 @@
 """The same planner driven through Theseus' Levenberg-Marquardt; the only file that imports theseus.
 
-`TheseusLoop` takes the iterations of `difftop.planning.lm.plan`: the problem, its linear model and the step are those of the plain
-loop, and plans and gradients of both are equal bit for bit in float64. What makes it fast goes through the library's extension
-points: a cost function that keeps the rollout between its error and its Jacobian, a linearization with the structured Jacobian,
-a linear solver in the dual, and layers that are built once.
+`TheseusLoop` takes the iterations of `difftop.planning.lm.plan`: the problem, its linear model and the step are those of the
+plain loop, and plans and gradients of both are equal bit for bit in float64. What makes it fast goes through the library's
+extension points: a cost function that keeps the rollout between its error and its Jacobian, a linearization with the structured
+Jacobian, a linear solver in the dual, and layers that are built once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from difftop.planning.config import LMConfig
-from difftop.planning.problem import Point, Problem, all_rows, evaluate, project
+from difftop.planning.problem import Point, Problem, System, all_rows, evaluate, project
 from difftop.planning.search import State, implicit_end, implicit_step, judge, linearize, step
 
 with warnings.catch_warnings():
@@ -40,7 +40,7 @@ class TheseusLoop:
     def __call__(self, problem: Problem, state: State, iterations: int, *, record: bool = False, implicit: bool = False) -> State:
         """The state after `iterations`; `Loop` says what the arguments are."""
         layer = self._layer(state.actions, all_rows(problem, state.point).shape[1])
-        run = layer.optimizer.run
+        run: _Run = layer.optimizer.run
         run.begin(problem, state, iterations, record)
         layer.optimizer.set_params(max_iterations=iterations)
         try:
@@ -90,6 +90,13 @@ class _Run:
     def state(self, state: State) -> None:
         problem, _, point = self._now()
         self._held = problem, state, point
+
+    @property
+    def system(self) -> System:
+        system = self.state.system
+        if system is None:
+            raise RuntimeError("a system comes after `linearize`.")
+        return system
 
     def point(self, actions: Tensor) -> Point:
         """The objectives at `actions`; the last ones are kept, so that a Jacobian can follow an error."""
@@ -181,10 +188,10 @@ class _Linearization(Linearization):  # type: ignore[misc]
     def diagonal_scaling(self, v: Tensor) -> Tensor:
         return v * self._system().jacobian.square().sum(1)
 
-    def _system(self) -> Any:
+    def _system(self) -> System:
         if self.run.state.system is None:
             self.linearize()
-        return self.run.state.system
+        return self.run.system
 
 
 class _DualSolver(LinearSolver):  # type: ignore[misc]

@@ -30,7 +30,7 @@ class Trajectory:
             cost: use `model.cost` instead of `model.reward` and `model.terminal`.
         """
         batch, self._horizon, _ = actions.shape
-        steps = actions.transpose(0, 1).contiguous()
+        steps = torch.stack(actions.unbind(1))
         latents, self._pull, self._to_actions = unroll(model.dynamics, z0, steps)
         z, flat_z, flat_a = latents[-1], torch.cat(latents[:-1]), steps.flatten(0, 1)
         self.outputs = z.new_empty(0)
@@ -78,7 +78,7 @@ class Trajectory:
             else:
                 gz, trace = self._pull(t, carried, t > 0)
                 traces.append(trace)
-                carried = None if gz is None else gz + step_z[t]
+                carried = gz + step_z[t] if gz is not None and t > 0 else None
         if traces:
             crossing = self._to_actions(torch.cat(traces[::-1]))
             step_a = torch.cat([step_a[: len(traces)] + crossing, step_a[len(traces) :]])
@@ -112,24 +112,31 @@ class Trajectory:
         horizon, count, batch, action_dim = step_a.shape
         total = horizon * count + (1 if self.cost_rows is None else 0)
         traces: list[Tensor] = []
+        own_z, own_a = step_z.unbind(), step_a.unbind()
         for t in reversed(range(horizon)):
             if carried is None:
-                carried = step_z[t]
+                carried = own_z[t]
                 continue
             gz, trace = self._pull(t, carried, t > 0)
             traces.append(trace)
-            carried = torch.cat([step_z[t], gz]) if gz is not None else None
+            carried = torch.cat([own_z[t], gz]) if gz is not None and t > 0 else None
         # All action parts are one product, and all entries of the Jacobian one copy: column t holds zeros for the rows of earlier
         # steps, those of its own, those that cross it, and zeros for a terminal row that the model does not have.
-        crossing = [step_a[0, :0]] * horizon
+        crossing: list[Tensor] = []
         if traces:
-            sizes = [len(trace) for trace in traces]
-            parts = self._to_actions(torch.cat(traces) if len(traces) > 1 else traces[0]).split(sizes)
-            crossing = [*parts[::-1], *crossing[len(parts) :]]
+            sizes = [trace.shape[0] for trace in traces]
+            crossing = list(self._to_actions(torch.cat(traces) if len(traces) > 1 else traces[0]).split(sizes))[::-1]  # type: ignore[no-untyped-call]
         zeros = step_a.new_zeros(max(total - count, 1), batch, action_dim)
-        entries = []
+        entries: list[Tensor] = []
         for t in range(horizon):
-            below = total - (t + 1) * count - len(crossing[t])
-            entries += [zeros[: t * count], step_a[t], crossing[t], zeros[:below]]
-        column = torch.cat([entry for entry in entries if len(entry)])
+            above, below = t * count, total - (t + 1) * count
+            if above:
+                entries.append(zeros[:above])
+            entries.append(own_a[t])
+            if t < len(crossing):
+                entries.append(crossing[t])
+                below -= crossing[t].shape[0]
+            if below:
+                entries.append(zeros[:below])
+        column = torch.cat(entries)
         return column.view(horizon, total, batch, action_dim).permute(2, 1, 0, 3).reshape(batch, total, horizon * action_dim)

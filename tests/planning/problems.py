@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difftop.planning import LatentModel, LMConfig, TheseusPlanner
+from difftop.planning import LatentModel, LMConfig, LMPlanner
 from difftop.types import PlanResult
 from tests.oracles import Networks, networks, outputs, stagewise_rows
 
@@ -30,7 +30,7 @@ def fixed_rows(model: LatentModel, z: Tensor, config: LMConfig = FIXED, horizon:
 
 
 def plan(config: LMConfig, model: LatentModel, z: Tensor, prior: Tensor, **kwargs: Any) -> PlanResult:
-    return TheseusPlanner(config, A).plan(model, z, prior, **kwargs)
+    return LMPlanner(config, A).plan(model, z, prior, **kwargs)
 
 
 def linear_cost(batch: int = B, gamma: float = 0.9) -> tuple[LatentModel, Tensor, Callable[[Tensor], Tensor]]:

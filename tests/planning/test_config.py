@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from difftop.options import ConfigError, build, describe
-from difftop.planning import LMConfig, MPPIConfig, MPPIPlanner, TheseusPlanner
+from difftop.planning import LMConfig, LMPlanner, MPPIConfig, MPPIPlanner
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from difftop.planning import LMConfig, MPPIConfig, MPPIPlanner, TheseusPlanner
     [
         ({"dampng": 1.0}, "dampng: unknown option. Did you mean 'damping'"),
         ({"objective": "stage"}, "objective=stage: must be stagewise | return | cost"),
+        ({"backend": "jax"}, "backend=jax: must be auto | plain | theseus"),
         ({"backward": "dlm"}, "backward=dlm: must be unroll | truncated | implicit"),
         ({"iterations": 0}, "iterations=0: must be >= 1"),
         ({"damping": 0.0}, "damping=0.0: must be > 0"),
@@ -36,7 +37,7 @@ def test_lm_options(values: dict, message: str) -> None:
 )
 def test_a_planner_checks_options_that_were_given_to_it_directly(config: LMConfig | MPPIConfig, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        (TheseusPlanner if isinstance(config, LMConfig) else MPPIPlanner)(config, 2)
+        (LMPlanner if isinstance(config, LMConfig) else MPPIPlanner)(config, 2)
     assert message in str(error.value)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from difftop.planning import LMConfig, TheseusPlanner
+from difftop.planning import LMConfig, LMPlanner
 from difftop.planning.objectives import prepare
 from tests.oracles import AutoDiffTheseus, stagewise_rows
 from tests.planning.problems import DTYPE, FIXED, A, B, H, Z, fixed_rows, linear_cost, plan, problem
@@ -30,14 +30,14 @@ def test_the_default_holds_its_targets_and_scale(monkeypatch: pytest.MonkeyPatch
     """Finite differences with the targets and the scale of the unperturbed prior, which are constants to the gradient."""
     n, z, prior = problem(seed=2)
     config, made = LMConfig(backward="unroll", damping=1.0), []
-    planner = TheseusPlanner(config, A)
+    planner = LMPlanner(config, A)
     z.requires_grad_()
 
     def held(*arguments: object, **options: object) -> object:
         made.append(prepare(*arguments, **options) if not made else made[0])
         return made[0]
 
-    monkeypatch.setattr("difftop.planning.theseus_lm.prepare", held)
+    monkeypatch.setattr("difftop.planning.problem.prepare", held)
     weights = torch.randn(B, H, A, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad((planner.plan(n.fast, z, prior, differentiable=True).actions * weights).sum(), z)
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
@@ -63,7 +63,7 @@ def test_gradient_to_parameters_and_latent_by_finite_differences(name: str, kind
     config = CASES[name]
     n, z, prior = problem(seed=2)
     z.requires_grad_()
-    planner = TheseusPlanner(config, A)
+    planner = LMPlanner(config, A)
     weights = torch.randn(B, H, A, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
     scale = 0.9 if config.scale == 0 else None  # the automatic scale is a constant to the gradient; so it is here
 
@@ -162,7 +162,7 @@ def test_the_plan_is_the_same_with_gradient(starts: bool, backward: str, adaptiv
         tolerance=tolerance,
         iterations=10 if tolerance else 5,
     )
-    planner = TheseusPlanner(config, A)
+    planner = LMPlanner(config, A)
     results = [
         planner.plan(n.fast, z, prior, generator=torch.Generator().manual_seed(0), differentiable=d) for d in (False, True)
     ]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from difftop.planning import LatentModel, LMConfig, TheseusPlanner, rollout_return
+from difftop.planning import LatentModel, LMConfig, LMPlanner, TheseusPlanner, rollout_return
 from difftop.types import SolveStatus
 from tests.oracles import point_mass
 from tests.planning.problems import DTYPE, FIXED, A, H, Z, plan, problem
@@ -121,34 +121,35 @@ def test_all_samples_may_fail() -> None:
 def test_layers_are_built_once_and_hold_nothing_between_calls() -> None:
     n, z, prior = problem()
     planner = TheseusPlanner(LMConfig(), A)
+    layers = planner.loop.layers
     for horizon in (3, 1, 2, 3):
         planner.plan(n.fast, z, prior[:, :horizon])
         planner.plan(n.fast, z[:2], prior[:2, :horizon])
-    assert len(planner._layers) == 3
+    assert len(layers) == 3
     model = replace(n.fast)
     result = planner.plan(model, z.requires_grad_(), prior, differentiable=True)
     held = weakref.ref(model)
     del result, model
     assert held() is None
-    for layer in planner._layers.values():
+    for layer in layers.values():
         boxes = [*layer.optimizer.ordering, *layer.optimizer._tmp_optim_vars]
         assert all(box.tensor.grad_fn is None and box.tensor.shape[0] == 1 for box in boxes)
 
 
 def test_weights_that_change_in_place_are_seen() -> None:
     n, z, prior = problem()
-    planner = TheseusPlanner(LMConfig(), A)
+    planner = LMPlanner(LMConfig(), A)
     first = planner.plan(n.fast, z, prior).actions
     with torch.no_grad():
         for p in n.parameters:
             p *= 1.3
     second = planner.plan(n.fast, z, prior).actions
-    assert torch.equal(second, TheseusPlanner(LMConfig(), A).plan(n.fast, z, prior).actions) and not torch.equal(first, second)
+    assert torch.equal(second, LMPlanner(LMConfig(), A).plan(n.fast, z, prior).actions) and not torch.equal(first, second)
 
 
 def test_bad_input_is_named() -> None:
     n, z, prior = problem()
-    planner = TheseusPlanner(LMConfig(), A)
+    planner = LMPlanner(LMConfig(), A)
     bad = z.clone()
     bad[1, 0] = torch.nan
     with pytest.raises(ValueError, match=r"z0: 1 of 4 rows are not finite"):
@@ -173,7 +174,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="scale: shape"):
         planner.plan(n.fast, z, prior, scale=torch.ones(3))
     with pytest.raises(ValueError, match="action_dim=0"):
-        TheseusPlanner(LMConfig(), 0)
+        LMPlanner(LMConfig(), 0)
     with pytest.raises(ValueError, match=r"model\.cost is None"):
         plan(LMConfig(objective="cost"), n.fast, z, prior)
     with pytest.raises(ValueError, match=r"model\.reward is None"):
@@ -207,8 +208,8 @@ def test_a_bad_implicit_step_is_a_failure_and_not_a_plan() -> None:
     model = LatentModel(lambda z, a: z, lambda z, a: z[:, 0] * a[:, 0] * weight + 0.1 * (1 - a[:, 0].square()).sqrt())
     z, prior = torch.tensor([[50.0], [0.1]], dtype=DTYPE), torch.zeros(2, 1, 1, dtype=DTYPE)
     config = LMConfig(iterations=1, backward="implicit", scale=1.0, damping=1.0, reward_target=60.0)
-    result = TheseusPlanner(config, 1).plan(model, z, prior, differentiable=True)
-    plain = TheseusPlanner(config, 1).plan(model, z, prior)
+    result = LMPlanner(config, 1).plan(model, z, prior, differentiable=True)
+    plain = LMPlanner(config, 1).plan(model, z, prior)
     assert result.status.tolist() == [SolveStatus.FAILED, 0] and plain.actions[0].item() == 1.0
     assert torch.isfinite(result.actions).all() and torch.equal(result.actions[1], plain.actions[1])
     (gradient,) = torch.autograd.grad(result.actions.sum(), weight)
@@ -224,14 +225,15 @@ def test_inference_mode_gives_the_same_plan() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda planner: pickle.loads(pickle.dumps(planner))])
-def test_a_planner_that_has_planned_can_be_copied(copied: Callable[[TheseusPlanner], TheseusPlanner]) -> None:
+@pytest.mark.parametrize("backend", ["plain", "theseus"])
+def test_a_planner_that_has_planned_can_be_copied(copied: Callable[[LMPlanner], LMPlanner], backend: str) -> None:
     n, z, prior = problem()
-    planner = TheseusPlanner(FIXED, A)
+    planner = LMPlanner(replace(FIXED, backend=backend), A)
     expected = planner.plan(n.fast, z, prior).actions
     assert torch.equal(copied(planner).plan(n.fast, z, prior).actions, expected)
 
 
-def test_a_dtype_that_theseus_lacks_is_named() -> None:
+def test_a_dtype_that_the_planner_lacks_is_named() -> None:
     n, z, prior = problem()
     for dtype in (torch.bfloat16, torch.int64):
         with pytest.raises(ValueError, match=f"z0: {dtype}; must be torch.float32 or torch.float64"):

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
+from difftop.nn.linearize import StateAction
+from difftop.nn.mlp import mlp
 from difftop.planning import LatentModel, rollout, rollout_cost, rollout_return, shift_plan
+from difftop.planning.model import unroll
 from difftop.planning.trajectory import Trajectory
 from tests.oracles import networks, outputs, point_mass
 
@@ -69,6 +73,28 @@ def test_cost_jacobian(horizon: int) -> None:
     weights = 0.9 ** torch.arange(horizon, dtype=torch.float64).div(2).unsqueeze(1).expand(-1, B)
     expected = torch.stack([rows(actions[i], i).square().sum() / 2 for i in range(B)])
     torch.testing.assert_close(rollout_cost(model, z, actions), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("begins_with_linear", [True, False])
+@pytest.mark.parametrize("differentiable", [True, False])
+def test_all_steps_in_one_call_are_the_steps(rows: int, begins_with_linear: bool, differentiable: bool) -> None:
+    torch.manual_seed(0)
+    net = mlp([Z + A, 7, Z]).double()
+    dynamics = StateAction(net if begins_with_linear else nn.Sequential(nn.Tanh(), net))
+    z = torch.randn(rows, Z, dtype=torch.float64, requires_grad=differentiable)
+    actions = torch.rand(3, rows, A, dtype=torch.float64)
+    with torch.set_grad_enabled(differentiable):
+        latents, pull, to_actions = unroll(dynamics, z, actions)
+        expected, expected_pull, _ = unroll(lambda z, a: dynamics(z, a), z, actions)
+        for ours, theirs in zip(latents, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        cotangent = torch.randn(4, rows, Z, dtype=torch.float64)
+        for t in range(3):
+            (gz, trace), (gz_expected, ga_expected) = pull(t, cotangent, True), expected_pull(t, cotangent, True)
+            torch.testing.assert_close(gz, gz_expected, rtol=1e-12, atol=1e-12)
+            for found in (trace, pull(t, cotangent, False)[1]):
+                torch.testing.assert_close(to_actions(found), ga_expected, rtol=1e-12, atol=1e-12)
 
 
 def test_wrong_shapes_name_the_callable() -> None:

@@ -1,7 +1,5 @@
-"""Plans of the Theseus planner against slow references: objectives, bounds, starts, scales."""
+"""Plans against slow references: objectives, bounds, starts, scales."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -184,8 +182,3 @@ def test_point_mass_plans_reach_the_optimum_of_the_return() -> None:
     result = plan(config, model, z, prior)
     gain = best - rollout_return(model, z, prior)
     assert (gain > 0.5).all() and ((best - result.value) < 0.01 * gain).all()
-
-
-def test_theseus_is_loaded_by_the_planner_alone() -> None:
-    code = "import sys, difftop.planning as p; assert 'theseus' not in sys.modules; p.TheseusPlanner; sys.modules['theseus']"
-    subprocess.run([sys.executable, "-c", code], check=True)
