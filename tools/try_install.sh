@@ -73,12 +73,12 @@ install_row() { # python way extras
     esac
 }
 
-# Outside the source tree, so that nothing is found in it by accident.
+# Outside the source tree, so that nothing is found in it by accident: the imports, an episode's first step on each simulator, and the
+# command, which trains a toy.
 smoke() { # extras
-    local bin=$base/row/env/bin extra code
+    local bin=$base/row/env/bin extra code name
     mkdir -p "$base/row/elsewhere" && cd "$base/row/elsewhere" || return 1
     "$bin/python" - <<'EOF' || return 1
-import importlib.util
 import sys
 
 import torch
@@ -89,7 +89,6 @@ import envs
 from difftop.nn.two_hot import symexp
 from difftop.run.config_folder import config_folder
 
-assert (config_folder() / "config.yaml").is_file()
 assert len(list(config_folder().rglob("*.yaml"))) > 10
 assert "theseus" not in sys.modules
 x = torch.zeros(1, requires_grad=True)
@@ -98,22 +97,24 @@ assert x.grad == 1
 EOF
     for extra in ${1//+/ }; do
         case $extra in
-            dmc) code="from dm_control import suite; suite.load('cartpole', 'swingup').reset()" ;;
-            gym) code="import gymnasium as g; [g.make(i).reset() for i in ('HalfCheetah-v5', 'Pendulum-v1', 'BipedalWalker-v3')]" ;;
-            metaworld) code="import metaworld; metaworld.MT1('reach-v3')" ;;
-            robosuite) code="import robosuite; robosuite.make('Lift', robots='Panda', has_renderer=False, has_offscreen_renderer=False,
-                use_camera_obs=False).reset()" ;;
-            maniskill) code="import mani_skill.envs" ;;
-            theseus) code="import theseus; import difftop.planning.theseus_lm" ;;
+            dmc) name="dmc/cartpole-swingup dmc/walker-walk" ;;
+            gym) name="gym/HalfCheetah-v5 gym/Pendulum-v1 gym/BipedalWalker-v3" ;;
+            metaworld) name=metaworld/reach ;;
+            robosuite) name=robosuite/Lift ;;
+            maniskill) name=maniskill/PickCube-v1 ;;
+            theseus) "$bin/python" -W ignore -c "import theseus, difftop.planning.theseus_lm" || return 1 && continue ;;
             *) continue ;;
         esac
-        "$bin/python" -W ignore -c "$code" || return 1
+        code="import difftop
+for name in '$name'.split():
+    env = difftop.make_env(name)
+    env.reset(seed=1)
+    env.step(env.action_space.sample())"
+        "$bin/python" -c "$code" || return 1
     done
-    # Until the command exists in this tree there is no more to try.
-    "$bin/python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("difftop.command"))' || return 0
-    "$bin/difftop" --help >help.txt && grep -q agent help.txt &&
-        "$bin/difftop" agent=tdmpc env=toy/point-mass preset=cpu run.frames=60 run.seed_steps=20 run.video=false device=cpu >train.txt &&
-        find runs -name eval.csv | grep -q .
+    "$bin/difftop" --help >help.txt && grep -q agent= help.txt &&
+        "$bin/difftop" agent=tdmpc planner=none env=toy/point-mass preset=cpu run.frames=60 run.seed_steps=20 run.batch_size=32 \
+            run.eval_episodes=1 run.video=false device=cpu && find runs -name eval.csv | grep -q .
 }
 
 echo "| Python | NumPy | torch | way | extras | seconds | MB | result |"
