@@ -88,6 +88,17 @@ def test_the_check_would_find_a_host_wait() -> None:
         LMPlanner(LMConfig(), A).plan(model, torch.zeros(2, Z), torch.zeros(2, H, A))
 
 
+def test_a_compiler_takes_the_whole_plan_as_one_graph() -> None:
+    n, z, prior = problem()
+
+    def optimize(z: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return planner.plan(n.fast, z, prior, LMConfig(iterations=2)).actions
+
+    compiled = torch.compile(optimize, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(z, prior), optimize(z, prior))
+
+
 @pytest.mark.parametrize("backward", ["unroll", "truncated", "implicit"])
 @pytest.mark.parametrize("starts", [False, True])
 @pytest.mark.parametrize("failing", [False, True])
