@@ -98,6 +98,11 @@ class Policy:
         else:
             self._begins[index] = True
 
+    def plan(self) -> np.ndarray[Any, Any] | None:
+        """The plans whose first steps the last actions are, `[N, H, A]`; None for a policy that has none."""
+        plans = getattr(self._actor, "previous", None)
+        return plans.float().cpu().numpy() if isinstance(plans, Tensor) and plans.dim() == 3 else None
+
     def metrics(self) -> dict[str, float]:
         """Counters since the last call (planner failures, relaxed limits), by tag."""
         return {} if self._actor is None else dict(self._actor.metrics())

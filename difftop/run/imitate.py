@@ -178,7 +178,7 @@ def _check_spec(saved: Checkpoint, spec: EnvSpec) -> None:
     missing = [key for key in wanted if saved.spec.shapes.get(key) != spec.shapes.get(key)]
     if missing or saved.spec.action_dim != spec.action_dim:
         raise ConfigError(
-            f"checkpoint={saved.path}: it was trained on other observations than {spec.name} has here, {spec.shapes} "
+            f"checkpoint={saved.path}: it was trained on other observations than {spec.name} has here, {', '.join(spec.obs)} "
             f"(differs: {', '.join(missing) or 'the action'}); train with agent.obs_keys naming some of these."
         )
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from agents.latent import lm
 from agents.latent.agent import LatentAgent
 from agents.latent.planners import PLANNERS
 from agents.latent.planning import Decision, Situation
@@ -189,9 +188,12 @@ def test_the_options_and_the_spec_as_json_are_enough(name: str) -> None:
     assert torch.equal(a, b)
 
 
-def test_without_theseus_only_what_plans_with_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm, "find_spec", lambda name: None)
-    make_agent({"name": "tdmpc", **SMALL}, STATE, seed=0)
-    make("bc")
-    with pytest.raises(ConfigError, match="plans with Theseus, which isn't installed: run `make setup`"):
-        make_agent({"name": "difftop_rl", **SMALL}, STATE, seed=0)
+def test_without_theseus_plans_are_made_and_only_its_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "theseus", None)
+    monkeypatch.delitem(sys.modules, "difftop.planning.theseus_lm", raising=False)
+    agent = make_agent({"name": "difftop_rl", **SMALL}, STATE, seed=0)
+    obs = {"state": torch.zeros(1, 4)}
+    assert agent.actor(1, seed=0).act(obs, torch.tensor([True]), 0).shape == (1, 2)
+    acting = SMALL["acting"] | {"lm": {"backend": "theseus"}}
+    with pytest.raises(ConfigError, match=r"Theseus is not installed; docs/install\.md has the line that adds it"):
+        make_agent({"name": "difftop_rl", **SMALL, "acting": acting}, STATE, seed=0)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from envs.toy.point_mass import optimal_return
 
 from agents.registry import make_agent
 from difftop.data.replay import ReplayBuffer
@@ -14,6 +13,7 @@ from difftop.options import build
 from difftop.run.online import Hooks, OnlineRun, RunConfig
 from difftop.run.rollouts import roll_out
 from envs import EnvConfig, env_spec, make_vector_env
+from envs.toy.point_mass import optimal_return
 
 TOY = EnvConfig(name="toy/point-mass")
 
