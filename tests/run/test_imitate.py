@@ -244,7 +244,7 @@ def test_mistakes_are_one_sentence_each(finished: Path, tmp_path: Path, capsys: 
     cases = {
         ("env=toy/reech",): "did you mean|toy/reach",
         ("env=dmc/walker-walk",): r"dmc/walker-walk has no scripted expert that makes them \(it gives reward\)",
-        ("agent=difftop_rl",): "learns from rewards, and env=toy/reach is a task of imitation",
+        ("agent=difftop_rl",): r"learns from rewards; robomimic/lift gives none \(it gives states, success\)",
         ("dataset=nowhere.hdf5",): "dataset=nowhere.hdf5: no such file",
         ("preset=cpu",): "preset=cpu",
         ("agent.horizonn=3",): "agent.horizon",
@@ -262,7 +262,7 @@ def test_mistakes_are_one_sentence_each(finished: Path, tmp_path: Path, capsys: 
     }
     for overrides, message in cases.items():
         plain = [o for o in overrides if o != "agent=difftop_rl"]
-        status = main(["agent=difftop_rl", "env=toy/reach"]) if len(plain) < len(overrides) else run(finished, *overrides)
+        status = main(["agent=difftop_rl", "env=robomimic/lift"]) if len(plain) < len(overrides) else run(finished, *overrides)
         said = capsys.readouterr().err
         assert status == 2 and said.startswith("error: ") and said.count("\n") == 1, (overrides, said)
         assert re.search(message, said, re.IGNORECASE), (overrides, said)
