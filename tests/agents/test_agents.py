@@ -97,7 +97,16 @@ def test_saved_and_loaded_agent_acts_and_learns_the_same(name: str, spec: EnvSpe
     assert all(torch.equal(a, b) for a, b in zip(agent.state_dict().values(), loaded.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", [*names("rewards"), pytest.param("difftop_rl on tdmpc2", marks=pytest.mark.slow)])
+SLOW_TO_FIT = ("tdmpc2", "difftop_rl on tdmpc2")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in names("rewards") if name not in SLOW_TO_FIT),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TO_FIT),
+    ],
+)
 def test_overfits_one_batch(name: str) -> None:
     model = {"mlp_dim": 64, "encoder_dim": 64, "latent_dim": 16, "channels": 4}
     agent = small(name, STATE, model=model, loss={"learning_rate": 3e-3 if "tdmpc2" in name else 1e-3})

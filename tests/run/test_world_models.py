@@ -93,7 +93,7 @@ def test_help_shows_the_choice(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "agent",
     [
-        ["agent=tdmpc2", "agent.acting.mppi.samples=32", "agent.acting.mppi.elites=8"],
+        pytest.param(["agent=tdmpc2", "agent.acting.mppi.samples=32", "agent.acting.mppi.elites=8"], marks=pytest.mark.slow),
         pytest.param(["world_model=tdmpc2"], marks=pytest.mark.slow),
     ],
 )
