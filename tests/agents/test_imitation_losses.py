@@ -17,8 +17,11 @@ from agents.leto import Leto
 from agents.policies.noise import BatchNoise
 from agents.residual import Residual
 from agents.rnn_gmm import RnnGmm
+from difftop.data.demonstrations import Demonstration, Demonstrations, EnvInfo
+from difftop.options import ConfigError
 from tests.agents.imitators import SPEC, make, observations, padded_batch, random_batch, rolled
 from tests.conftest import task_spec
+from tests.data.test_windows import demonstrations
 
 
 def test_gmm_loss_is_the_mean_log_likelihood_of_torch() -> None:
@@ -101,22 +104,27 @@ def test_ibc_finds_the_top_of_a_known_energy() -> None:
     assert float(rolled(agent.actor(4, seed=0), observations(4, 3))[..., 2].max()) <= 0.5
 
 
-def test_diffusion_loss_is_the_error_of_the_noise() -> None:
-    agent = make("diffusion")
+@pytest.mark.parametrize("pad", ["mask", "hold"])
+def test_diffusion_loss_is_the_error_of_the_noise(pad: str) -> None:
+    agent = make("diffusion", pad=pad)
     policy: Diffusion = agent.policy
     batch = padded_batch(agent)
     loss, _ = policy.loss(batch, torch.Generator().manual_seed(5))
     noise = BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu"))
     k, eps = (noise.uniform() * 20).long(), noise.normal(4, 4)
-    repeated = batch.actions.clone()
+    repeated, counted = batch.actions.clone(), batch.mask.clone()
     for b in range(6):
         real = batch.mask[b].nonzero()[:, 0]
         repeated[b, : int(real[0])] = batch.actions[b, real[0]]
         repeated[b, int(real[-1]) :] = batch.actions[b, real[-1]]
+        if pad == "hold":
+            repeated[b, int(real[-1]) + 1 :, :3] = 0  # no motion; the gripper stays
+            counted[b, int(real[-1]) + 1 :] = True
+    assert not bool(counted.all()) and bool((counted != batch.mask).any()) == (pad == "hold")
     abar = policy.denoising.abar[k].float()[:, None, None]
     condition = torch.cat([batch.obs["eef_pos"], batch.obs["object"]], -1).flatten(1)
     predicted = policy.net(abar.sqrt() * repeated + (1 - abar).sqrt() * eps, k, condition)
-    errors = (predicted - eps).square().mean(-1)[batch.mask]
+    errors = (predicted - eps).square().mean(-1)[counted]
     assert k.unique().numel() > 2
     torch.testing.assert_close(loss, errors.mean())
 
@@ -139,6 +147,39 @@ def test_a_chunk_begins_now() -> None:
         actions = rolled(agent.actor(2, seed=0), observations(2, 4))
         expected = torch.tensor([0.3, 0.4, 0.3, 0.4])[:, None].expand(2, 4, 4)
         torch.testing.assert_close(actions, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("execute", [1, 4, 8])
+def test_diffusion_sees_the_end_of_every_demonstration(execute: int) -> None:
+    """Every observation is once the last of a window, the one that acting begins a chunk with."""
+    agent = make("diffusion", window=2, horizon=16, execute=execute)
+    lengths, shape = [20, 9], agent.windows
+    made = demonstrations(lengths)
+    windows = made.windows(shape.window, shape.horizon, pad_before=shape.pad_before, pad_after=shape.pad_after)
+    batch = windows.gather(torch.arange(len(windows)))
+    assert sorted(batch.obs["time"][:, -1, 0].tolist()) == list(range(sum(lengths)))
+    at_the_end = batch.obs["time"][:, -1, 0] == 19
+    targets, counted = agent.policy.targets(replace(batch, actions=batch.actions.repeat(1, 1, 2)))
+    last = made.actions[19]
+    assert bool(counted[at_the_end].all()) and torch.equal(targets[at_the_end][0, 1], last.repeat(2))
+    still = torch.stack([torch.zeros(()), torch.zeros(()), torch.zeros(()), last[1]])
+    assert torch.equal(targets[at_the_end][0, 2:], still.expand(14, 4))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"control_mode": "pd_joint_pos"}, {"controller_configs": {"control_delta": False}}, {"c": [{"input_type": "absolute"}]}],
+)
+def test_positions_are_not_held_by_zeros(kwargs: dict[str, object]) -> None:
+    g = torch.Generator().manual_seed(0)
+    info = EnvInfo("made", kwargs)
+    obs = {key: torch.randn(9, *shape, generator=g) for key, shape in SPEC.shapes.items()}
+    made = Demonstrations.of(Path("made.hdf5"), info, [Demonstration("demo_0", torch.rand(9, 4, generator=g), obs)])
+    with pytest.raises(ConfigError, match=r"agent.pad=hold: actions of these demonstrations are positions.*set agent.pad=mask"):
+        make("diffusion").fit_normalizer_(made)
+    make("diffusion", pad="mask").fit_normalizer_(made)
+    for mode in ("pd_ee_delta_pose", "pd_joint_vel"):
+        make("diffusion").fit_normalizer_(replace(made, env=EnvInfo("made", {"control_mode": mode})))
 
 
 def test_residual_begins_as_its_base(tmp_path: Path) -> None:
