@@ -49,7 +49,9 @@ def base_run(home: Path, name: str, spec: EnvSpec = SPEC, **more: Any) -> Path:
     if not folder.exists():
         base = make(name, seed=7, spec=spec, **more)
         values = {"name": name, **SMALL[name], **more}
-        save_checkpoint(folder, step=0, agent_name=name, config={"agent": values}, model=base.state_dict(), train_state={})
+        save_checkpoint(
+            folder, step=0, agent_name=name, config={"agent": values}, spec=spec, model=base.state_dict(), train_state={}
+        )
     return folder
 
 

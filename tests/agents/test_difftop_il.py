@@ -250,7 +250,13 @@ def test_without_a_cost_the_plan_is_the_bases_and_the_base_is_never_read_again(t
     options = defaults(BCConfig) | {"horizon": 2, "hidden_dims": [8], "distribution": "deterministic", "window": 2}
     base = BC(build(BCConfig, options), SPEC, seed=3)
     save_checkpoint(
-        tmp_path / "base", step=1, agent_name="bc", config={"agent": options}, model=base.state_dict(), train_state={}
+        tmp_path / "base",
+        step=1,
+        agent_name="bc",
+        config={"agent": options},
+        spec=SPEC,
+        model=base.state_dict(),
+        train_state={},
     )
     made = policy(base="bc", base_checkpoint=str(tmp_path / "base"), base_window=2, execute=3)
     assert made.base is not None
