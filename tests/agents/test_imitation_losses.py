@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributions
+from torch import Tensor, distributions
 
 from agents.bc import BC
 from agents.diffusion import Diffusion
@@ -22,6 +22,12 @@ from difftop.options import ConfigError
 from tests.agents.imitators import SPEC, make, observations, padded_batch, random_batch, rolled
 from tests.conftest import task_spec
 from tests.data.test_windows import demonstrations
+
+
+def made_demonstrations(actions: Tensor) -> Demonstrations:
+    """One demonstration of `SPEC`."""
+    obs = observations(len(actions))
+    return Demonstrations.of(Path("made.hdf5"), EnvInfo("made"), [Demonstration("demo_0", actions, obs)])
 
 
 def test_gmm_loss_is_the_mean_log_likelihood_of_torch() -> None:
@@ -66,13 +72,13 @@ def test_recurrent_loss_counts_what_is_no_padding() -> None:
 def test_ibc_loss_is_a_classification() -> None:
     agent = make("ibc", dropout=0.0)
     policy: IBC = agent.policy
-    policy.low.fill_(-0.5), policy.high.fill_(0.8)
+    policy.low.fill_(-0.5), policy.high.fill_(0.8), policy.scaling.scale.fill_(0.6)
     batch = random_batch(agent)
     batch = replace(batch, mask=batch.mask.index_put((torch.tensor([2]), torch.tensor([1])), torch.tensor(False)))
     loss, metrics = policy.loss(batch, torch.Generator().manual_seed(5))
     noise = BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu"))
     features = policy.observer(batch.obs).flatten(1)
-    positive = batch.actions[:, 1] + 1e-4 * noise.normal(1, 4)[:, 0]
+    positive = batch.actions[:, 1] + 0.6e-4 * noise.normal(1, 4)[:, 0]
     negatives = -0.5 + 1.3 * noise.uniform(32, 4)
     losses, right = [], 0
     for b in (0, 1, 3, 4, 5):  # the label of window 2 is padding
@@ -87,7 +93,9 @@ def test_energies_are_those_of_a_plain_network() -> None:
     policy: IBC = make("ibc").policy
     features, actions = torch.randn(3, 14), torch.randn(3, 5, 4)
     weight = torch.cat([policy.from_obs.weight, policy.from_action.weight], 1)
-    h = torch.cat([features[:, None].expand(-1, 5, -1), actions], -1) @ weight.mT + policy.from_obs.bias
+    policy.scaling.shift.copy_(torch.tensor([0.0, 0.1, -0.2, 0.3])), policy.scaling.scale.fill_(0.5)
+    scaled = 2 * (actions - torch.tensor([0.0, 0.1, -0.2, 0.3]))
+    h = torch.cat([features[:, None].expand(-1, 5, -1), scaled], -1) @ weight.mT + policy.from_obs.bias
     for layer in policy.layers:
         h = torch.relu(h) @ layer.weight.mT + layer.bias
     torch.testing.assert_close(policy.energies(features, actions), h[..., 0])
@@ -102,6 +110,26 @@ def test_ibc_finds_the_top_of_a_known_energy() -> None:
     assert float((actions - goal).abs().max()) < 0.06
     policy.high.copy_(torch.tensor([1.0, 1.0, 0.5, 1.0]))
     assert float(rolled(agent.actor(4, seed=0), observations(4, 3))[..., 2].max()) <= 0.5
+
+
+def test_ibc_searches_every_action_by_its_range() -> None:
+    """Under an ideal energy, errors are the same share of each action's range; the gripper's is fifty times a turn's."""
+    policy: IBC = (agent := make("ibc", samples=1024)).policy
+    half, shift = torch.tensor([1.0, 0.1, 0.05, 0.02]), torch.tensor([0.0, 0.3, 0.0, -0.5])
+    g = torch.Generator().manual_seed(0)
+    policy.fit_normalizer_(made_demonstrations(half * (2 * torch.rand(500, 4, generator=g) - 1) + shift))
+    goals = half * (1.6 * torch.rand(64, 4, generator=g) - 0.8) + shift
+    policy.energies = lambda features, a: -200 * ((a - goals[:, None]) / half).square().sum(-1)  # type: ignore[method-assign]
+    error = ((agent.actor(64, seed=0).act(observations(64), torch.ones(64, dtype=torch.bool)) - goals) / half).abs().mean(0)
+    assert float(error.max()) < 0.06 and float(error.max() / error.min()) < 1.3, error
+
+
+def test_ibc_reads_weights_of_before_its_scaling() -> None:
+    fresh, policy = make("ibc", seed=1).policy, make("ibc").policy
+    fresh.scaling.scale.fill_(0.5)
+    fresh.load_state_dict({key: value for key, value in policy.state_dict().items() if "scaling" not in key})
+    features, actions = torch.randn(3, 14), torch.randn(3, 5, 4)
+    assert torch.equal(fresh.energies(features, actions), policy.energies(features, actions))
 
 
 @pytest.mark.parametrize("pad", ["mask", "hold"])
@@ -171,10 +199,7 @@ def test_diffusion_sees_the_end_of_every_demonstration(execute: int) -> None:
     [{"control_mode": "pd_joint_pos"}, {"controller_configs": {"control_delta": False}}, {"c": [{"input_type": "absolute"}]}],
 )
 def test_positions_are_not_held_by_zeros(kwargs: dict[str, object]) -> None:
-    g = torch.Generator().manual_seed(0)
-    info = EnvInfo("made", kwargs)
-    obs = {key: torch.randn(9, *shape, generator=g) for key, shape in SPEC.shapes.items()}
-    made = Demonstrations.of(Path("made.hdf5"), info, [Demonstration("demo_0", torch.rand(9, 4, generator=g), obs)])
+    made = replace(made_demonstrations(torch.rand(9, 4)), env=EnvInfo("made", kwargs))
     with pytest.raises(ConfigError, match=r"agent.pad=hold: actions of these demonstrations are positions.*set agent.pad=mask"):
         make("diffusion").fit_normalizer_(made)
     make("diffusion", pad="mask").fit_normalizer_(made)
