@@ -74,6 +74,7 @@ def padded_batch(agent: ImitationAgent, size: int = 6, seed: int = 0) -> WindowB
     steps = torch.arange(batch.mask.shape[1])
     rows = torch.arange(size)
     before, after = rows % (shape.pad_before + 1), (rows // 2) % (shape.pad_after + 1)
+    after = torch.minimum(after, len(steps) - 1 - before)  # one real step at least
     mask = (steps >= before[:, None]) & (steps < len(steps) - after[:, None])
     assert bool(mask.any(1).all()) and not bool(mask.all())
     return replace(batch, mask=mask)

@@ -19,7 +19,7 @@ from agents.residual import Residual
 from agents.rnn_gmm import RnnGmm
 from difftop.data.demonstrations import Demonstration, Demonstrations, EnvInfo
 from difftop.options import ConfigError
-from tests.agents.imitators import SPEC, make, observations, padded_batch, random_batch, rolled
+from tests.agents.imitators import SPEC, base_run, make, observations, padded_batch, random_batch, rolled
 from tests.conftest import task_spec
 from tests.data.test_windows import demonstrations
 
@@ -212,13 +212,15 @@ def test_residual_begins_as_its_base(tmp_path: Path) -> None:
     policy: Residual = agent.policy
     batch = padded_batch(agent)
     loss, metrics = policy.loss(batch, torch.Generator().manual_seed(5))
-    base = policy.base.plans(batch.obs, BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu")))
+    begin = batch.mask.int().argmax(1)
+    assert begin.tolist() == [0, 1, 2, 3, 0, 1]
+    base = policy.base.plans(batch.obs, BatchNoise(6, torch.Generator().manual_seed(5), torch.device("cpu")), begin)
     errors = [
         (base[b, i, j] - batch.actions[b, i + j]).square().mean()
         for b in range(6)
         for i in range(4)
         for j in range(3)
-        if batch.mask[b, i + j]
+        if batch.mask[b, i] and batch.mask[b, i + j]
     ]
     torch.testing.assert_close(loss, torch.stack(errors).mean())
     assert torch.equal(loss, metrics["base_loss"])
@@ -227,6 +229,37 @@ def test_residual_begins_as_its_base(tmp_path: Path) -> None:
     obs = observations(2, 5)
     own, plain = rolled(agent.actor(2, seed=3), obs), rolled(policy.base.check().actor(2, seed=3), obs)
     torch.testing.assert_close(own, (plain + math.tanh(0.2)).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_residual_corrects_what_its_base_does_in_an_episode(window: int, tmp_path: Path) -> None:
+    """A base that tells its oldest and newest observation: no step counts at which it saw others than while acting."""
+    folder = base_run(tmp_path, "diffusion", window=window, execute=1)
+    agent = make("residual", base="diffusion", base_checkpoint=str(folder), window=4, horizon=1)
+    agent.policy.base.read_()
+    base, shape = agent.policy.base.check(), agent.windows
+    base.chunk = lambda obs, noise: (obs["eef_pos"][:, -1, :1] + 3 * obs["eef_pos"][:, 0, :1])[:, None].expand(-1, 2, 4)
+    position = torch.linspace(-0.2, 0.2, 9) ** 2 * 5
+    before = position[(torch.arange(9) - window + 1).clamp_min(0)]
+    made = made_demonstrations((position + 3 * before)[:, None].expand(-1, 4).contiguous())
+    made.low_dim["eef_pos"].copy_(position[:, None].expand(-1, 3))
+
+    def base_loss(demonstrated: Demonstrations) -> float:
+        windows = demonstrated.windows(shape.window, shape.horizon, pad_before=shape.pad_before, pad_after=shape.pad_after)
+        return float(agent.policy.loss(windows.gather(torch.arange(len(windows))))[1]["base_loss"])
+
+    assert base_loss(made) < 1e-12
+    for step in range(9):  # all of them count
+        other = made.actions.clone()
+        other[step] += 0.1
+        assert base_loss(replace(made, actions=other)) > 1e-4, step
+
+
+def test_a_residual_window_holds_what_its_base_looks_at(tmp_path: Path) -> None:
+    folder = base_run(tmp_path, "diffusion", window=3, execute=1)
+    agent = make("residual", base="diffusion", base_checkpoint=str(folder), window=2, horizon=1)
+    with pytest.raises(ConfigError, match=r"agent\.window=2: diffusion looks at 3 observations; take at least as many"):
+        agent.policy.fit_normalizer_(made_demonstrations(torch.zeros(9, 4)))
 
 
 def test_leto_limits_training_by_the_demonstrated_action() -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from agents.policies.chunks import ChunkActor
-from agents.policies.limits import LimitsConfig, make_head
+from agents.policies.limits import LimitsConfig
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
 from difftop.options import ConfigError, build
 from difftop.qp import SolveInfo
+from difftop.qp.heads import make_head
 from difftop.types import EnvSpec, SolveStatus
 from tests.agents.imitators import NAMES, SPEC, make, observations, rolled
 from tests.conftest import task_spec
