@@ -230,7 +230,7 @@ def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
         how = {"noise": run.expert_noise, "labels": run.expert_labels}
         path = factories.record(env, run.demos or 50, seed=0, folder=top.data, **how)
     if not env.episode_steps:
-        env = replace(env, episode_steps=PROTOCOLS[run.protocol].episode_steps.get(env.name, 0))
+        env = replace(env, episode_steps=PROTOCOLS[run.protocol].steps(env.name))
     info = recorded_env(path)
     if not run.simulates:
         return path, env
@@ -306,6 +306,6 @@ def as_saved(saved: Checkpoint, settings: Settings, registry: Registry, override
     found = with_overrides(saved, settings, registry, overrides, keys)
     given = {override.partition("=")[0] for override in overrides}
     if "run.protocol" in given and "env.episode_steps" not in given:
-        steps = PROTOCOLS[found.run.protocol].episode_steps.get(found.env.name, 0)
+        steps = PROTOCOLS[found.run.protocol].steps(found.env.name)
         found = replace(found, env=replace(found.env, episode_steps=steps))
     return found
