@@ -28,6 +28,7 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.denoising import Denoising
+from difftop.nn.observation import EncoderConfig
 from difftop.nn.unet1d import UNet1d
 from difftop.options import ConfigError, option
 from difftop.types import EnvSpec
@@ -48,11 +49,19 @@ class DiffusionTraining(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class DiffusionEncoder(EncoderConfig):
+    """Diffusion Policy's: averaged weights act, and the batch's statistics are those of other weights."""
+
+    norm: str = option("group", "images: normalization in the ResNet", choices=("batch", "group"))
+
+
+@dataclass(frozen=True)
 class DiffusionConfig(PolicyConfig):
     """Options of Diffusion Policy."""
 
     name: str = option("diffusion", "Diffusion Policy", choices=("diffusion",))
     training: DiffusionTraining = option(DiffusionTraining, "optimizer")
+    encoder: DiffusionEncoder = option(DiffusionEncoder, "networks for images and point clouds")
     window: int = option(2, "T_o: observations that the actions depend on", low=1)
     horizon: int = option(16, "T_p: actions that are denoised together, the first at the window's first observation", low=1)
     execute: int = option(8, "T_a: actions that are executed before the next prediction", low=1)

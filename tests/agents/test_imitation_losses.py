@@ -231,6 +231,19 @@ def test_residual_begins_as_its_base(tmp_path: Path) -> None:
     torch.testing.assert_close(own, (plain + math.tanh(0.2)).clamp(-1, 1))
 
 
+def test_averaged_weights_see_images_without_the_statistics_of_others(caplog: pytest.LogCaptureFixture) -> None:
+    spec = task_spec("test/images", {"camera": (3, 48, 48)}, 4, episode_steps=10, control_dt_s=0.05)
+    policy = make("diffusion", spec=spec).policy
+    kinds = {type(module).__name__ for module in policy.observer.modules()}
+    assert "GroupNorm" in kinds and "BatchNorm2d" not in kinds and not caplog.records
+    assert "BatchNorm2d" in {type(module).__name__ for module in make("bc", spec=spec).policy.observer.modules()}
+    assert not caplog.records
+    make("bc", spec=spec, training={"ema": 0.99}), make("diffusion", spec=spec, encoder={"norm": "batch"})
+    assert len(caplog.records) == 2 and "set agent.encoder.norm=group" in caplog.text
+    make("bc", spec=spec, training={"ema": 0.99}, encoder={"norm": "group"})
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_a_residual_corrects_what_its_base_does_in_an_episode(window: int, tmp_path: Path) -> None:
     """A base that tells its oldest and newest observation: no step counts at which it saw others than while acting."""
