@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from difftop.data.demonstrations import Demonstrations
+from difftop.data.demonstrations import Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations, recorded_env
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
@@ -232,6 +232,8 @@ def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
     if not env.episode_steps:
         env = replace(env, episode_steps=PROTOCOLS[run.protocol].steps(env.name))
     info = recorded_env(path)
+    if env.obs != "low_dim":
+        env = _seen_as_recorded(env, info, path)
     if not run.simulates:
         return path, env
     made = replace(env, made_with=json.dumps(dict(info.kwargs)))
@@ -242,6 +244,14 @@ def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
         )
     info.check_version(str(installed["env_version"]), str(path))
     return path, made
+
+
+def _seen_as_recorded(env: Any, info: EnvInfo, path: Path) -> Any:
+    """The environment that draws its images as those of the demonstrations were drawn; published where the file doesn't say."""
+    recorded = str(info.raw.get("render_quality", "published"))
+    if recorded != env.render_quality:
+        log.info("env.render_quality=%s, as the images of %s", recorded, path)
+    return replace(env, render_quality=recorded)
 
 
 def _opened(path: Path, settings: Settings, spec: EnvSpec | None) -> Demonstrations:
