@@ -117,6 +117,8 @@ class DiffTOPIL(WindowPolicy):
         config, noise = self.config, self.batch_noise(len(batch.actions), generator)
         target, known = (x[:, self.windows.window - 1 :] for x in (batch.actions, batch.mask))
         begin = (~batch.mask[:, : self.windows.window]).sum(1)  # what is before is padding, which a base's memory never saw
+        if self.base is not None:
+            begin = self.base.drawn_begin(begin, self.windows.window, noise)
         state, starts = self.encoded(batch.obs, noise), self.starts(batch.obs, noise, begin)
         w, kl = self._posterior_sample(state, target, known, noise)
         plan = self.plan(state, w, starts, differentiable=torch.is_grad_enabled())

@@ -7,13 +7,16 @@ Actions a_{t-T_o+1} .. a_{t-T_o+T_p} are denoised together; T_a of them, from a_
 
 Source: Chi et al., arXiv:2303.04137, and its code: the convolutional network (DP-C), noise prediction, squared-cosine schedule.
 Differs: channels 64, 128, 256, as in ManiSkill's baseline (the paper's are 256, 512, 1024), which two CPU cores can train; ten
-DDIM steps while acting (100 DDPM steps); padded steps don't count in the loss.
+DDIM steps while acting (100 DDPM steps); windows go on to the last observation of a demonstration, as in ManiSkill's baseline,
+and what is to be done after it is to stay (`pad`; the paper repeats the last action); steps before the first don't count.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +24,11 @@ from torch import Tensor
 from agents.policies.chunks import PolicyConfig, WindowPolicy
 from agents.policies.noise import Noise
 from agents.policies.training import TrainingConfig, WindowShape
+from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.denoising import Denoising
+from difftop.nn.observation import EncoderConfig
 from difftop.nn.unet1d import UNet1d
 from difftop.options import ConfigError, option
 from difftop.types import EnvSpec
@@ -44,14 +49,27 @@ class DiffusionTraining(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class DiffusionEncoder(EncoderConfig):
+    """Diffusion Policy's: averaged weights act, and the batch's statistics are those of other weights."""
+
+    norm: str = option("group", "images: normalization in the ResNet", choices=("batch", "group"))
+
+
+@dataclass(frozen=True)
 class DiffusionConfig(PolicyConfig):
     """Options of Diffusion Policy."""
 
     name: str = option("diffusion", "Diffusion Policy", choices=("diffusion",))
     training: DiffusionTraining = option(DiffusionTraining, "optimizer")
+    encoder: DiffusionEncoder = option(DiffusionEncoder, "networks for images and point clouds")
     window: int = option(2, "T_o: observations that the actions depend on", low=1)
     horizon: int = option(16, "T_p: actions that are denoised together, the first at the window's first observation", low=1)
     execute: int = option(8, "T_a: actions that are executed before the next prediction", low=1)
+    pad: str = option(
+        "hold",
+        "after the end of a demonstration; hold: no motion, actions in limits.free (a gripper) as they were; mask: doesn't count",
+        choices=("hold", "mask"),
+    )
     widths: list[int] = option([64, 128, 256], "channels of the U-Net, level by level; the paper's are 256, 512, 1024", low=8)
     kernel: int = option(5, "of the convolutions, steps, odd", low=1)
     groups: int = option(8, "of GroupNorm; divides every width", low=1)
@@ -68,7 +86,8 @@ class Diffusion(WindowPolicy):
 
     def __init__(self, config: DiffusionConfig, spec: EnvSpec, *, seed: int) -> None:
         _check(config)
-        windows = WindowShape(config.window, config.horizon - config.window + 1, config.window - 1, config.execute - 1)
+        future = config.horizon - config.window  # actions after that of a window's last observation
+        windows = WindowShape(config.window, future + 1, config.window - 1, future)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(config, spec, windows)
@@ -82,12 +101,22 @@ class Diffusion(WindowPolicy):
             )
         self.denoising = Denoising(config.steps)
 
+    def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
+        """Takes the normalization; refuses to hold where actions are positions."""
+        super().fit_normalizer_(demonstrations)
+        kwargs = demonstrations.env.kwargs
+        if self.config.pad == "hold" and _are_positions(kwargs):
+            raise ConfigError(
+                "agent.pad=hold: actions of these demonstrations are positions, of which 0 is no rest "
+                f"(control_mode={kwargs.get('control_mode')}); set agent.pad=mask."
+            )
+
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the predicted noise over actions that are no padding, one random k per window.
+        """Mean squared error of the predicted noise over actions that count (see `pad`), one random k per window.
 
         Source: DDPM, arXiv:2006.11239, equation 14.
         """
-        actions, known = _padded(batch.actions, batch.mask), batch.mask
+        actions, known = self.targets(batch)
         noise = self.batch_noise(len(actions), generator)
         condition = self.observer(batch.obs, noise).flatten(1)
         step = (noise.uniform() * self.config.steps).long().clamp_max(self.config.steps - 1)
@@ -96,6 +125,16 @@ class Diffusion(WindowPolicy):
         error = (predicted - eps).square().mean(-1)
         loss = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
         return loss, {"loss": loss.detach()}
+
+    def targets(self, batch: WindowBatch) -> tuple[Tensor, Tensor]:
+        """Actions `[B, T, A]` to denoise, and which of them count `[B, T]`; what the demonstrations end before is `pad`'s."""
+        actions, known = _padded(batch.actions, batch.mask), batch.mask
+        if self.config.pad == "mask":
+            return actions, known
+        after = (known.int().cumsum(1) == known.sum(1, keepdim=True)) & ~known & known.any(1, keepdim=True)
+        moves = torch.zeros(actions.shape[-1], dtype=torch.bool, device=actions.device)
+        moves[list(self.limits.selected)] = True
+        return torch.where(after[..., None] & moves, 0.0, actions), known | after
 
     def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """See `WindowPolicy`."""
@@ -121,6 +160,13 @@ def _padded(actions: Tensor, mask: Tensor) -> Tensor:
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1, keepdim=True)
     index = torch.minimum(torch.maximum(steps, first), last)
     return actions.gather(1, index[..., None].expand_as(actions))
+
+
+def _are_positions(kwargs: Mapping[str, Any]) -> bool:
+    """Whether an environment's arguments, as a file tells them, make actions positions rather than displacements."""
+    mode, told = str(kwargs.get("control_mode") or "delta"), json.dumps(dict(kwargs), default=str)
+    said = '"control_delta": false' in told or '"input_type": "absolute"' in told  # robosuite's controllers
+    return said or not ("delta" in mode or "vel" in mode)
 
 
 def _check(config: DiffusionConfig) -> None:

@@ -5,7 +5,8 @@
 Source: Florence et al., arXiv:2109.00137, sections 2 and B.1 (derivative-free optimizer); Diffusion Policy's IBC-DFO for numbers.
 Differs: the first deviation is IBC's 0.33 (with Diffusion Policy's 0.03, samples hardly leave where they were drawn); MLP of 4 x
 128 and 256 negatives (they take 4 x 1024 and 1024), which two CPU cores can train; samples stay inside the range of the
-demonstrated actions while they are refined.
+demonstrated actions while they are refined. As theirs, moves and the energy's inputs are in units of half that range, action by
+action.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from agents.policies.chunks import PolicyConfig, WindowPolicy
 from agents.policies.noise import Noise
 from agents.policies.training import TrainingConfig, WindowShape
 from difftop.data.demonstrations import Demonstrations
+from difftop.data.normalize import Affine
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import dropout
@@ -28,7 +31,7 @@ from difftop.options import option
 from difftop.types import EnvSpec
 
 _MARGIN = 0.05  # of its range that each action may go beyond the demonstrated ones
-_POSITIVE_STD = 1e-4  # noise on demonstrated actions
+_POSITIVE_STD = 1e-4  # noise on demonstrated actions, of half their range
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class IBCConfig(PolicyConfig):
     negatives: int = option(256, "sampled actions that the demonstrated one is told from; Diffusion Policy: 1024", low=1)
     samples: int = option(1024, "actions that are tried while acting", low=1)
     rounds: int = option(5, "of trying, resampling and moving them", low=1)
-    noise: float = option(0.33, "standard deviation of the first move, action units", low=0)
+    noise: float = option(0.33, "standard deviation of the first move, of half an action's range in the demonstrations", low=0)
     shrink: float = option(0.5, "factor of that deviation from round to round", low=0, high=1)
 
 
@@ -63,7 +66,9 @@ class IBC(WindowPolicy):
     """See the module.
 
     Buffers:
-        low, high: `[A]`, range of the samples, from the demonstrations.
+        low, high: `[A]`, range of the samples, from the demonstrations, with a margin.
+    Attributes:
+        scaling: actions to what the energy sees of them, [-1, 1] over the range of the demonstrations.
     """
 
     config: IBCConfig
@@ -79,20 +84,24 @@ class IBC(WindowPolicy):
             widths = [*config.hidden_dims, 1]
             self.from_obs, self.from_action = nn.Linear(features, widths[0]), nn.Linear(self.limits.size, widths[0], bias=False)
             self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths))
+        self.scaling = Affine((spec.action_dim,))
         self.register_buffer("low", -torch.ones(spec.action_dim))
         self.register_buffer("high", torch.ones(spec.action_dim))
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes normalization and the range of the actions."""
         super().fit_normalizer_(demonstrations)
-        low, high = demonstrations.rows("actions").aminmax(dim=0)
+        actions = demonstrations.rows("actions")
+        self.scaling.fit_(actions, "min_max")
+        low, high = actions.aminmax(dim=0)
         margin = _MARGIN * (high - low)
         self.low.copy_((low - margin).clamp_min(-1))
         self.high.copy_((high + margin).clamp_max(1))
 
     def energies(self, features: Tensor, actions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """f `[K, S]` of features `[K, F]` and S actions each `[K, S, T_p A]`; units are left out where there is a generator."""
-        hidden = self.from_obs(features)[:, None] + self.from_action(actions)  # the observation's part is computed once
+        scaled = self.scaling(actions.view(*actions.shape[:-1], self.config.horizon, -1)).flatten(-2).to(features.dtype)
+        hidden = self.from_obs(features)[:, None] + self.from_action(scaled)  # the observation's part is computed once
         for layer in self.layers:
             if generator is not None:
                 hidden = dropout(hidden, self.config.dropout, generator)
@@ -112,7 +121,7 @@ class IBC(WindowPolicy):
         target, known = batch.actions[:, last:], batch.mask[:, last:].all(1)
         noise = self.batch_noise(len(target), generator)
         features = self.observer(batch.obs, noise).flatten(1)
-        positive = (target + _POSITIVE_STD * noise.normal(*target.shape[1:])).flatten(1)
+        positive = (target + _POSITIVE_STD * self.scaling.scale * noise.normal(*target.shape[1:])).flatten(1)
         actions = torch.cat([positive[:, None], self._spread(noise, self.config.negatives)], 1)
         f = self.energies(features, actions, (generator or torch.default_generator) if self.training else None)
         per_window = -f.log_softmax(-1)[:, 0]
@@ -129,15 +138,21 @@ class IBC(WindowPolicy):
         config = self.config
         features = self.observer(obs, noise).flatten(1)
         samples, std = self._spread(noise, config.samples), config.noise
-        low, high = self.low.repeat(config.horizon), self.high.repeat(config.horizon)
+        low, high, half = (x.repeat(config.horizon) for x in (self.low, self.high, self.scaling.scale))
         for _ in range(config.rounds - 1):
             edges = self.energies(features, samples).softmax(-1).cumsum(-1)
             chosen = torch.searchsorted(edges, noise.uniform(config.samples) * edges[:, -1:]).clamp_max(config.samples - 1)
             kept = samples.gather(1, chosen[..., None].expand_as(samples))
-            samples = (kept + std * noise.normal(*samples.shape[1:])).clamp(low, high)
+            samples = (kept + std * half * noise.normal(*samples.shape[1:])).clamp(low, high)
             std *= config.shrink
         best = self.energies(features, samples).argmax(-1)
         return samples[torch.arange(len(best)), best].view(len(best), config.horizon, -1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights of before there was a scaling see actions as they are."""
+        for name, value in Affine(tuple(self.low.shape)).state_dict().items():
+            state_dict.setdefault(f"{prefix}scaling.{name}", value)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _spread(self, noise: Noise, count: int) -> Tensor:
         """Uniform actions `[K, count, T_p A]`."""

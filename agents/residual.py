@@ -4,6 +4,7 @@
 
 Source: the baseline "Residual + X" of DiffTORI, arXiv:2402.05421.
 Differs: its network isn't published; here the correction is bounded and starts at zero, so that training begins at the base.
+Steps of a window count where the base has seen what it sees while acting.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Residual(ChunkPolicy):
     config: ResidualConfig
 
     def __init__(self, config: ResidualConfig, spec: EnvSpec, *, seed: int) -> None:
-        windows = WindowShape(config.window, config.horizon, 0, config.window + config.horizon - 2)
+        windows = WindowShape(config.window, config.horizon, config.window - 1, config.window + config.horizon - 2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(config, spec, windows)
@@ -58,7 +59,11 @@ class Residual(ChunkPolicy):
         """Takes the normalization, and the base from its run."""
         super().fit_normalizer_(demonstrations)
         self.base.read_()
-        most = self.base.check().windows.horizon
+        most, lead = self.base.check().windows.horizon, self.base.check().lead
+        if lead >= self.config.window:
+            raise ConfigError(
+                f"agent.window={self.config.window}: {self.config.base} looks at {lead + 1} observations; take at least as many."
+            )
         if self.config.horizon > most:
             raise ConfigError(f"agent.horizon={self.config.horizon}: {self.config.base} predicts {most} actions; lower it.")
 
@@ -68,15 +73,21 @@ class Residual(ChunkPolicy):
         return base + self.config.scale * raw.tanh().view_as(base)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error at every step of the window, over actions that are no padding.
+        """Mean squared error over actions that are no padding, at every step of the window where the base acts as in an episode.
+
+        Those are the steps of the episode but, for a base that looks at some last observations, the window's first ones.
 
         Returns:
             the loss, and `loss`, `base_loss` (the same error of the base's own actions).
         """
         noise = self.batch_noise(len(batch.actions), generator)
-        base = self.base.plans(batch.obs, noise)[:, :, : self.config.horizon]
+        seen = batch.mask[:, : self.windows.window]
+        begin = seen.int().argmax(1)  # before it is padding, which a base's memory never saw
+        base = self.base.plans(batch.obs, noise, begin)[:, :, : self.config.horizon]
         actions = self.corrected(self.observer(batch.obs, noise), base)
         target, known = (overlapping(x, self.config.horizon) for x in (batch.actions, batch.mask))
+        whole = torch.arange(self.windows.window, device=seen.device) >= self.base.check().lead
+        known = known & (seen & whole)[..., None]
         loss, base_loss = (_masked_error(x, target, known) for x in (actions, base))
         return loss, {"loss": loss.detach(), "base_loss": base_loss}
 

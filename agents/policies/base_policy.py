@@ -65,6 +65,22 @@ class BasePolicy(nn.Module):
         """
         return self.check().plans(obs, noise, begin).clamp(-1, 1)
 
+    def drawn_begin(self, begin: Tensor, steps: int, noise: Noise) -> Tensor:
+        """Where the base's memory begins in windows of `steps` observations, for `plans` of their last step.
+
+        A memory that forgets while acting has any of its ages inside an episode; near the beginning it is as old as the episode.
+
+        Args:
+            begin: first steps of the episodes `[B]`; 0 for windows that lie inside.
+            noise: B rows; drawn from only where the base has such a memory.
+        """
+        ages = [age for age in self.check().ages() if age < steps]
+        if not ages:
+            return begin
+        number = (noise.uniform() * len(ages)).long().clamp_max(len(ages) - 1)
+        drawn = steps - 1 - torch.tensor(ages, device=begin.device)[number]
+        return torch.where(begin > 0, begin, drawn)
+
     def predictor(self, num_envs: int, seed: int) -> Predictor:
         """Predicts chunks `[N, T_p, A]` while acting; see `agents.policies.chunks.Predictor`. Its actions are not clamped."""
         return self.check().predictor(num_envs, seed)

@@ -111,6 +111,15 @@ class ChunkPolicy(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def lead(self) -> int:
+        """First steps of windows from inside an episode at which `plans` lacks observations that acting would have."""
+        return 0
+
+    def ages(self) -> list[int]:
+        """How many observations before the present one are remembered inside an episode, each as often; [] if always as many."""
+        return []
+
     def predictor(self, num_envs: int, seed: int) -> Predictor:
         """Predicts in N environments, without limits; random numbers come from `seed`."""
         raise NotImplementedError
@@ -134,6 +143,11 @@ class WindowPolicy(ChunkPolicy):
     def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """Wanted actions `[K, T_p, A]` from the last of T_s observations on, by key `[K, T_s, *shape]`."""
         raise NotImplementedError
+
+    @property
+    def lead(self) -> int:
+        """See `ChunkPolicy`: a window's first observation stands for those before it."""
+        return self.windows.window - 1
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`; before the first observation there was the first observation, whatever `begin` is."""

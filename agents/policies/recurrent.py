@@ -80,6 +80,12 @@ class RecurrentPolicy(ChunkPolicy):
         features = torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
         return torch.stack([self.chunk(features[:, i], noise) for i in range(steps)], 1)
 
+    def ages(self) -> list[int]:
+        """See `ChunkPolicy`; all below T_s, or with memory=overlap those that the older of the two hidden states has."""
+        span = self.windows.window
+        late = span // 2 if self.config.memory == "overlap" else 0
+        return [max(age, (age - late) % span) for age in range(span)]
+
     def predictor(self, num_envs: int, seed: int) -> RecurrentPredictor:
         """See `ChunkPolicy`."""
         return RecurrentPredictor(self, num_envs, seed)

@@ -7,6 +7,7 @@ needs: optimizer, learning rate schedule, clipping, and an exponential average o
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from difftop.losses import NonFiniteLossError
 from difftop.options import option
 from difftop.run.seeding import stream
 from difftop.run.workers import ALONE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,12 @@ class ImitationAgent:
         self.policy, self.training, self.device, self.bf16 = policy.to(device), training, device, bf16
         self.total_steps = total_steps
         self.average = _Average(policy, training.ema) if training.ema else None
+        if self.average and any(isinstance(module, nn.BatchNorm2d) for module in policy.modules()):
+            log.warning(
+                "agent.training.ema=%g with batch normalization: the averaged weights act with the statistics of others; "
+                "set agent.encoder.norm=group.",
+                training.ema,
+            )
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trained, lr=training.learning_rate, betas=(training.beta1, 0.999), weight_decay=training.weight_decay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from difftop.nn.pointnet import PointNet
 from difftop.nn.resnet import ResNet18, SpatialSoftmax
 from difftop.options import ConfigError, option
 
+log = logging.getLogger(__name__)
+
 _STRIDE = 32  # of the ResNet: so many pixels make one of its map
+_LITTLE = 0.75  # of a side: a crop below it may miss what matters at the edges
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,12 @@ class EncoderConfig:
     norm: str = option(
         "batch", "images: normalization in the ResNet; group is safer with averaged weights", choices=("batch", "group")
     )
-    crop: int = option(76, "images: pixels on a side of the crop, random in training; 0 for the whole image", low=0)
+    crop: float = option(
+        0.905,
+        "images: share of each side that the crop keeps (76 of 84 pixels, 217 of 240), random in training; above 1: pixels on a "
+        "side; 0 or 1 for the whole image",
+        low=0,
+    )
     evaluation_crop: str = option(
         "center", "images: crop in evaluation; random is what LeTO's runs did by accident", choices=("center", "random")
     )
@@ -41,7 +50,8 @@ class ObservationEncoder(nn.Module):
         shapes: shape of one observation by key: `(O,)`, an image `(C, height, width)`, or points `(P, C)`.
         config: options.
     Source: robomimic's encoders in LeTO's configuration (crop 76 of 84, 32 points, 64 features; a ResNet of its own per camera).
-    Differs: crops at evaluation are central (LeTO's are random, by robomimic 0.2's accident).
+    Differs: crops at evaluation are central (LeTO's are random, by robomimic 0.2's accident); a crop is a share of the image, so
+    that 240 pixels give 217 (robomimic and Diffusion Policy name 216 for ToolHang).
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], config: EncoderConfig) -> None:
@@ -84,7 +94,7 @@ class ObservationEncoder(nn.Module):
     def crops_randomly(self) -> bool:
         """Whether the next forward pass wants random crops."""
         random = self.training or self.config.evaluation_crop == "random"
-        return bool(self.cameras) and bool(self.config.crop) and random
+        return bool(self.cameras) and self.config.crop not in (0, 1) and random
 
 
 class ImageEncoder(nn.Module):
@@ -97,15 +107,22 @@ class ImageEncoder(nn.Module):
     def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
         super().__init__()
         channels, height, width = shape
-        if config.crop > min(height, width):
+        self.size = cropped_size(config.crop, height, width)
+        if self.size[0] > height or self.size[1] > width:
             raise ConfigError(
-                f"encoder.crop={config.crop}: images {name} have {height} x {width} pixels; take a smaller crop, or 0 for none."
+                f"encoder.crop={config.crop:g}: images {name} have {height} x {width} pixels; take a share, such as 0.905, fewer "
+                "pixels, or 0 for none."
             )
-        self.size = (config.crop or height, config.crop or width)
         if min(self.size) <= _STRIDE:
             raise ConfigError(
-                f"encoder.crop={config.crop}: of images {name} only {self.size[0]} x {self.size[1]} pixels are seen; "
+                f"encoder.crop={config.crop:g}: of images {name} only {self.size[0]} x {self.size[1]} pixels are seen; "
                 f"a ResNet needs more than {_STRIDE} pixels on a side."
+            )
+        if self.size[0] < _LITTLE * height or self.size[1] < _LITTLE * width:
+            log.warning(
+                "encoder.crop=%g: %d x %d of the %d x %d pixels of %s are seen, less than %g%% of a side; what lies at the edges "
+                "is never seen at evaluation. A share, such as encoder.crop=0.905, fits any size.",
+                *(config.crop, *self.size, height, width, name, 100 * _LITTLE),
             )
         self.resnet = ResNet18(channels, config.norm)
         rows, columns = (math.ceil(side / _STRIDE) for side in self.size)
@@ -118,6 +135,14 @@ class ImageEncoder(nn.Module):
         scaled = cropped.to(self.linear.weight.dtype) / 127.5 - 1
         points = self.softmax(self.resnet(scaled)).flatten(1)
         return torch.relu(self.linear(points))
+
+
+def cropped_size(crop: float, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns that `EncoderConfig.crop` keeps of an image; a share is rounded to whole pixels."""
+    if crop > 1:
+        return round(crop), round(crop)
+    share = crop or 1.0
+    return round(share * height), round(share * width)
 
 
 def crop(image: Tensor, size: tuple[int, int], corner: Tensor | None) -> Tensor:

@@ -3,8 +3,8 @@
 A file `configs/experiment/<method>.yaml` is a hydra file with two keys more:
 
     tasks:               environment's name, or a pattern such as metaworld/*, to what differs there; `{env}` in a value is the
-      dmc/cup-catch:     environment's name with a hyphen for the slash, as folders of runs have it
-        env: {action_repeat: 2}
+      dmc/cup-catch:     environment's name with a hyphen for the slash, as folders of runs have it; a pattern that ends in
+        env: {action_repeat: 2}    @low_dim, or another obs=, is for that only; the first one that fits is taken
     elsewhere: refuse    (default: general) an environment that the table hasn't is an error
 """
 
@@ -45,7 +45,8 @@ class Experiment:
 
     Attributes:
         groups: what it chooses of other groups (`agent`: `difftop_rl`).
-        tasks: environment's name or pattern to nested options, and choices of groups, that differ there.
+        tasks: environment's name or pattern, perhaps with `@` and an observation, to nested options, and choices of groups, that
+            differ there.
         elsewhere: `general` or `refuse`, for an environment that `tasks` hasn't.
         summary: its first comment.
     """
@@ -56,11 +57,12 @@ class Experiment:
     elsewhere: str
     summary: str
 
-    def differences(self, env: str) -> list[str]:
-        """Overrides of `tasks` for the environment `env`; raises `ConfigError` where the method isn't for it."""
+    def differences(self, env: str, obs: str = "") -> list[str]:
+        """Overrides of `tasks` for the environment `env` shown as `obs`; raises `ConfigError` where the method isn't for it."""
         if not self.tasks:
             return []
-        found = [differs for pattern, differs in self.tasks.items() if fnmatchcase(env, pattern)]
+        named = [(pattern.partition("@"), differs) for pattern, differs in self.tasks.items()]
+        found = [differs for (name, _, shown), differs in named if fnmatchcase(env, name) and shown in ("", obs)]
         if found:
             return [*_overrides(found[0], env.replace("/", "-"))]
         if self.elsewhere == "refuse":

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from difftop.data.demonstrations import Demonstrations
+from difftop.data.demonstrations import Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations, recorded_env
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
@@ -230,8 +230,10 @@ def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
         how = {"noise": run.expert_noise, "labels": run.expert_labels}
         path = factories.record(env, run.demos or 50, seed=0, folder=top.data, **how)
     if not env.episode_steps:
-        env = replace(env, episode_steps=PROTOCOLS[run.protocol].episode_steps.get(env.name, 0))
+        env = replace(env, episode_steps=PROTOCOLS[run.protocol].steps(env.name))
     info = recorded_env(path)
+    if env.obs != "low_dim":
+        env = _seen_as_recorded(env, info, path)
     if not run.simulates:
         return path, env
     made = replace(env, made_with=json.dumps(dict(info.kwargs)))
@@ -242,6 +244,14 @@ def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
         )
     info.check_version(str(installed["env_version"]), str(path))
     return path, made
+
+
+def _seen_as_recorded(env: Any, info: EnvInfo, path: Path) -> Any:
+    """The environment that draws its images as those of the demonstrations were drawn; published where the file doesn't say."""
+    recorded = str(info.raw.get("render_quality", "published"))
+    if recorded != env.render_quality:
+        log.info("env.render_quality=%s, as the images of %s", recorded, path)
+    return replace(env, render_quality=recorded)
 
 
 def _opened(path: Path, settings: Settings, spec: EnvSpec | None) -> Demonstrations:
@@ -306,6 +316,6 @@ def as_saved(saved: Checkpoint, settings: Settings, registry: Registry, override
     found = with_overrides(saved, settings, registry, overrides, keys)
     given = {override.partition("=")[0] for override in overrides}
     if "run.protocol" in given and "env.episode_steps" not in given:
-        steps = PROTOCOLS[found.run.protocol].episode_steps.get(found.env.name, 0)
+        steps = PROTOCOLS[found.run.protocol].steps(found.env.name)
         found = replace(found, env=replace(found.env, episode_steps=steps))
     return found

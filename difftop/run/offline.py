@@ -29,7 +29,9 @@ _VALIDATION_WINDOWS = 2048  # at most, spread over the demonstrations that are h
 class OfflineConfig:
     """Length and cadence of an imitation run, its demonstrations, and how it is evaluated."""
 
-    grad_steps: int = option(10_000, "length of the run", low=1)
+    grad_steps: int = option(
+        10_000, "length of the run, short enough for a laptop; experiment=diffusion and others: the papers'", low=1
+    )
     batch_size: int = option(64, "windows per gradient step", low=1)
     demos: int = option(50, "demonstrations to use (or to make, where dataset is empty); 0 takes all of the file", low=0)
     expert_noise: float = option(0.1, "where demonstrations are made: standard deviation added to the expert's actions", low=0)

@@ -35,7 +35,8 @@ def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
     usual = usual_of_imitation(registry, [agent], demos=demos)
     usual = {key: value for key, value in usual.items() if key not in words and key not in groups}
     env = words.get("env") or groups.get("env") or usual.get("env") or default_env(registry)
-    differs = experiment.differences(env) if experiment else []
+    obs = words.get("obs") or groups.get("obs") or usual.get("obs", "")
+    differs = experiment.differences(env, obs) if experiment else []
     differs = [text for text in differs if text.partition("=")[0] not in words]
     return [*(f"{key}={value}" for key, value in usual.items()), *differs, *given]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,17 @@ class Protocol:
         text: one line about it.
         episodes: that are reported.
         first_seed: the seeds of the initial states are this and the following ones; None for a stream of the run's own seed.
-        episode_steps: actions in an episode by task; the task's own where it isn't named.
+        episode_steps: actions in an episode by task, or by a pattern such as `metaworld/*`; the task's own where none fits.
     """
 
     text: str
     episodes: int
     first_seed: int | None = None
     episode_steps: Mapping[str, int] = field(default_factory=dict)
+
+    def steps(self, env: str) -> int:
+        """Actions in an episode of the environment `env`, 0 for its own number."""
+        return next((steps for pattern, steps in self.episode_steps.items() if fnmatchcase(env, pattern)), 0)
 
 
 def _robosuite(short: int, long: int) -> dict[str, int]:
@@ -33,7 +38,7 @@ def _robosuite(short: int, long: int) -> dict[str, int]:
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "difftop": Protocol("50 episodes of the task's own length, seeds of the run's own stream", 50),
-    "difftori": Protocol("DiffTORI on Meta-World: 50 episodes of 200 actions", 50),
+    "difftori": Protocol("DiffTORI on Meta-World: 50 episodes of 200 actions", 50, None, {"metaworld/*": 200}),
     "robomimic_ph": Protocol(
         "robomimic, proficient-human data: 50 episodes of 400 actions (700 for long tasks)", 50, None, _robosuite(400, 700)
     ),

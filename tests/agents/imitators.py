@@ -50,7 +50,7 @@ def base_run(home: Path, name: str, spec: EnvSpec = SPEC, **more: Any) -> Path:
         base = make(name, seed=7, spec=spec, **more)
         values = {"name": name, **SMALL[name], **more}
         save_checkpoint(
-            folder, step=0, agent_name=name, config={"agent": values}, spec=SPEC, model=base.state_dict(), train_state={}
+            folder, step=0, agent_name=name, config={"agent": values}, spec=spec, model=base.state_dict(), train_state={}
         )
     return folder
 
@@ -74,6 +74,7 @@ def padded_batch(agent: ImitationAgent, size: int = 6, seed: int = 0) -> WindowB
     steps = torch.arange(batch.mask.shape[1])
     rows = torch.arange(size)
     before, after = rows % (shape.pad_before + 1), (rows // 2) % (shape.pad_after + 1)
+    after = torch.minimum(after, len(steps) - 1 - before)  # one real step at least
     mask = (steps >= before[:, None]) & (steps < len(steps) - after[:, None])
     assert bool(mask.any(1).all()) and not bool(mask.all())
     return replace(batch, mask=mask)

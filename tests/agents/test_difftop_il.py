@@ -14,6 +14,7 @@ from agents.difftop_il import DiffTOPIL, DiffTOPILConfig
 from agents.policies.cvae_model import CostModel, ILModelConfig, LatentDynamics, NoDynamics, kl_to_standard
 from agents.policies.noise import BatchNoise
 from agents.policies.training import ImitationAgent
+from agents.rnn_gmm import RnnGmm, RnnGmmConfig
 from difftop.data.windows import WindowBatch
 from difftop.options import ConfigError, build, defaults
 from difftop.planning.rollout import rollout_cost
@@ -254,7 +255,7 @@ def test_without_a_cost_the_plan_is_the_bases_and_the_base_is_never_read_again(t
         step=1,
         agent_name="bc",
         config={"agent": options},
-        spec=base.spec,
+        spec=SPEC,
         model=base.state_dict(),
         train_state={},
     )
@@ -282,6 +283,28 @@ def test_without_a_cost_the_plan_is_the_bases_and_the_base_is_never_read_again(t
     for k in range(2):
         first, second = (actor.act(obs[k], t0 & (k == 0)) for actor in actors)
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("memory", "ages"), [("restart", range(10)), ("overlap", range(5, 10))])
+def test_a_recurrent_base_has_all_its_ages_in_training(tmp_path: Path, memory: str, ages: range) -> None:
+    """As while acting, where the LSTM forgets: not only that of a whole window."""
+    options = defaults(RnnGmmConfig) | {"hidden_dim": 4, "layers": 1, "memory": memory}
+    base = RnnGmm(build(RnnGmmConfig, options), SPEC, seed=3)
+    named = {"agent_name": "rnn_gmm", "config": {"agent": options}, "spec": SPEC}
+    save_checkpoint(tmp_path / "base", step=1, **named, model=base.state_dict(), train_state={})
+    made = policy(base="rnn_gmm", base_checkpoint=str(tmp_path / "base"))
+    assert made.base is not None
+    made.base.read_()
+    begins: list[Tensor] = []
+    plans = made.base.plans
+    made.base.plans = lambda obs, noise, begin: begins.append(begin) or plans(obs, noise, begin)  # type: ignore
+    batch = random_batch(400, steps=10)
+    batch.mask[:100, :6] = False  # episodes that are four steps old
+    made.loss(batch, torch.Generator().manual_seed(0))
+    found = 9 - begins[0]
+    assert bool((found[:100] == 3).all())
+    counts = torch.bincount(found[100:], minlength=10)
+    assert all(int(counts[age]) > 300 / len(ages) / 2 if age in ages else not int(counts[age]) for age in range(10)), counts
 
 
 def test_the_cheapest_of_several_latents_is_kept() -> None:

@@ -45,6 +45,13 @@ def test_memory(name: str, memory: str, window: int) -> None:
     assert len(heard) == STEPS
 
 
+@pytest.mark.parametrize("memory", ["restart", "overlap"])
+@pytest.mark.parametrize("window", [1, 4, 7])
+def test_ages_are_those_while_acting(memory: str, window: int) -> None:
+    ages = make("rnn_gmm", memory=memory, window=window).policy.ages()
+    assert sorted(ages) == sorted(t - remembered(memory, window, t) for t in range(3 * window, 4 * window))
+
+
 def test_overlapping_memories_never_know_less_than_half_a_window() -> None:
     ages = [t - remembered("overlap", 12, t) + 1 for t in range(12, 100)]
     assert min(ages) == 7 and max(ages) == 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from difftop.nn.observation import EncoderConfig, ObservationEncoder, crop
+from difftop.nn.observation import EncoderConfig, ObservationEncoder, crop, cropped_size
 from difftop.nn.pointnet import PointNet
 from difftop.nn.resnet import ResNet18, SpatialSoftmax
 from difftop.nn.rnn import StepLSTM
@@ -116,10 +116,23 @@ def test_each_frame_of_each_camera_has_its_own_crop() -> None:
 
 def test_an_image_below_the_crop_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"encoder.crop=76: images camera have 40 x 36 pixels"):
-        ObservationEncoder({"camera": (3, 40, 36)}, EncoderConfig())
+        ObservationEncoder({"camera": (3, 40, 36)}, EncoderConfig(crop=76))
     with pytest.raises(ConfigError, match="more than 32 pixels"):
         ObservationEncoder({"camera": (3, 40, 36)}, EncoderConfig(crop=32))
     assert ObservationEncoder({"camera": (3, 64, 48)}, EncoderConfig(crop=0)).nets["camera"].size == (64, 48)
+
+
+def test_a_crop_keeps_the_same_share_of_every_image(caplog: pytest.LogCaptureFixture) -> None:
+    share = EncoderConfig().crop
+    sizes = {84: 76, 128: 116, 240: 217}  # 84 to 76 is robomimic's; theirs of 240, 216, is within a pixel
+    assert {side: cropped_size(share, side, side)[0] for side in sizes} == sizes
+    assert cropped_size(share, 84, 240) == (76, 217) and cropped_size(1.0, 84, 64) == cropped_size(0.0, 84, 64) == (84, 64)
+    for side, kept in sizes.items():
+        assert ObservationEncoder({"camera": (3, side, side)}, EncoderConfig()).nets["camera"].size == (kept, kept)
+    assert not caplog.records and ObservationEncoder({"camera": (3, 84, 84)}, EncoderConfig()).train().crops_randomly
+    assert not ObservationEncoder({"camera": (3, 84, 84)}, EncoderConfig(crop=1.0)).train().crops_randomly
+    ObservationEncoder({"camera": (3, 240, 240)}, EncoderConfig(crop=76))  # in pixels, as before
+    assert "76 x 76 of the 240 x 240 pixels of camera are seen, less than 75% of a side" in caplog.text
 
 
 def test_single_steps_of_the_lstm_are_its_sequence() -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from agents.registry import make_agent
+from agents.registry import make_agent, make_policy
 from difftop.command import make_registry
 from difftop.options import ConfigError, defaults
 from difftop.run.cli import Registry, composed, register, run_name
 from difftop.run.config_folder import config_folder
-from difftop.run.experiments import as_named_now, experiment_names, read_experiment
+from difftop.run.experiments import Experiment, as_named_now, experiment_names, read_experiment
 from difftop.run.overrides import prepared, prepared_sweep
 from difftop.types import EnvSpec, ObsSpec
 from tests.conftest import STATE
@@ -35,6 +36,7 @@ QUICK = [  # one or two of each method; the others are slow
     "leto_can_ph_low_dim", "leto_square_mh", "leto_square_ph_acc_0.5", "leto_lift_plate", "difftop_il_square_rnn_gmm",
     "difftop_il_metaworld_basketball", "difftop_il_maniskill_PickCube-v1", "ablation_no_reward_loss",
 ]  # fmt: skip
+IMITATORS = ("diffusion", "rnn_gmm", "bc", "ibc", "leto")
 FILE = "dataset=demonstrations.hdf5"
 VECTOR = ObsSpec("vector", (3,))
 SPECS = {
@@ -98,14 +100,76 @@ def test_there_is_a_file_for_each_method_of_the_papers_and_few(registry: Registr
     names = set(experiment_names(registry.config_dir))
     assert {"tdmpc", "tdmpc2", "difftop_rl", "difftori", "leto_ph", "leto_mh", "difftop_il"} <= names
     assert {f"difftop_il_{base}" for base in ("rnn_gmm", "diffusion")} | {f"ablation_no_{what}" for what in ABLATIONS} <= names
-    assert len(names) < 20
+    assert set(IMITATORS) <= names and len(names) < 20 + len(IMITATORS)
 
 
 @pytest.mark.parametrize("name", experiment_names(config_folder()))
 def test_every_experiment_composes_and_builds_its_agent(registry: Registry, name: str) -> None:
     settings = composed(registry, given(registry, name))
+    if name == "diffusion":  # gigabytes
+        with torch.device("meta"):
+            assert make_policy(settings.agent, SPECS[settings.env.obs], seed=0).config.name == "diffusion"
+        return
     made = make_agent(settings.agent, SPECS[settings.env.obs], seed=0, total_steps=1)
     assert getattr(made, "policy", made).config.name == settings.agent["name"]
+
+
+# What the papers' codes train, by experiment and words beside it: the agent's options, and gradient steps, batch, demonstrations.
+BUDGETS = [
+    ("diffusion", [], {"widths": [512, 1024, 2048], "step_dim": 128, "sampler": "ddpm", "steps": 100}, (1_400_000, 64, 0)),
+    ("diffusion", ["obs=low_dim"], {"widths": [256, 512, 1024], "step_dim": 256, "sampler": "ddpm"}, (500_000, 256, 0)),
+    ("diffusion", ["env=maniskill/PickCube-v1"], {"widths": [64, 128, 256], "step_dim": 64}, (30_000, 1024, 100)),
+    ("diffusion", ["env=metaworld/reach", "obs=low_dim"], {"widths": [256, 512, 1024]}, (500_000, 256, 0)),
+    ("rnn_gmm", [], {"hidden_dim": 1000, "layers": 2, "window": 10}, (300_000, 16, 0)),
+    ("rnn_gmm", ["env=robomimic/square", "obs=low_dim"], {"hidden_dim": 400}, (200_000, 100, 0)),
+    ("bc", [], {"hidden_dims": [1024, 1024], "distribution": "gmm"}, (300_000, 16, 0)),
+    ("bc", ["obs=low_dim"], {"hidden_dims": [1024, 1024], "distribution": "gmm"}, (200_000, 100, 0)),
+    ("bc", ["env=maniskill/PickCube-v1"], {"hidden_dims": [256, 256], "distribution": "deterministic"}, (30_000, 1024, 100)),
+    ("ibc", [], {"hidden_dims": [1024] * 4, "negatives": 1024, "samples": 1024}, (700_000, 128, 0)),
+    ("ibc", ["obs=low_dim"], {"hidden_dims": [1024] * 4, "negatives": 1024}, (500_000, 256, 0)),
+    ("leto", [], {"hidden_dim": 1000, "window": 12, "horizon": 6, "pad": False}, (100_000, 64, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "options", "budget"), BUDGETS)
+def test_the_papers_budgets(
+    registry: Registry, name: str, words: list[str], options: dict[str, Any], budget: tuple[int, int, int]
+) -> None:
+    settings = composed(registry, [f"experiment={name}", *words, FILE])
+    assert {key: settings.agent[key] for key in options} == options
+    assert (settings.run.grad_steps, settings.run.batch_size, settings.run.demos) == budget
+    rates = {"bc": 3e-4} if "env=maniskill/PickCube-v1" in words else {}
+    training = settings.agent["training"]
+    assert training["learning_rate"] == rates.get(name, 1e-4)
+    if name in ("diffusion", "ibc"):  # AdamW, a warm-up and a cosine
+        assert (training["weight_decay"], training["schedule"], training["warmup_steps"]) == (1e-6, "cosine", 500)
+        assert training["beta1"] == 0.95
+    assert training["ema"] == (0.9999 if name == "diffusion" else 0.0)
+
+
+def test_diffusion_on_images_has_the_paper_s_size(registry: Registry) -> None:
+    settings = composed(registry, ["experiment=diffusion", FILE])
+    obs = {"agentview_image": (3, 84, 84), "robot0_eye_in_hand_image": (3, 84, 84), "eef_pos": (3,), "quat": (4,), "qpos": (2,)}
+    spec = EnvSpec("test/task", {key: ObsSpec.of(shape) for key, shape in obs.items()}, 7, 400, 0.05)
+    with torch.device("meta"):
+        policy = make_policy(settings.agent, spec, seed=0)
+    weights = sum(p.numel() for p in policy.net.parameters())
+    assert 250e6 < weights < 260e6, weights
+
+
+def test_tool_hang_is_seen_larger(registry: Registry) -> None:
+    for name in ("diffusion", "rnn_gmm", "bc", "ibc"):
+        words = [f"experiment={name}", "env=robomimic/tool_hang", FILE]
+        assert (
+            composed(registry, words).env.image_size == 240 and composed(registry, [*words, "obs=low_dim"]).env.image_size == 84
+        )
+
+
+def test_a_pattern_may_be_of_one_observation_only() -> None:
+    tasks = {"toy/a@image": {"run": {"x": 1}}, "toy/*": {"run": {"x": 2}}, "*@low_dim": {"run": {"x": 3}}}
+    made = Experiment("made", {}, tasks, "general", "")
+    assert made.differences("toy/a", "image") == ["run.x=1"] and made.differences("toy/a", "low_dim") == ["run.x=2"]
+    assert made.differences("dmc/b", "low_dim") == ["run.x=3"] and made.differences("dmc/b", "image") == []
 
 
 def test_a_task_has_its_own_settings_and_the_command_line_the_last_word(registry: Registry) -> None:
