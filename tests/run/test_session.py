@@ -268,7 +268,8 @@ def test_a_mistake_in_a_sweep_is_one_sentence_before_any_job(
 
 @pytest.mark.slow
 def test_a_sweep_runs_every_combination_with_joblib(tmp_path: Path) -> None:
-    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "agent=tdmpc,difftop_rl", "run.frames=25"]
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "agent=tdmpc,difftop_rl"]
+    sweep += ["run.frames=25", "run.parallel=true"]
     small = [o for o in SMALL if "policy_gradient" not in o and not o.startswith("run.frames")]
     done = subprocess.run(
         [sys.executable, "train.py", *sweep, *small, f"root={tmp_path}"], cwd=ROOT, capture_output=True, text=True
