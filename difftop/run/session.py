@@ -15,6 +15,7 @@ from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings, checked, run_name
 from difftop.run.rollouts import Array, Environments
+from difftop.run.settings import flat
 from difftop.run.video import VideoError, write_video
 from difftop.types import EnvSpec
 
@@ -30,6 +31,7 @@ _FREE = {
     "top.checkpoint",
     "top.root",
     "top.name",
+    "top.swept",
     "top.data",
     "top.episodes",
     "top.head",
@@ -135,7 +137,7 @@ def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = fro
     if not has_checkpoint(folder):
         return None
     checkpoint = load_checkpoint(folder, agent_name=str(settings.agent["name"]))
-    old, new = _flat(checkpoint.config), _flat(settings.plain())
+    old, new = flat(checkpoint.config), flat(settings.plain())
     differ = [
         key
         for key in sorted(old.keys() | new.keys())
@@ -159,7 +161,7 @@ def saved_checkpoint(path: str) -> Checkpoint:
 
 def evaluation_folder(saved: Checkpoint, settings: Settings, keys: Sequence[str]) -> Path:
     """`<run>/eval/<checkpoint>-seed<k>`, and what of `keys` isn't as it was trained, so that ways to act stay apart."""
-    was, now = _flat(saved.config), _flat(settings.plain())
+    was, now = flat(saved.config), flat(settings.plain())
     changed = [f"-{key.rpartition('.')[2]}-{now[key]}" for key in keys if now.get(key) != was.get(key)]
     return saved.path.parent.parent / "eval" / "".join([f"{saved.path.name}-seed{settings.top.seed}", *changed])
 
@@ -188,18 +190,10 @@ def with_overrides(
             raise ConfigError(f"{key}={asked}: the checkpoint is of {key}={mine}, which mode=eval plays; leave it out.")
     if settings.top.head and saved.agent_name not in registry.imitators:
         raise ConfigError(f"head={settings.top.head}: is for agents that imitate.")
-    new = _flat(settings.plain())
+    new = flat(settings.plain())
     for key in given & keys:
         group, _, name = key.partition(".")
         plain[group][name] = new[key]
     plain |= {key: getattr(settings.top, key) for key in _MACHINE}
     plain |= {key: getattr(settings.top, key) for key in given & {"seed", "planner"}}
     return replace(checked(registry, plain, config["choices"]), choices=config["choices"])
-
-
-def _flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        name = f"{where}.{key}" if where else str(key)
-        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class TopConfig:
     mode: str = option("train", "what to do", choices=tuple(MODES))
     seed: int = option(1, "of every random stream of the run", low=0)
     name: str = option("auto", "name of the run; auto tells obs, preset, planner and experiment where they aren't the defaults")
+    swept: list[str] = option([], "options whose values the run's name tells; a sweep (-m) sets it to what it sweeps over")
     planner: str = option("auto", "optimizer of the action; auto is the agent's own")  # choices: Registry.planners
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
@@ -145,9 +147,30 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
 
 
 def run_name(settings: Settings) -> str:
-    """`top.name`, or a name that tells the groups that aren't at their defaults."""
-    if settings.top.name != "auto":
-        return settings.top.name
+    """`top.name`, or a name that tells the groups that aren't at their defaults; and what is swept, so that no two jobs share it.
+
+    `cpu+agent.loss.learning_rate=3e-4+run.batch_size=128`
+    """
+    values = flat(settings.plain())
+    unknown = [key for key in settings.top.swept if key not in values and f"top.{key}" not in values]
+    if unknown:
+        raise ConfigError(f"swept={unknown[0]}: unknown option; `python train.py --help` lists all.")
+    swept = [f"{key}={_short(values.get(key, values.get(f'top.{key}')))}" for key in settings.top.swept]
+    base = settings.top.name if settings.top.name != "auto" else _name_of_groups(settings)
+    return "+".join([*([base] if base or not swept else []), *swept]) or "default"
+
+
+def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested options by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = f"{where}.{key}" if where else str(key)
+        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _name_of_groups(settings: Settings) -> str:
+    """The groups that aren't at their defaults; empty where all are."""
     chosen = settings.choices
     usual = {"obs": ("state", "low_dim"), "preset": ("standard",), "experiment": ("None",)}
     parts = [chosen[group] for group in usual if chosen[group] not in usual[group]]
@@ -155,7 +178,19 @@ def run_name(settings: Settings) -> str:
         parts.append(f"world_model-{chosen['world_model']}")
     if settings.top.planner != "auto":
         parts.append(f"planner-{settings.top.planner}")
-    return "-".join(parts).replace("/", "-") or "default"
+    return "-".join(parts).replace("/", "-")
+
+
+def _short(value: Any) -> str:
+    """A value as it stands in the name of a folder: `3e-4`, `0.5`, `true`, `64_64`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        plain = repr(value)
+        digits = next((text for text in (f"{value:.{n}e}" for n in range(17)) if float(text) == value), plain)
+        short = re.sub(r"e([+-])0*(\d+)$", lambda m: f"e{m[1].strip('+')}{m[2]}", digits)
+        return short if len(short) < len(plain) else plain
+    return re.sub(r"[^\w.-]+", "_", "_".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _check_mode(top: TopConfig, *, imitates: bool) -> None:
