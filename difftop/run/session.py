@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from difftop.options import ConfigError
+from difftop.options import ConfigError, defaults, still_known
 from difftop.run.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings, checked, run_name
 from difftop.run.rollouts import Array, Environments
@@ -133,15 +133,17 @@ def save_video(path: Path, frames: Sequence[Array], spec: EnvSpec) -> None:
 
 
 def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = frozenset()) -> Checkpoint | None:
-    """The checkpoint that the run goes on from, None for a new run; raises `ConfigError` where the folder holds another run."""
+    """The checkpoint that the run goes on from, None for a new run; raises `ConfigError` where the folder holds another run.
+
+    What another version saved is the same run where only options differ that one of the versions hasn't: a new one counts as
+    having been at its default, and one that is gone has no effect.
+    """
     if not has_checkpoint(folder):
         return None
     checkpoint = load_checkpoint(folder, agent_name=str(settings.agent["name"]))
-    old, new = flat(checkpoint.config), flat(settings.plain())
+    old, new = _completed(checkpoint.config, settings), flat(settings.plain())
     differ = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if key not in _FREE | free and not key.startswith("choices.") and old.get(key) != new.get(key)
+        key for key in sorted(new) if key not in _FREE | free and not key.startswith("choices.") and old.get(key) != new.get(key)
     ]
     if differ:
         shown = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in differ[:3])
@@ -149,6 +151,7 @@ def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = fro
         raise ConfigError(
             f"{folder} holds a run of another configuration ({shown}{more}): choose another name=NAME, or remove the folder."
         )
+    _say_gone([key for key in flat(checkpoint.config) if key not in new and not key.startswith("choices.")], checkpoint.path)
     return checkpoint
 
 
@@ -161,9 +164,29 @@ def saved_checkpoint(path: str) -> Checkpoint:
 
 def evaluation_folder(saved: Checkpoint, settings: Settings, keys: Sequence[str]) -> Path:
     """`<run>/eval/<checkpoint>-seed<k>`, and what of `keys` isn't as it was trained, so that ways to act stay apart."""
-    was, now = flat(saved.config), flat(settings.plain())
+    was, now = _completed(saved.config, settings), flat(settings.plain())
     changed = [f"-{key.rpartition('.')[2]}-{now[key]}" for key in keys if now.get(key) != was.get(key)]
     return saved.path.parent.parent / "eval" / "".join([f"{saved.path.name}-seed{settings.top.seed}", *changed])
+
+
+def _as_known_now(saved: Checkpoint, registry: Registry) -> dict[str, Any]:
+    """A checkpoint's configuration without the options that are gone since; the log names them."""
+    config, gone = dict(saved.config), []
+    for group, kind in registry.kinds(config["agent"]).items():
+        config[group], lost = still_known(kind, config[group], group)
+        gone += lost
+    _say_gone(gone, saved.path)
+    return config
+
+
+def _completed(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """A saved configuration by dotted keys, with the defaults of options that its version didn't have."""
+    return flat({group: defaults(kind) for group, kind in settings.kinds.items()}) | flat(config)
+
+
+def _say_gone(keys: Sequence[str], where: Path) -> None:
+    if keys:
+        log.info("%s: saved by another version, of whose options these are gone, and ignored: %s", where, ", ".join(keys))
 
 
 _MACHINE = {"device", "threads", "precision", "mode", "checkpoint", "head"}
@@ -177,7 +200,7 @@ def with_overrides(
     Raises:
         ConfigError: the command line sets something that is the checkpoint's own.
     """
-    config = saved.config
+    config = _as_known_now(saved, registry)
     plain = dict(config["top"]) | {key: dict(config[key]) for key in ("run", "env", "agent")}
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     own = sorted(given - keys - _MACHINE - {"seed", "planner", "agent", "env", "root"})

@@ -102,6 +102,11 @@ class Registry:
         info = self.agents[name]
         return info.worlds.get(str(agent.get("world_model", "")), info.config)
 
+    def kinds(self, agent: Mapping[str, Any], *, demos: bool = False) -> dict[str, type]:
+        """Classes that hold the options of `top`, `run`, `agent` and `env` for an agent given as a plain mapping."""
+        loop = OfflineConfig if demos or agent["name"] in self.imitators else RunConfig
+        return {"top": TopConfig, "run": loop, "agent": self.options(agent), "env": self.env_config}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -113,6 +118,7 @@ class Settings:
         agent: plain mapping, for the agent registry (which checks it).
         env: instance of `Registry.env_config`.
         choices: option chosen in each group (`preset`: `cpu`).
+        kinds: the classes that hold the options of `top`, `run`, `agent` and `env`.
     """
 
     top: TopConfig
@@ -120,6 +126,7 @@ class Settings:
     agent: dict[str, Any]
     env: Any
     choices: dict[str, str]
+    kinds: dict[str, type] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain containers, as it is saved."""
@@ -142,8 +149,8 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
         _check_obs(registry, agent["name"], env.obs)
         _check_pair(registry, agent["name"], env.name, top.dataset)
     build(options, agent, "agent")
-    loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
-    return Settings(top, build(loop, plain["run"], "run"), agent, env, dict(choices))
+    kinds = registry.kinds(agent, demos=top.mode == "demos")
+    return Settings(top, build(kinds["run"], plain["run"], "run"), agent, env, dict(choices), kinds)
 
 
 def run_name(settings: Settings) -> str:

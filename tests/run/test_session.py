@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from difftop.command import main
 from difftop.compare import StatusConfig, sweep_status
 from difftop.curves import read_runs
 from difftop.data.replay import ReplayBuffer
+from difftop.policy import load_policy
 from difftop.run.checkpoint import load_checkpoint, restore_replay
 from envs import EnvConfig, env_spec
 
@@ -153,6 +157,43 @@ def test_the_same_folder_with_another_configuration_is_refused(finished: Path, c
     assert run(finished.parents[3], "agent.loss.rho=0.7") == 2
     said = capsys.readouterr().err
     assert "agent.loss.rho was 0.5 and is 0.7" in said and "choose another name=NAME" in said
+
+
+def saved_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the configuration of a run's last checkpoint, as if another version had written it."""
+    last = (folder / "checkpoints" / "last").resolve()
+    config = json.loads((last / "config.json").read_text())
+    change(config)
+    data = json.dumps(config, indent=2).encode()
+    (last / "config.json").write_bytes(data)
+    manifest = json.loads((last / "manifest.json").read_text())
+    manifest["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (last / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_of_an_older_version_goes_on_and_can_be_played(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / FOLDER
+    shutil.copytree(finished, folder, symlinks=True)
+
+    def older(config: dict[str, Any]) -> None:
+        del config["run"]["log_every"], config["env"]["render_quality"], config["agent"]["loss"]["rho"], config["top"]["swept"]
+        config["run"]["warmup"], config["agent"]["loss"]["bisimulation"] = 3, {"coef": 2.0}
+
+    saved_otherwise(folder, older)
+    expected = load_policy(finished).act({"state": np.zeros((1, 4), np.float32)})
+    assert np.array_equal(load_policy(folder).act({"state": np.zeros((1, 4), np.float32)}), expected)
+    assert main(["mode=eval", f"checkpoint={folder}", "run.eval_episodes=1", "run.video=false", "device=cpu"]) == 0
+    assert [path.name.partition("-")[2] for path in (folder / "eval").iterdir() if "planner" not in path.name] == ["seed1"]
+    assert run(tmp_path, "run.frames=200", "agent.loss.rho=0.7") == 2
+    assert "(agent.loss.rho was 0.5 and is 0.7): choose another name=NAME" in capsys.readouterr().err
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "difftop"):
+        assert run(tmp_path, "run.frames=200") == 0
+    said = [record.message for record in caplog.records if "another version" in record.message]
+    assert len(said) == 1 and said[0].endswith("gone, and ignored: run.warmup, agent.loss.bisimulation.coef")
+    assert [int(row["env_frames"]) for row in rows(folder / "eval.csv")][-1] == 200
 
 
 @pytest.mark.parametrize(
