@@ -30,6 +30,10 @@ class CurveError(ValueError):
     """A table or folder that can't be drawn; the message names the file, the line and what is wrong."""
 
 
+class _NotFiniteError(CurveError):
+    """A NaN or an infinity: a number, but nothing to be drawn."""
+
+
 @dataclass(frozen=True)
 class Series:
     """One run's evaluations: `steps [n]` rising, in environment frames, and `returns [n]`."""
@@ -134,12 +138,14 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def read_table(path: Path, columns: Sequence[str], *, bad: list[str] | None = None) -> Array:
     """Numbers of the named columns, `[rows, len(columns)]`; rows with an empty cell among them are left out.
 
+    So are rows with a NaN or an infinity, as a diverged run writes them; the log says how many.
+
     Args:
         path: a CSV.
         columns: names in its first line.
-        bad: where given, rows with a bad cell are left out too, and a sentence for every row left out is appended here.
+        bad: where given, rows with any bad cell are left out too, and a sentence for every row left out is appended here.
     Raises:
-        CurveError: the file is missing, a column is missing, or a cell isn't a finite number.
+        CurveError: the file is missing, a column is missing, or a cell isn't a number.
     """
     header, lines = read_lines(path)
     return numbers(path, header, lines, columns, bad=bad)
@@ -168,6 +174,7 @@ def numbers(
     if np.isfinite(whole).all():
         return whole
     rows = []
+    infinite: list[str] = []
     for line, cells in table:
         if not all(cells):
             if bad is not None:
@@ -175,10 +182,14 @@ def numbers(
             continue
         try:
             rows.append([_number(cell, path, line, name) for cell, name in zip(cells, columns, strict=True)])
+        except _NotFiniteError as error:
+            (infinite if bad is None else bad).append(str(error))
         except CurveError as error:
             if bad is None:
                 raise
             bad.append(str(error))
+    if infinite:
+        log.warning("%s %d of %d rows left out.", infinite[0], len(infinite), len(table))
     return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
 
 
@@ -357,10 +368,11 @@ def _keep_longer(seeds: dict[int, Series], seed: int, series: Series, table: Pat
 
 
 def _number(cell: str, path: Path, line: int, name: str) -> float:
+    where = f"{path}:{line}: {name} is '{cell[:40]}': must be a finite number."
     try:
         value = float(cell)
-    except ValueError:
-        value = math.nan
+    except ValueError as error:
+        raise CurveError(where) from error
     if not math.isfinite(value):
-        raise CurveError(f"{path}:{line}: {name} is '{cell[:40]}': must be a finite number.")
+        raise _NotFiniteError(where)
     return value

@@ -85,6 +85,23 @@ def defaults(cls: type) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.structured(cls)))
 
 
+def still_known(cls: type, values: Mapping[str, Any], where: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The values that `cls` has options for, nested groups too, and the dotted names of the others.
+
+    For what another version saved: an option that is gone since has no effect any more.
+    """
+    hints, kept, gone = get_type_hints(cls), {}, []
+    for key, value in values.items():
+        if key not in hints:
+            gone.append(_dotted(where, str(key)))
+        elif is_dataclass(hints[key]) and isinstance(value, Mapping):
+            kept[key], inner = still_known(cast(type, hints[key]), value, _dotted(where, key))
+            gone += inner
+        else:
+            kept[key] = value
+    return kept, gone
+
+
 def describe(cls: type, where: str = "") -> Iterator[OptionInfo]:
     """All options of `cls`, nested groups flattened to dotted keys, in the order of definition."""
     hints = get_type_hints(cls)

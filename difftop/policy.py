@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftop.options import ConfigError
+from difftop.options import ConfigError, still_known
 from difftop.run.checkpoint import load_checkpoint
 from difftop.types import EnvSpec
 
@@ -42,7 +42,10 @@ def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, he
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu, or device=auto.")
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    agent = import_module("agents.registry").make_agent(saved.config["agent"], saved.spec, seed=seed, device=where)
+    registry, values = import_module("agents.registry"), saved.config["agent"]
+    world = str(values.get("world_model", "auto"))
+    known, _ = still_known(registry.config_class(str(values["name"]), world), values)  # another version may have had more options
+    agent = registry.make_agent(known | {"world_model": world}, saved.spec, seed=seed, device=where)
     agent.load_state_dict(saved.model)
     return Policy(agent, saved.spec, saved.config, steps=saved.step, seed=seed, head=head)
 

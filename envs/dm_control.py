@@ -13,7 +13,7 @@ import numpy as np
 from difftop.types import ObsSpec
 from envs.config import EnvConfig, refuse
 from envs.errors import EnvError, RenderError
-from envs.opengl import advice, choose_backend
+from envs.opengl import advice, choose_backend, ensure_drawing
 from envs.suites import Array, Observation, Outcome, TaskInfo
 
 OBS = ("state", "pixels", "low_dim")
@@ -123,10 +123,10 @@ class DmControlSimulator:
 
     def render(self, height: int, width: int) -> Array:
         """The task's camera."""
+        backend = ensure_drawing()
         try:
             image: Array = self._env.physics.render(height, width, camera_id=self._camera)
         except Exception as error:  # OpenGL, EGL and MuJoCo each have their own
-            backend = choose_backend()
             raise RenderError(f"dm_control can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
         return image
 

@@ -10,6 +10,7 @@ truncates. Success is `success` or `is_success` of its info, where it says so.
 
 from __future__ import annotations
 
+import atexit
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from difftop.options import ConfigError
 from difftop.types import ObsSpec
 from envs.config import EnvConfig, refuse
 from envs.errors import EnvError, RenderError
-from envs.opengl import advice, choose_backend
+from envs.opengl import advice, choose_backend, ensure_drawing
 from envs.suites import Array, Observation, Outcome, TaskInfo
 
 OBS = ("state", "pixels", "low_dim")
@@ -69,6 +70,7 @@ class GymSimulator:
         self.control_dt_s = float(dt) if isinstance(dt, int | float | np.floating) else 1 / fps if fps else _CONTROL_DT_S
         self.episode_steps = info(task).episode_steps
         self._last: Any = None
+        self._drew = self._closed = False
         if config.render_quality == "fast" and hasattr(getattr(self.env.unwrapped, "model", None), "vis"):  # MuJoCo's
             quality = self.env.unwrapped.model.vis.quality
             quality.shadowsize, quality.offsamples = 0, 0
@@ -99,21 +101,28 @@ class GymSimulator:
         return resized(self._drawn(), height, width)
 
     def close(self) -> None:
-        """Closes the environment."""
-        self.env.close()
+        """Closes the environment; closing twice is fine, and one that drew closes at the latest when Python ends."""
+        atexit.unregister(self.close)
+        if not self._closed:
+            self._closed = True
+            self.env.close()
 
     def _drawn(self) -> Array:
         if self.env.render_mode is None:
             raise RenderError(
                 f"{self._name} draws no pictures; it offers {', '.join(self.env.metadata.get('render_modes', []))}."
             )
+        backend = ensure_drawing() if hasattr(self.env.unwrapped, "mujoco_renderer") else choose_backend()
         try:
-            return np.asarray(self.env.render(), np.uint8)
+            image = np.asarray(self.env.render(), np.uint8)
         except gymnasium.error.DependencyNotInstalled as error:
             raise RenderError(f"{self._name}, to draw, {_wanted(error)}") from error
         except Exception as error:  # OpenGL, EGL and pygame each have their own
-            backend = choose_backend()
             raise RenderError(f"{self._name} can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
+        if not self._drew:
+            self._drew = True
+            atexit.register(self.close)  # a context that is left over is freed before MuJoCo ends EGL, or it complains
+        return image
 
     def _seen(self, config: EnvConfig) -> dict[str, ObsSpec]:
         if self._pixels:

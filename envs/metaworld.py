@@ -11,6 +11,7 @@ Actions: 3 displacements of the hand, 0.01 m at 1, and the gripper; 80 Hz. The d
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from difftop.types import ObsSpec
 from envs.config import EnvConfig, refuse
 from envs.errors import EnvError, RenderError
-from envs.opengl import advice, choose_backend
+from envs.opengl import advice, choose_backend, ensure_drawing
 from envs.suites import Array, Observation, Outcome, TaskInfo
 
 _NAMES = """
@@ -105,18 +106,21 @@ class MetaWorldSimulator:
         return np.concatenate([[data.time], data.qpos, data.qvel])
 
     def close(self) -> None:
-        """Frees the graphics contexts."""
+        """Frees the graphics contexts; closing twice is fine, and they close at the latest when Python ends."""
+        atexit.unregister(self.close)
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
 
     def _image(self, camera: str, height: int, width: int) -> Array:
-        backend = choose_backend()
+        backend = ensure_drawing()
         try:
             import mujoco
 
             if (height, width) not in self._renderers:
                 self._renderers[height, width] = mujoco.Renderer(self._env.model, height, width)
+                atexit.unregister(self.close)
+                atexit.register(self.close)  # what is left over is freed before MuJoCo ends EGL, or it complains
             renderer = self._renderers[height, width]
             renderer.update_scene(self._env.data, camera=camera)
             image: Array = renderer.render()

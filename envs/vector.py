@@ -9,9 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -25,6 +26,7 @@ from envs.registry import make_env
 from envs.suites import Array, Observation
 
 _CLOSE_TIMEOUT_S = 5.0
+_STARTING = threading.Lock()
 
 
 class VectorStep(NamedTuple):
@@ -162,7 +164,8 @@ class ProcessVectorEnv:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         worker = context.Process(target=_serve, args=(theirs, self._config), daemon=True, name=f"env-{i}")
-        worker.start()
+        with _as_spawned():
+            worker.start()
         theirs.close()  # the worker's copy is now the only one, so that its death closes the pipe
         return ours, worker
 
@@ -239,6 +242,22 @@ class ProcessVectorEnv:
         return WorkerDiedError(
             f"{self._config.name}: worker {i} of {self.num_envs} died ({how}); stderr has its last words, if any.", i
         )
+
+
+@contextmanager
+def _as_spawned() -> Iterator[None]:
+    """While a worker starts, the process-wide start method is `spawn` too.
+
+    A spawned child takes over its parent's process-wide method, whatever context started it, and dies where it doesn't know that
+    method: joblib's workers have one of their own (`loky`), and so have those of other launchers.
+    """
+    with _STARTING:
+        before = multiprocessing.get_start_method(allow_none=True)
+        multiprocessing.set_start_method("spawn", force=True)
+        try:
+            yield
+        finally:
+            multiprocessing.set_start_method(before, force=True)
 
 
 def _serve(pipe: Connection, config: EnvConfig) -> None:

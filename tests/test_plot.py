@@ -96,7 +96,7 @@ def test_references_are_found_by_task(tmp_path, caplog):
         ("step,reward\n0,1\n", r"t.csv has no column seed: its first line is 'step,reward'"),
         ("", "t.csv has no column step, reward, seed: its first line is 'nothing'"),
         ("step,reward,seed\n0,1,1\n10,high,1\n", r"t.csv:3: reward is 'high': must be a finite number"),
-        ("step,reward,seed\n0,nan,1\n", r"t.csv:2: reward is 'nan'"),
+        ("step,reward,seed\n0,nan,1\n", "holds no row"),
         ("step,reward,seed\n", "holds no row"),
         ("step,reward,seed\n0,1\n", "holds no row"),
     ],
@@ -109,6 +109,20 @@ def test_bad_tables_are_named(tmp_path, text, message, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert not (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_a_row_that_is_not_finite_is_left_out_and_said(tmp_path, caplog, value):
+    folder = make_run(tmp_path)
+    with (folder / "eval.csv").open("a") as file:
+        file.write(f"300,150,{value},nan,,2,0\n")
+    with caplog.at_level(logging.WARNING):
+        (curve,) = read_runs([tmp_path])
+    assert curve.seeds[1].steps.tolist() == [0, 100, 200]
+    assert f"eval.csv:5: return_mean is '{value}': must be a finite number. 1 of 4 rows left out." in caplog.text
+    assert plot_run(folder).stat().st_size > 5000
+    path = table(tmp_path / "t.csv", f"step,reward,seed\n0,1,1\n10,{value},1\n20,3,1\n")
+    assert read_curve(path).seeds[1].steps.tolist() == [0, 20]
 
 
 def test_folders_without_runs_are_named(tmp_path):

@@ -350,7 +350,9 @@ def run_identity(folder: Path, config: dict[str, Any] | None = None) -> tuple[st
     if in_place or not config:
         return place
     bare = str(task or folder.resolve().name).replace("/", "-")
-    return bare, str(agent or "run"), str(name if name not in (None, "auto") else "default"), seed if isinstance(seed, int) else 0
+    swept = [f"{key}={_value(config, key)}" for key in _value(config, "top.swept") or []]
+    name = str(name) if name not in (None, "auto") else "default"
+    return bare, str(agent or "run"), "+".join([name, *swept]), seed if isinstance(seed, int) else 0
 
 
 def _labels(group: Sequence[_Found]) -> dict[tuple[bool, tuple[str, str]], str]:

@@ -12,7 +12,10 @@ from hydra.errors import HydraException
 
 from difftop.options import ConfigError, defaults, suggest
 from difftop.run.experiments import TABLE_KEYS, Experiment, as_named_now, experiment_names, read_experiment
-from difftop.run.settings import DEMONSTRATED_TASK, Registry
+from difftop.run.settings import DEMONSTRATED_TASK, GROUPS, Registry
+
+_PATHS = ("checkpoint", "dataset", "data", "root", "agent.base_checkpoint")  # a path is taken as it is, whatever is in it
+_IN_FOLDER = {*GROUPS, "env.name", "planner", "seed", "root", "name", "run"}  # two of these have two folders
 
 
 def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
@@ -21,7 +24,7 @@ def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one sentence that names the override.
     """
-    given = _in_new_names(registry, [_known(registry, _readable(text)) for text in overrides])
+    given = _in_new_names(registry, [_known(registry, _readable(_literal(text))) for text in overrides])
     words = _words(given)
     experiment = chosen_experiment(registry, words)
     groups = experiment.groups if experiment else {}
@@ -57,13 +60,19 @@ def prepared_sweep(registry: Registry, arguments: Sequence[str]) -> tuple[list[s
         if expanded is None:
             whole.append(text)
             continue
-        jobs = [_known(registry, _readable(f"{key}={value}")) for value in expanded]
+        jobs = [_known(registry, _readable(_literal(f"{key}={value}"))) for value in expanded]
         key = jobs[0].partition("=")[0]
         values[key] = [job.partition("=")[2] for job in jobs]
         whole.append(f"{key}={','.join(values[key])}")
         if not key.startswith("hydra"):
             first.append(jobs[0])
-    return [*whole, *_usual_of_sweep(registry, values)], first
+    return [*whole, *_usual_of_sweep(registry, values), *_told(arguments)], first
+
+
+def given_path(arguments: Sequence[str], key: str) -> str:
+    """The path that an argument `key=PATH` names, as it is or quoted as hydra's sweeps quote it; empty where there is none."""
+    texts = [text for text in arguments if text.partition("=")[0] == key]
+    return str(_parsed(_literal(texts[-1]), "=").value() or "") if texts else ""
 
 
 def usual_of_imitation(registry: Registry, agents: Sequence[str], *, demos: bool) -> dict[str, str]:
@@ -121,6 +130,27 @@ def _usual_of_sweep(registry: Registry, values: Mapping[str, Sequence[str]]) -> 
     return [f"run={usual['run']}"] if usual and "run" not in values else []
 
 
+def _told(arguments: Sequence[str]) -> list[str]:
+    """The override that makes the runs of a sweep differ in name by what is swept; none where folders differ anyway."""
+    mode = [text for text in arguments if text.startswith(("mode=", "swept="))]
+    swept = [key for key in map(_swept_key, arguments) if key and key not in _IN_FOLDER and not key.startswith("hydra")]
+    return [f"swept=[{','.join(swept)}]"] if swept and mode in ([], ["mode=train"]) else []
+
+
+def _swept_key(text: str) -> str:
+    """The option that an argument gives several values; empty for other arguments."""
+    key, equals, _ = text.partition("=")
+    if not equals or text.startswith("-"):
+        return ""
+    values = _expanded(text)
+    if values is None:
+        try:
+            return key.lstrip("+") if OverridesParser.create().parse_override(text).is_sweep_override() else ""
+        except HydraException:
+            return ""
+    return key.lstrip("+") if len(values) > 1 else ""
+
+
 def _expanded(text: str) -> list[str] | None:
     """The values of an override in a sweep; None where they are left to hydra."""
     key, _, value = text.partition("=")
@@ -176,6 +206,15 @@ def _check_has_expert(registry: Registry, env: str) -> None:
         raise ConfigError(
             f"env={env}: has no scripted expert, so no demonstrations; take a task such as env={DEMONSTRATED_TASK}."
         )
+
+
+def _literal(text: str) -> str:
+    """The override of a path in quotes, where the path has a character that hydra would read (`=`, `,`, a bracket)."""
+    key, _, value = text.partition("=")
+    if key not in _PATHS or value[:1] in ("'", '"') or re.fullmatch(r"[\w./+-]*", value):
+        return text
+    quoted = re.sub(r"(\\*)'", r"\1\1\'", value)
+    return f"{key}='{quoted}'"
 
 
 def _readable(text: str) -> str:

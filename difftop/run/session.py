@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from difftop.options import ConfigError
+from difftop.options import ConfigError, defaults, still_known
 from difftop.run.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings, checked, run_name
 from difftop.run.rollouts import Array, Environments
+from difftop.run.settings import flat
 from difftop.run.video import VideoError, write_video
 from difftop.types import EnvSpec
 
@@ -30,6 +31,7 @@ _FREE = {
     "top.checkpoint",
     "top.root",
     "top.name",
+    "top.swept",
     "top.data",
     "top.episodes",
     "top.head",
@@ -131,15 +133,17 @@ def save_video(path: Path, frames: Sequence[Array], spec: EnvSpec) -> None:
 
 
 def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = frozenset()) -> Checkpoint | None:
-    """The checkpoint that the run goes on from, None for a new run; raises `ConfigError` where the folder holds another run."""
+    """The checkpoint that the run goes on from, None for a new run; raises `ConfigError` where the folder holds another run.
+
+    What another version saved is the same run where only options differ that one of the versions hasn't: a new one counts as
+    having been at its default, and one that is gone has no effect.
+    """
     if not has_checkpoint(folder):
         return None
     checkpoint = load_checkpoint(folder, agent_name=str(settings.agent["name"]))
-    old, new = _flat(checkpoint.config), _flat(settings.plain())
+    old, new = _completed(checkpoint.config, settings), flat(settings.plain())
     differ = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if key not in _FREE | free and not key.startswith("choices.") and old.get(key) != new.get(key)
+        key for key in sorted(new) if key not in _FREE | free and not key.startswith("choices.") and old.get(key) != new.get(key)
     ]
     if differ:
         shown = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in differ[:3])
@@ -147,6 +151,7 @@ def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = fro
         raise ConfigError(
             f"{folder} holds a run of another configuration ({shown}{more}): choose another name=NAME, or remove the folder."
         )
+    _say_gone([key for key in flat(checkpoint.config) if key not in new and not key.startswith("choices.")], checkpoint.path)
     return checkpoint
 
 
@@ -159,9 +164,29 @@ def saved_checkpoint(path: str) -> Checkpoint:
 
 def evaluation_folder(saved: Checkpoint, settings: Settings, keys: Sequence[str]) -> Path:
     """`<run>/eval/<checkpoint>-seed<k>`, and what of `keys` isn't as it was trained, so that ways to act stay apart."""
-    was, now = _flat(saved.config), _flat(settings.plain())
+    was, now = _completed(saved.config, settings), flat(settings.plain())
     changed = [f"-{key.rpartition('.')[2]}-{now[key]}" for key in keys if now.get(key) != was.get(key)]
     return saved.path.parent.parent / "eval" / "".join([f"{saved.path.name}-seed{settings.top.seed}", *changed])
+
+
+def _as_known_now(saved: Checkpoint, registry: Registry) -> dict[str, Any]:
+    """A checkpoint's configuration without the options that are gone since; the log names them."""
+    config, gone = dict(saved.config), []
+    for group, kind in registry.kinds(config["agent"]).items():
+        config[group], lost = still_known(kind, config[group], group)
+        gone += lost
+    _say_gone(gone, saved.path)
+    return config
+
+
+def _completed(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """A saved configuration by dotted keys, with the defaults of options that its version didn't have."""
+    return flat({group: defaults(kind) for group, kind in settings.kinds.items()}) | flat(config)
+
+
+def _say_gone(keys: Sequence[str], where: Path) -> None:
+    if keys:
+        log.info("%s: saved by another version, of whose options these are gone, and ignored: %s", where, ", ".join(keys))
 
 
 _MACHINE = {"device", "threads", "precision", "mode", "checkpoint", "head"}
@@ -175,7 +200,7 @@ def with_overrides(
     Raises:
         ConfigError: the command line sets something that is the checkpoint's own.
     """
-    config = saved.config
+    config = _as_known_now(saved, registry)
     plain = dict(config["top"]) | {key: dict(config[key]) for key in ("run", "env", "agent")}
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     own = sorted(given - keys - _MACHINE - {"seed", "planner", "agent", "env", "root"})
@@ -188,18 +213,10 @@ def with_overrides(
             raise ConfigError(f"{key}={asked}: the checkpoint is of {key}={mine}, which mode=eval plays; leave it out.")
     if settings.top.head and saved.agent_name not in registry.imitators:
         raise ConfigError(f"head={settings.top.head}: is for agents that imitate.")
-    new = _flat(settings.plain())
+    new = flat(settings.plain())
     for key in given & keys:
         group, _, name = key.partition(".")
         plain[group][name] = new[key]
     plain |= {key: getattr(settings.top, key) for key in _MACHINE}
     plain |= {key: getattr(settings.top, key) for key in given & {"seed", "planner"}}
     return replace(checked(registry, plain, config["choices"]), choices=config["choices"])
-
-
-def _flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in plain.items():
-        name = f"{where}.{key}" if where else str(key)
-        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat

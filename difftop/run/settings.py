@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class TopConfig:
     mode: str = option("train", "what to do", choices=tuple(MODES))
     seed: int = option(1, "of every random stream of the run", low=0)
     name: str = option("auto", "name of the run; auto tells obs, preset, planner and experiment where they aren't the defaults")
+    swept: list[str] = option([], "options whose values the run's name tells; a sweep (-m) sets it to what it sweeps over")
     planner: str = option("auto", "optimizer of the action; auto is the agent's own")  # choices: Registry.planners
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
@@ -100,6 +102,11 @@ class Registry:
         info = self.agents[name]
         return info.worlds.get(str(agent.get("world_model", "")), info.config)
 
+    def kinds(self, agent: Mapping[str, Any], *, demos: bool = False) -> dict[str, type]:
+        """Classes that hold the options of `top`, `run`, `agent` and `env` for an agent given as a plain mapping."""
+        loop = OfflineConfig if demos or agent["name"] in self.imitators else RunConfig
+        return {"top": TopConfig, "run": loop, "agent": self.options(agent), "env": self.env_config}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -111,6 +118,7 @@ class Settings:
         agent: plain mapping, for the agent registry (which checks it).
         env: instance of `Registry.env_config`.
         choices: option chosen in each group (`preset`: `cpu`).
+        kinds: the classes that hold the options of `top`, `run`, `agent` and `env`.
     """
 
     top: TopConfig
@@ -118,6 +126,7 @@ class Settings:
     agent: dict[str, Any]
     env: Any
     choices: dict[str, str]
+    kinds: dict[str, type] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """All of it as plain containers, as it is saved."""
@@ -140,14 +149,35 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
         _check_obs(registry, agent["name"], env.obs)
         _check_pair(registry, agent["name"], env.name, top.dataset)
     build(options, agent, "agent")
-    loop = OfflineConfig if agent["name"] in registry.imitators or top.mode == "demos" else RunConfig
-    return Settings(top, build(loop, plain["run"], "run"), agent, env, dict(choices))
+    kinds = registry.kinds(agent, demos=top.mode == "demos")
+    return Settings(top, build(kinds["run"], plain["run"], "run"), agent, env, dict(choices), kinds)
 
 
 def run_name(settings: Settings) -> str:
-    """`top.name`, or a name that tells the groups that aren't at their defaults."""
-    if settings.top.name != "auto":
-        return settings.top.name
+    """`top.name`, or a name that tells the groups that aren't at their defaults; and what is swept, so that no two jobs share it.
+
+    `cpu+agent.loss.learning_rate=3e-4+run.batch_size=128`
+    """
+    values = flat(settings.plain())
+    unknown = [key for key in settings.top.swept if key not in values and f"top.{key}" not in values]
+    if unknown:
+        raise ConfigError(f"swept={unknown[0]}: unknown option; `python train.py --help` lists all.")
+    swept = [f"{key}={_short(values.get(key, values.get(f'top.{key}')))}" for key in settings.top.swept]
+    base = settings.top.name if settings.top.name != "auto" else _name_of_groups(settings)
+    return "+".join([*([base] if base or not swept else []), *swept]) or "default"
+
+
+def flat(plain: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested options by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = f"{where}.{key}" if where else str(key)
+        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def _name_of_groups(settings: Settings) -> str:
+    """The groups that aren't at their defaults; empty where all are."""
     chosen = settings.choices
     usual = {"obs": ("state", "low_dim"), "preset": ("standard",), "experiment": ("None",)}
     parts = [chosen[group] for group in usual if chosen[group] not in usual[group]]
@@ -155,7 +185,19 @@ def run_name(settings: Settings) -> str:
         parts.append(f"world_model-{chosen['world_model']}")
     if settings.top.planner != "auto":
         parts.append(f"planner-{settings.top.planner}")
-    return "-".join(parts).replace("/", "-") or "default"
+    return "-".join(parts).replace("/", "-")
+
+
+def _short(value: Any) -> str:
+    """A value as it stands in the name of a folder: `3e-4`, `0.5`, `true`, `64_64`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        plain = repr(value)
+        digits = next((text for text in (f"{value:.{n}e}" for n in range(17)) if float(text) == value), plain)
+        short = re.sub(r"e([+-])0*(\d+)$", lambda m: f"e{m[1].strip('+')}{m[2]}", digits)
+        return short if len(short) < len(plain) else plain
+    return re.sub(r"[^\w.-]+", "_", "_".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _check_mode(top: TopConfig, *, imitates: bool) -> None:

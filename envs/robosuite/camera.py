@@ -15,7 +15,7 @@ import mujoco
 import numpy as np
 
 from envs.errors import RenderError
-from envs.opengl import advice, choose_backend
+from envs.opengl import advice, ensure_drawing
 from envs.suites import Array
 
 _LARGEST = 480  # height and width of the buffer that is drawn to, pixels
@@ -83,7 +83,7 @@ class SceneCamera:
                 self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     def _open(self, model: Any) -> None:
-        backend = choose_backend()
+        backend = ensure_drawing()
         if self._fast:
             model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
         model.vis.global_.offwidth = model.vis.global_.offheight = _LARGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -195,7 +196,8 @@ def import_robosuite() -> Any:
     Raises:
         EnvError: it is missing.
     """
-    choose_backend()  # robosuite takes EGL where nothing is said, also where it doesn't work
+    backend = choose_backend()  # robosuite takes EGL whatever is said, also where it doesn't work
+    device = os.environ.pop("MUJOCO_EGL_DEVICE_ID", None)  # it looks for it in CUDA_VISIBLE_DEVICES, which may hold UUIDs
     logging.getLogger("robosuite_logs").addFilter(_errors_only)  # it tells each of its settings, at its import
     try:
         import robosuite
@@ -204,6 +206,10 @@ def import_robosuite() -> Any:
     except ModuleNotFoundError as error:
         install = "run `make sims`, or `pip install -e .[robosuite] -c constraints.txt`"
         raise EnvError(f"robosuite tasks need the package robosuite ({error}): {install}.") from error
+    finally:
+        os.environ["MUJOCO_GL"] = backend
+        if device is not None:
+            os.environ["MUJOCO_EGL_DEVICE_ID"] = device
     return robosuite
 
 

@@ -10,8 +10,8 @@ import envs
 from envs import EnvConfig, EnvError
 from envs.opengl import choose_backend
 
-pytest.importorskip("metaworld", reason="metaworld is not installed; run `make sims`")
 needs_opengl = pytest.mark.skipif(choose_backend() == "disabled", reason="no OpenGL: apt-get install -y libegl1 libgl1")
+pytest.importorskip("metaworld", reason="metaworld is not installed; run `make sims`")
 
 
 def make(task="reach", **options):

@@ -1,5 +1,10 @@
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +145,45 @@ def test_workers_ignore_signals_to_the_group_and_end_on_close(number):
     vector.step(np.zeros((1, 2)))
     vector.close()
     assert not worker.is_alive() and worker.exitcode == 0
+
+
+def test_workers_start_inside_the_workers_of_joblib(tmp_path):
+    pytest.importorskip("joblib")
+    script = tmp_path / "sweep.py"
+    code = """
+        import multiprocessing
+
+        import joblib
+
+        def episode(seed):
+            from envs import EnvConfig, make_vector_env
+
+            before = multiprocessing.get_start_method()
+            vector = make_vector_env(EnvConfig("toy/point-mass"), 1, parallel=True)
+            shown = vector.reset([seed])["state"].shape
+            vector.close()
+            assert multiprocessing.get_start_method() == before == "loky", before
+            return shown
+
+        if __name__ == "__main__":
+            print(joblib.Parallel(n_jobs=2)(joblib.delayed(episode)(seed) for seed in (1, 2)))
+    """
+    script.write_text(textwrap.dedent(code))
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, str(script)], env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[(1, 4), (1, 4)]\n"
+
+
+def test_the_start_method_of_the_process_stays_as_it_was():
+    before = multiprocessing.get_start_method(allow_none=True)
+    try:
+        for method in (None, "fork", "forkserver"):
+            multiprocessing.set_start_method(method, force=True)
+            make_vector_env(TOY, 1, parallel=True).close()
+            assert multiprocessing.get_start_method(allow_none=True) == method
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.mark.slow

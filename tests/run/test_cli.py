@@ -14,7 +14,7 @@ from difftop.options import ConfigError, describe
 from difftop.run.cli import Registry, TopConfig, checked, composed, run_name
 from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
-from difftop.run.overrides import prepared_sweep
+from difftop.run.overrides import given_path, prepared_sweep
 from difftop.types import EnvSpec, ObsSpec
 from tests.conftest import PIXELS, STATE
 
@@ -127,6 +127,57 @@ def test_run_name_tells_the_groups(registry: Registry, overrides: list[str], nam
     assert run_name(composed(registry, overrides)) == name
 
 
+@pytest.mark.parametrize(
+    ("arguments", "swept"),
+    [
+        (["agent.loss.learning_rate=1e-4,3e-4", "run.batch_size=8", "seed=1,2"], "[agent.loss.learning_rate]"),
+        (["run.batch_size=range(8,33,8)", "++env.action_repeat=1,2"], "[run.batch_size,env.action_repeat]"),
+        (["threads=1,2", "run.frames=1e3,2e3", "hydra.launcher.n_jobs=2"], "[threads,run.frames]"),
+        (["env=dmc/cup-catch,dmc/walker-walk", "agent=tdmpc,tdmpc2", "preset=standard,cpu", "planner=lm,mppi"], None),
+        (["obs=state,pixels", "name=a,b", "root=x,y", "agent.model.encoder=[1,2]"], None),
+        (["mode=eval", "checkpoint=a,b", "run.eval_episodes=5,10"], None),
+        (["run.batch_size=8,16", "swept=[seed]"], None),
+    ],
+)
+def test_a_sweep_says_what_it_sweeps(registry: Registry, arguments: list[str], swept: str | None) -> None:
+    whole, _ = prepared_sweep(registry, ["-m", *arguments])
+    told = [text for text in whole if text.startswith("swept=") and text not in arguments]
+    assert told == ([f"swept={swept}"] if swept else [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["agent.loss.learning_rate=0.0003", "swept=[agent.loss.learning_rate]"], "agent.loss.learning_rate=3e-4"),
+        (["agent.loss.learning_rate=3e-4", "run.batch_size=8"], "default"),
+        (["preset=cpu", "run.batch_size=8", "threads=2", "swept=[run.batch_size,threads]"], "cpu+run.batch_size=8+threads=2"),
+        (["name=mine", "run.prioritized=false", "swept=[run.prioritized]"], "mine+run.prioritized=false"),
+        (["env.cameras=[a,b/c]", "swept=[env.cameras]"], "env.cameras=a_b_c"),
+        (["agent.loss.learning_rate=0.5", "swept=[agent.loss.learning_rate]"], "agent.loss.learning_rate=0.5"),
+        (["agent.loss.learning_rate=0.00125", "swept=[agent.loss.learning_rate]"], "agent.loss.learning_rate=0.00125"),
+    ],
+)
+def test_run_name_tells_what_is_swept(registry: Registry, overrides: list[str], name: str) -> None:
+    assert run_name(composed(registry, overrides)) == name
+
+
+def test_what_is_swept_must_be_an_option(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"swept=run\.batch: unknown option"):
+        run_name(composed(registry, ["swept=[run.batch]"]))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["runs/agent.loss.learning_rate=3e-4+run.batch_size=8/seed1", "a,b/c=1,2", "with blank/x", "it's/[1]", "plain/x", "a(b)/{c}"],
+)
+def test_a_path_is_taken_as_it_is(registry: Registry, path: str) -> None:
+    settings = composed(registry, ["mode=eval", f"checkpoint={path}", f"root={path}"])
+    assert settings.top.checkpoint == settings.top.root == given_path([f"checkpoint={path}"], "checkpoint") == path
+    if "," not in path and "[" not in path and "(" not in path:
+        (_, word, *_), first = prepared_sweep(registry, ["-m", f"checkpoint={path}", "mode=eval"])
+        assert composed(registry, first).top.checkpoint == given_path([word], "checkpoint") == path
+
+
 def test_planner_reaches_the_agent(registry: Registry, refused: Callable[..., str]) -> None:
     assert composed(registry, ["agent=tdmpc", "planner=none"]).agent["acting"]["planner"] == "none"
     assert "planner=lmm: must be auto | lm | mppi | none. Did you mean 'lm'?" in refused("planner=lmm")
@@ -151,7 +202,7 @@ def test_planner_reaches_the_agent(registry: Registry, refused: Callable[..., st
         ("seed=x", "seed: Value 'x'"),
         ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none."),
         ("walker", "walker: can't be read; write KEY=VALUE or GROUP=OPTION."),
-        ("dataset=my file(1).hdf5", "can't be read; write KEY=VALUE or GROUP=OPTION. Blanks and brackets need quotes"),
+        ("env.control=my mode(1)", "can't be read; write KEY=VALUE or GROUP=OPTION. Blanks and brackets need quotes"),
         ("~run", "~run: nothing can be taken out of the configuration"),
         ("seed=1,2", "seed=1,2: several values are a sweep; add -m."),
         ("agent=tdmpc,tdmpc2", "agent=tdmpc,tdmpc2: several values are a sweep; add -m."),
@@ -190,7 +241,13 @@ def test_a_sweep_has_canonical_names_and_a_first_job(registry: Registry) -> None
     arguments, first = prepared_sweep(
         registry, ["-m", "env=dmc/ball_in_cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1e3,2e3"]
     )
-    assert arguments == ["-m", "env=dmc/cup-catch,dmc/walker-walk", "seed=range(1,4)", "run.frames=1000,2000"]
+    assert arguments == [
+        "-m",
+        "env=dmc/cup-catch,dmc/walker-walk",
+        "seed=range(1,4)",
+        "run.frames=1000,2000",
+        "swept=[run.frames]",
+    ]
     assert first == ["env=dmc/cup-catch", "run.frames=1000"]
     assert (
         prepared_sweep(registry, ["-m", "env=choice(dmc/cup_catch,gym/Pendulum-v1)"])[0][1] == "env=dmc/cup-catch,gym/Pendulum-v1"

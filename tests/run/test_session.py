@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,10 @@ import pytest
 import torch
 
 from difftop.command import main
+from difftop.compare import StatusConfig, sweep_status
+from difftop.curves import read_runs
 from difftop.data.replay import ReplayBuffer
+from difftop.policy import load_policy
 from difftop.run.checkpoint import load_checkpoint, restore_replay
 from envs import EnvConfig, env_spec
 
@@ -153,6 +159,43 @@ def test_the_same_folder_with_another_configuration_is_refused(finished: Path, c
     assert "agent.loss.rho was 0.5 and is 0.7" in said and "choose another name=NAME" in said
 
 
+def saved_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the configuration of a run's last checkpoint, as if another version had written it."""
+    last = (folder / "checkpoints" / "last").resolve()
+    config = json.loads((last / "config.json").read_text())
+    change(config)
+    data = json.dumps(config, indent=2).encode()
+    (last / "config.json").write_bytes(data)
+    manifest = json.loads((last / "manifest.json").read_text())
+    manifest["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (last / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_of_an_older_version_goes_on_and_can_be_played(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / FOLDER
+    shutil.copytree(finished, folder, symlinks=True)
+
+    def older(config: dict[str, Any]) -> None:
+        del config["run"]["log_every"], config["env"]["render_quality"], config["agent"]["loss"]["rho"], config["top"]["swept"]
+        config["run"]["warmup"], config["agent"]["loss"]["bisimulation"] = 3, {"coef": 2.0}
+
+    saved_otherwise(folder, older)
+    expected = load_policy(finished).act({"state": np.zeros((1, 4), np.float32)})
+    assert np.array_equal(load_policy(folder).act({"state": np.zeros((1, 4), np.float32)}), expected)
+    assert main(["mode=eval", f"checkpoint={folder}", "run.eval_episodes=1", "run.video=false", "device=cpu"]) == 0
+    assert [path.name.partition("-")[2] for path in (folder / "eval").iterdir() if "planner" not in path.name] == ["seed1"]
+    assert run(tmp_path, "run.frames=200", "agent.loss.rho=0.7") == 2
+    assert "(agent.loss.rho was 0.5 and is 0.7): choose another name=NAME" in capsys.readouterr().err
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "difftop"):
+        assert run(tmp_path, "run.frames=200") == 0
+    said = [record.message for record in caplog.records if "another version" in record.message]
+    assert len(said) == 1 and said[0].endswith("gone, and ignored: run.warmup, agent.loss.bisimulation.coef")
+    assert [int(row["env_frames"]) for row in rows(folder / "eval.csv")][-1] == 200
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -268,7 +311,8 @@ def test_a_mistake_in_a_sweep_is_one_sentence_before_any_job(
 
 @pytest.mark.slow
 def test_a_sweep_runs_every_combination_with_joblib(tmp_path: Path) -> None:
-    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "agent=tdmpc,difftop_rl", "run.frames=25"]
+    sweep = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "agent=tdmpc,difftop_rl"]
+    sweep += ["run.frames=25", "run.parallel=true"]
     small = [o for o in SMALL if "policy_gradient" not in o and not o.startswith("run.frames")]
     done = subprocess.run(
         [sys.executable, "train.py", *sweep, *small, f"root={tmp_path}"], cwd=ROOT, capture_output=True, text=True
@@ -276,3 +320,25 @@ def test_a_sweep_runs_every_combination_with_joblib(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("eval.csv"))
     assert found == [f"toy-point-mass/{agent}/default/seed{seed}" for agent in ("difftop_rl", "tdmpc") for seed in (1, 2)]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_an_option_is_one_command_and_its_runs_can_be_played(tmp_path: Path) -> None:
+    """Its jobs have folders of their own, which status, compare and plot tell apart."""
+    rates = "agent.loss.learning_rate=1e-3,3e-4"
+    small = [o for o in SMALL if not o.startswith("run.frames")] + ["run.frames=50", "run.video=false"]
+    done = subprocess.run(
+        [sys.executable, "train.py", "-m", rates, *small, f"root={tmp_path}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = [f"agent.loss.learning_rate={rate}" for rate in ("1e-3", "3e-4")]
+    found = sorted(path.parent.parent.name for path in tmp_path.rglob("eval.csv"))
+    assert found == names
+    status = sweep_status(StatusConfig(str(tmp_path)))
+    assert [(run.name, run.state) for run in status] == [(name, "finished") for name in names]
+    assert [curve.label for curve in read_runs([tmp_path])] == [f"difftop_rl {name}" for name in names]
+    assert main(["mode=compare", f"runs={tmp_path}", f"out={tmp_path / 'report'}"]) == 0
+    assert all(name in (tmp_path / "report" / "report.md").read_text() for name in names)
+    folder = tmp_path / "toy-point-mass/difftop_rl" / names[1] / "seed1"
+    assert main(["mode=eval", f"checkpoint={folder}", "run.eval_episodes=1", "run.video=false"]) == 0
+    assert (folder / "eval" / "step_000000050-seed1" / "episodes.csv").is_file()
