@@ -38,11 +38,11 @@ def test_no_weight_moves_after_a_non_finite_number(name: str, fault: str) -> Non
     before = copy.deepcopy({key: value for key, value in agent.state_dict().items() if ".model." in key})
     if fault == "reward":
         batch.reward[0, 0] = torch.nan
-        message = "^the model loss is nan$"
+        message = r"^the model loss is nan$"
     else:
         weight = next(agent.model.encoder.parameters())
         hook = weight.register_hook(lambda gradient: gradient * torch.nan)
-        message = "^the norm of the model loss's gradient is nan$"
+        message = r"^the norm of the model loss's gradient is nan$"
     result = agent.update(batch, 1)
     assert result.priorities is None or bool(result.priorities.isfinite().all())
     if fault == "gradient":
@@ -66,7 +66,7 @@ def test_nor_in_imitation(name: str) -> None:
     agent.update(broken, 1)
     agent.update(imitators.random_batch(agent), 2)
     assert all(torch.equal(agent.state_dict()[key], before[key]) for key in before)
-    with pytest.raises(NonFiniteLossError, match="^the loss is nan$"):
+    with pytest.raises(NonFiniteLossError, match=r"^the loss is nan$"):
         agent.check_finite()
 
 
@@ -75,7 +75,7 @@ def test_the_first_of_several_is_named() -> None:
     watch.raise_found()
     for value, name in ((1.0, "a"), (torch.inf, "b"), (torch.nan, "a"), (0.0, "c")):
         watch.check(torch.tensor(value), name)
-    with pytest.raises(NonFiniteLossError, match="^b is inf$"):
+    with pytest.raises(NonFiniteLossError, match=r"^b is inf$"):
         watch.raise_found()
 
 
