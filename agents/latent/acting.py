@@ -79,7 +79,7 @@ class PlanningActor:
 
     def _choose_rows(self) -> None:
         chosen = [i for i, plays in enumerate(self.playing) if plays]
-        self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64, device=self.previous.device)
+        self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64).to(self.previous.device)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
