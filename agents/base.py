@@ -77,8 +77,12 @@ class Agent(Protocol):
         """One gradient step on a replayed `Batch` after `steps` agent steps, or the `steps`-th on a `WindowBatch`, from 0.
 
         Raises:
-            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before.
+            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before. On a GPU nothing is raised
+                here: the weights stay as they are from then on, and `check_finite` raises.
         """
+
+    def check_finite(self) -> None:
+        """Raises the `NonFiniteLossError` that `update` has kept, naming the first non-finite loss; waits for a GPU."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors of the model."""

@@ -42,27 +42,71 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
-def check_finite(loss: Tensor, name: str) -> None:
-    """Raises `NonFiniteLossError` where `loss` (a scalar) is NaN or infinite."""
-    if not torch.isfinite(loss):
-        raise NonFiniteLossError(f"{name} is {loss.item()}")
+class FiniteWatch:
+    """Stops training at a non-finite loss or gradient, before a weight takes it in.
 
+    At once where numbers can be read for nothing, on a CPU. On a GPU, where the host would wait for each of them, the first
+    one is kept on the device: from then on the optimizers' steps are skipped there, and `raise_found` tells of it, which the
+    loops call before they write a row of metrics or a checkpoint.
 
-def clipped_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float, name: str) -> Tensor:
-    """Clips the joint gradient norm, steps, forgets the gradients.
-
-    Returns:
-        The norm before clipping, a 0-d tensor.
-    Raises:
-        NonFiniteLossError: the norm of `name` isn't finite (a finite loss can have such a gradient); no weight has moved.
+    Args:
+        device: of the losses.
+        deferred: keep them for `raise_found`; None: not on a CPU.
+    Attributes:
+        found: 0-d, 1 from the first non-finite number on; what fused optimizers take as `found_inf`.
     """
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
-    if not torch.isfinite(norm):
+
+    def __init__(self, device: torch.device, deferred: bool | None = None) -> None:
+        self.deferred = device.type != "cpu" if deferred is None else deferred
+        self.found = torch.zeros((), device=device)
+        self._value, self._which = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+        self._names: list[str] = []
+
+    def check(self, number: Tensor, name: str) -> None:
+        """Raises `NonFiniteLossError`, now or later, where `number` (a scalar) is NaN or infinite."""
+        number = number.detach()
+        if not self.deferred:
+            if not torch.isfinite(number):
+                raise NonFiniteLossError(f"{name} is {number.item()}")
+            return
+        if name not in self._names:
+            self._names.append(name)
+        fresh = ~torch.isfinite(number) & (self.found == 0)
+        self._value.copy_(torch.where(fresh, number.to(self._value), self._value))
+        self._which.copy_(torch.where(fresh, self._names.index(name), self._which))
+        self.found.copy_(torch.where(fresh, 1.0, self.found))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step; none where a non-finite number was found. Deferred, the optimizer has to be a fused one."""
+        if self.deferred:
+            optimizer.found_inf = self.found  # type: ignore[attr-defined]
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteLossError(f"the norm of {name} is {norm.item()}")
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm.detach()
+
+    def clipped_step(
+        self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], max_norm: float, name: str
+    ) -> Tensor:
+        """Clips the joint gradient norm, steps, forgets the gradients.
+
+        Returns:
+            The norm before clipping, a 0-d tensor.
+        Raises:
+            NonFiniteLossError: now or later, the norm of `name` isn't finite (a finite loss can have such a gradient); no weight
+                has moved.
+        """
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+        try:
+            self.check(norm, f"the norm of {name}")
+        except NonFiniteLossError:
+            optimizer.zero_grad(set_to_none=True)
+            raise
+        self.step(optimizer)
+        return norm.detach()
+
+    def raise_found(self) -> None:
+        """Raises `NonFiniteLossError` for the first non-finite number since the start; waits for the device."""
+        if self._names and bool(self.found):
+            raise NonFiniteLossError(f"{self._names[int(self._which)]} is {self._value.item()}")
 
 
 @torch.no_grad()
@@ -85,6 +129,7 @@ class RunningScale(nn.Module):
     spread: Tensor
     largest: Tensor
     filled: Tensor
+    ends: Tensor
 
     def __init__(self, tau: float = 0.01, floor: float = 1e-3, peak: float = 0.1) -> None:
         super().__init__()
@@ -92,6 +137,7 @@ class RunningScale(nn.Module):
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("largest", torch.zeros(()))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("ends", torch.tensor([0.05, 0.95]), persistent=False)
 
     @property
     def value(self) -> Tensor:
@@ -102,7 +148,7 @@ class RunningScale(nn.Module):
     def update(self, numbers: Tensor) -> None:
         """Takes in a batch, any shape; one with a non-finite number, which the loss will tell, is passed over."""
         values = numbers.to(self.spread.dtype).flatten()
-        ends = torch.quantile(values, torch.tensor([0.05, 0.95], device=values.device, dtype=values.dtype))
+        ends = torch.quantile(values, self.ends)
         spread, largest = (ends[1] - ends[0]).clamp(min=self.floor), values.abs().amax()
         sound = torch.isfinite(largest)
         spread = torch.where(self.filled, torch.lerp(self.spread, spread, self.tau), spread)

@@ -63,24 +63,32 @@ class PlanningActor:
         self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
         self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
         self.key = world.spec.only_key
-        self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=generator.device)
-        self.playing = torch.ones(num_envs, dtype=torch.bool)
+        device = generator.device
+        self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
+        self.playing = [True] * num_envs
+        self._rows: Tensor | slice = slice(None)  # of those that play
         self.visited: list[Visited] = []
-        self._counters = torch.zeros(4, dtype=torch.float64)  # plans, failures, iterations, step lengths
+        # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
+        self._counters = torch.zeros(4, dtype=torch.float64, device=device)
 
     def begin(self, index: int, seed: int | None) -> None:
         """Environment `index` begins an episode, or idles where `seed` is None."""
-        self.playing[index] = seed is not None
+        if self.playing[index] != (seed is not None):
+            self.playing[index] = seed is not None
+            self._choose_rows()
+
+    def _choose_rows(self) -> None:
+        chosen = [i for i, plays in enumerate(self.playing) if plays]
+        self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64).to(self.previous.device)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions `[N, A]`; see `agents.base.Actor`."""
-        device = self.previous.device
-        rows = slice(None) if bool(self.playing.all()) else self.playing.nonzero()[:, 0].to(device)
+        device, rows = self.previous.device, self._rows
         actions = torch.zeros(self.previous.shape[::2], device=device)
-        if not bool(self.playing.any()):
+        if not any(self.playing):
             return actions
-        seen, t0 = obs[self.key].to(device)[rows], t0.to(device)[rows]
+        seen, t0 = obs[self.key].to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
         with self.autocast():
             z = full_precision(self.world.model.encode(seen))
         horizon = self.settings.plan_length(steps)
@@ -100,9 +108,12 @@ class PlanningActor:
         whole = torch.zeros_like(self.previous[rows])
         whole[:, : kept.shape[1]] = kept
         self.previous[rows] = whole
-        moved = 0.0 if decision.start is None else float((kept - decision.start).square().mean().sqrt())
-        failures, iterations = float((plan.status == SolveStatus.FAILED).sum()), float(plan.iterations.sum())
-        self._counters += torch.tensor([len(kept), failures, iterations, moved * len(kept)], dtype=torch.float64)
+        counters, count = self._counters, len(kept)
+        counters[0] += count
+        counters[1] += (plan.status == int(SolveStatus.FAILED)).sum()
+        counters[2] += plan.iterations.sum()
+        if decision.start is not None:
+            counters[3] += (kept - decision.start).square().mean().sqrt() * count
 
     def metrics(self) -> dict[str, float]:
         """Planner failures (count), iterations and step length from the prior (means), since the last call."""
@@ -121,7 +132,7 @@ class PlanningActor:
         """Plans, generator, visited states, counters, and which environments idle."""
         return {
             "previous": self.previous.clone(),
-            "playing": self.playing.clone(),
+            "playing": torch.tensor(self.playing),
             "generator": self.generator.get_state(),
             "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
@@ -130,7 +141,8 @@ class PlanningActor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores `state_dict`."""
         self.previous.copy_(state["previous"])
-        self.playing.copy_(state["playing"])
+        self.playing = state["playing"].tolist()
+        self._choose_rows()
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])

@@ -17,7 +17,7 @@ from agents.latent.planners import PLANNERS
 from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
 from difftop.diagnose import LatentView
-from difftop.losses import check_finite, clipped_step, input_gradient
+from difftop.losses import FiniteWatch, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
 from difftop.types import Batch, EnvSpec
@@ -66,6 +66,7 @@ class LatentAgent(nn.Module):
         if self.gradient and self.gradient.config.mode == "on_policy":
             planned = [p for p in self.model.parameters() if p.requires_grad]
             self.on_policy_optimizer = torch.optim.Adam(planned, lr=config.loss.learning_rate, fused=True)
+        self.finite = FiniteWatch(device)
         self.grad_steps = 0
 
     @property
@@ -103,7 +104,7 @@ class LatentAgent(nn.Module):
                 metrics["train/critic_loss"] = critic_loss.detach().mean()
                 loss = loss + gradient.config.critic_coef * (u.weight * critic_loss).mean() / len(u.action)
             if gradient is not None and gradient.due(self.grad_steps):
-                check_finite(loss.detach(), "the model loss")  # the planner takes no other latents
+                self.finite.check(loss, "the model loss")  # the planner takes no other latents
                 chosen = slice(0, gradient.config.states)  # replay has drawn the batch at random already
                 obs, z = u.obs[chosen], u.z[0, chosen]
                 start = gradient.starts(world, z, agent_steps, self.generator)
@@ -111,10 +112,10 @@ class LatentAgent(nn.Module):
                 loss = loss + gradient.config.coef * planned_loss
                 metrics["train/policy_gradient_loss"] = planned_loss.detach()
                 metrics["train/plan_failures"] = (plan.status != 0).sum().float()
-        check_finite(loss, "the model loss")
+        self.finite.check(loss, "the model loss")
         loss.backward()  # type: ignore[no-untyped-call]
-        trained = [*world.trained(), *self.critic_parameters]
-        metrics["train/grad_norm"] = clipped_step(self.optimizer, trained, config.grad_clip, "the model loss's gradient")
+        trained, name = [*world.trained(), *self.critic_parameters], "the model loss's gradient"
+        metrics["train/grad_norm"] = self.finite.clipped_step(self.optimizer, trained, config.grad_clip, name)
 
         metrics |= self.update_prior(u.z.detach())
 
@@ -123,17 +124,20 @@ class LatentAgent(nn.Module):
             world.move_targets_()
             if gradient is not None:
                 gradient.move_target_(config.target_rate)
+        if priorities is not None and self.finite.deferred:  # the run ends before a weight would follow from these
+            priorities = priorities.nan_to_num(0.0, posinf=0.0)
         return UpdateResult(metrics, priorities)
 
     def update_prior(self, z: Tensor) -> dict[str, Tensor]:
         """One gradient step on the policy prior alone, at latents `z [T+1, B, Z]`; returns metrics."""
         with self.autocast():
             loss, metrics = self.world.prior_loss(z, self.generator)
-        check_finite(loss, "the policy loss")
+        self.finite.check(loss, "the policy loss")
         parameters = list(self.model.pi.parameters())
         for p, gradient in zip(parameters, input_gradient(loss, parameters), strict=True):
             p.grad = gradient
-        norm = clipped_step(self.prior_optimizer, parameters, self.config.loss.grad_clip, "the policy loss's gradient")
+        clip, name = self.config.loss.grad_clip, "the policy loss's gradient"
+        norm = self.finite.clipped_step(self.prior_optimizer, parameters, clip, name)
         return metrics | {"train/policy_loss": loss.detach(), "train/policy_grad_norm": norm}
 
     def unroll(self, batch: Batch) -> Unrolled:
@@ -168,7 +172,7 @@ class LatentAgent(nn.Module):
         for plans in in_chunks(visited, self.gradient.config.states):
             obs, start, previous = (x.to(self.device) for x in plans)
             loss, _ = self.gradient.planned_loss(self.world, obs, self.model.encode(obs), start, self.generator, previous)
-            check_finite(loss, "the on-policy policy-gradient loss")
+            self.finite.check(loss, "the on-policy policy-gradient loss")
             if loss.requires_grad:  # not where every plan failed
                 (loss * len(obs)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(obs)
@@ -176,8 +180,12 @@ class LatentAgent(nn.Module):
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if parameters:
             clip, name = self.gradient.config.grad_clip, "the on-policy policy gradient"
-            metrics["train/policy_gradient_norm"] = clipped_step(self.on_policy_optimizer, parameters, clip, name)
+            metrics["train/policy_gradient_norm"] = self.finite.clipped_step(self.on_policy_optimizer, parameters, clip, name)
         return metrics
+
+    def check_finite(self) -> None:
+        """See `agents.base.Agent`."""
+        self.finite.raise_found()
 
     def latent_view(self) -> LatentView:
         """The networks for `difftop.diagnose`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from difftop.nn.activations import SimNorm
 from difftop.nn.encoders import make_simplex_encoder
 from difftop.nn.gaussian import bounded_log_std, squashed_sample
 from difftop.nn.linearize import Linearized, PolicyValue, StateAction
-from difftop.nn.mlp import EnsembleMLP, dropout, normed_ensemble, normed_mlp
+from difftop.nn.mlp import EnsembleMLP, Members, dropout, normed_ensemble, normed_mlp
 from difftop.nn.two_hot import TwoHot
 from difftop.options import ConfigError, option
 from difftop.planning.model import LatentModel
@@ -107,7 +106,7 @@ class TDMPC2Model(WorldModel):
         a: Tensor,
         *,
         q: EnsembleMLP | None = None,
-        members: Sequence[int] | None = None,
+        members: Members | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Logits `[E, N, K]` of action values.
@@ -150,7 +149,7 @@ class TDMPC2Model(WorldModel):
         """The prior's action with its own spread where `std` is None, else its mean with noise of `std`, in the box."""
         return self.policy_sample(z, generator)[0] if std is None else add_noise(self.policy(z), std, generator)
 
-    def latent_model(self, discount: float, members: Sequence[int] | None = None) -> LatentModel:
+    def latent_model(self, discount: float, members: Members | None = None) -> LatentModel:
         """The model as a planner sees it: the mean of the values of `members` (all where None) at pi's mean ends a plan."""
         reward, pi = nn.Sequential(self.reward, self.two_hot), nn.Sequential(self.pi, FirstHalf())
         q = nn.Sequential(self.q if members is None else SomeMembers(self.q, members), self.two_hot)
@@ -173,7 +172,7 @@ class FirstHalf(nn.Module):
 class SomeMembers(nn.Module):
     """Some members of an ensemble `[N, in]` to `[E', N, out]`; for planners that take no Jacobian."""
 
-    def __init__(self, ensemble: EnsembleMLP, members: Sequence[int]) -> None:
+    def __init__(self, ensemble: EnsembleMLP, members: Members) -> None:
         super().__init__()
         self.ensemble, self.members = ensemble, members
 

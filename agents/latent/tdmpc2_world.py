@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agents.latent.tdmpc2_model import TDMPC2Model, TDMPC2ModelConfig
 from agents.latent.world import LossConfig, Losses, Unrolled, World
 from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, td_target
+from difftop.nn.mlp import Members
 from difftop.options import option
 from difftop.planning.model import LatentModel
 from difftop.types import EnvSpec
@@ -70,10 +71,10 @@ class TDMPC2World(World):
             torch.optim.Adam(self.model.pi.parameters(), lr=rate, eps=1e-5, fused=True),
         )
 
-    def two_members(self, generator: torch.Generator) -> list[int]:
-        """Two value networks, drawn without replacement."""
-        order = torch.randperm(self.sizes.members, generator=generator, device=generator.device)
-        return [int(i) for i in order[:2].tolist()]
+    def two_members(self, generator: torch.Generator) -> Members:
+        """Two value networks, drawn without replacement; known to the host only where it needn't wait for them."""
+        order = torch.randperm(self.sizes.members, generator=generator, device=generator.device)[:2]
+        return [int(i) for i in order.tolist()] if order.is_cpu else order
 
     def sampled_model(self, generator: torch.Generator) -> LatentModel:
         """For MPPI: plans end in the mean of two members, drawn once per plan.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from agents.base import Actor, UpdateResult
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
-from difftop.losses import NonFiniteLossError
+from difftop.losses import FiniteWatch
 from difftop.options import option
 from difftop.run.seeding import stream
 from difftop.run.workers import ALONE
@@ -110,8 +110,9 @@ class ImitationAgent:
             )
         trained = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trained, lr=training.learning_rate, betas=(training.beta1, 0.999), weight_decay=training.weight_decay
+            trained, lr=training.learning_rate, betas=(training.beta1, 0.999), weight_decay=training.weight_decay, fused=True
         )
+        self.finite = FiniteWatch(device)
         self.generator, self.seed = torch.Generator(device).manual_seed(seed), seed
         self.workers = ALONE
 
@@ -131,7 +132,7 @@ class ImitationAgent:
         """One gradient step, the `grad_steps`-th from 0, together with the other `workers` where there are any.
 
         Raises:
-            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before.
+            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before (see `agents.base.Agent`).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(grad_steps)
@@ -144,13 +145,15 @@ class ImitationAgent:
         loss.backward()
         parameters = self.optimizer.param_groups[0]["params"]
         self.workers.mean_([*(p.grad for p in parameters if p.grad is not None), loss, *metrics.values()])
-        norm = nn.utils.clip_grad_norm_(parameters, self.training.clip or math.inf)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            raise NonFiniteLossError(f"the loss is {float(loss)} and its gradient has norm {float(norm)}")
-        self.optimizer.step()
+        self.finite.check(loss, "the loss")
+        norm = self.finite.clipped_step(self.optimizer, parameters, self.training.clip or math.inf, "the loss's gradient")
         if self.average:
             self.average.update_(self.policy, grad_steps)
         return UpdateResult({f"train/{tag}": value for tag, value in metrics.items()} | {"train/gradient_norm": norm}, None)
+
+    def check_finite(self) -> None:
+        """See `agents.base.Agent`."""
+        self.finite.raise_found()
 
     @torch.no_grad()
     def validate(self, batch: WindowBatch, seed: int) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""Activations of TD-MPC2's networks: Mish at the price of one exponential, and simplicial normalization."""
+"""Activations at the price of one power of two (torch's own cost several times that on a CPU), and simplicial normalization."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,38 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Slopes = tuple[Tensor, Tensor]
+
+_LOG2_E = math.log2(math.e)
+_SMALL = 32768  # numbers up to which torch's own kernel is as fast, with gradient
+
+
+class ELU(nn.Module):
+    """`y = max(x, e^min(x, 0) - 1)`; on a CPU 0.6 of the time of `torch.nn.ELU`, and its backward is one product.
+
+    2^x is computed in half the time of e^x, and in a quarter of that of e^x - 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and type."""
+        if not _quick(x, _SMALL):
+            return F.elu(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _ELU.apply(x)  # type: ignore[no-untyped-call]
+            return y
+        return torch.maximum(x, elu_slope(x).sub_(1))
+
+
+class Tanh(nn.Module):
+    """`y = 2 / (1 + e^(-2 x)) - 1`; on a CPU less than half the time of `torch.nn.Tanh`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape and type."""
+        if not _quick(x, _SMALL // 4):
+            return torch.tanh(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]
+            return y
+        return _tanh(x)
 
 
 class Mish(nn.Module):
@@ -63,6 +96,17 @@ class SimNorm(nn.Module):
         return f"size={self.size}"
 
 
+def elu_slope(x: Tensor) -> Tensor:
+    """`e^min(x, 0)`, without gradient: the slope of ELU."""
+    return (x * _LOG2_E).clamp_(max=0).exp2_()
+
+
+def elu_and_slope(x: Tensor) -> Slopes:
+    """ELU and its slope at once, which can be differentiated once more."""
+    y, slope = _EluAndSlope.apply(x)  # type: ignore[no-untyped-call]
+    return y, slope
+
+
 def mish_and_slope(x: Tensor) -> Slopes:
     """Mish and its derivative `n/d + 4 x u (u + 1) / d^2`, which can be differentiated once more."""
     if torch.is_grad_enabled() and x.requires_grad:
@@ -92,6 +136,66 @@ def _mish_and_slope(x: Tensor) -> Slopes:
     rest = (n - u).mul_(inverse).mul_(inverse)  # u (u + 1) / d^2
     tanh = n.mul_(inverse)
     return x * tanh, tanh.addcmul_(rest, x, value=4)
+
+
+def _quick(x: Tensor, above: int) -> bool:
+    """Whether x is on a CPU, large, and of a type in which sweeps are cheap."""
+    return x.is_cpu and x.numel() > above and x.dtype in _LIMIT
+
+
+def _tanh(x: Tensor) -> Tensor:
+    return torch.sigmoid_(x * 2).mul_(2).sub_(1)
+
+
+class _ELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        slope = elu_slope(x)
+        y = torch.maximum(x, slope - 1)
+        ctx.save_for_backward(y, slope)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        y, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient itself will be differentiated
+            again: Tensor = torch.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, y)
+            return again
+        result: Tensor = g * slope
+        return result
+
+
+class _Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = _tanh(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        result: Tensor = torch.ops.aten.tanh_backward(g, ctx.saved_tensors[0])
+        return result
+
+
+class _EluAndSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Slopes:
+        ctx.set_materialize_grads(False)
+        slope = elu_slope(x)
+        ctx.save_for_backward(slope)
+        return torch.maximum(x, slope - 1), slope
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gy: Tensor | None, gslope: Tensor | None) -> Tensor | None:
+        (slope,) = ctx.saved_tensors
+        if gslope is None:
+            return None if gy is None else gy * slope
+        # The slope's own slope: itself left of 0 (where it is below 1), none right of it. One sweep, unlike masked_fill.
+        g = torch.ops.aten.hardtanh_backward(gslope, slope, -1.0, 1.0)
+        result: Tensor = (g if gy is None else g.add_(gy)).mul_(slope)
+        return result
 
 
 class _Mish(torch.autograd.Function):

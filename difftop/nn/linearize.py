@@ -11,14 +11,12 @@ product per layer for all N rows of all samples. The classes below turn networks
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from difftop.nn.activations import Mish, mish_and_slope
+from difftop.nn.activations import ELU, Mish, Tanh, elu_and_slope, elu_slope, mish_and_slope
 from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 
 Pullback = Callable[[Tensor], Tensor]
@@ -268,41 +266,20 @@ def _identity(module: nn.Identity, x: Tensor) -> Linearized:
     return x, lambda g: g
 
 
-class _Elu(torch.autograd.Function):
-    """ELU and its slope at once, by exp: F.elu's expm1 takes seven times as long, and the slope is e^min(x, 0) itself."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        slope = x.clamp(max=0).exp_()
-        ctx.save_for_backward(slope)
-        return torch.maximum(x, slope - 1), slope
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gy: Tensor | None, gslope: Tensor | None) -> Tensor | None:
-        (slope,) = ctx.saved_tensors
-        if gslope is None:
-            return None if gy is None else gy * slope
-        # The slope's own slope: itself left of 0 (where it is below 1), none right of it. One sweep, unlike masked_fill.
-        g = torch.ops.aten.hardtanh_backward(gslope, slope, -1.0, 1.0)
-        result: Tensor = (g if gy is None else g.add_(gy)).mul_(slope)
-        return result
-
-
-def _elu(module: nn.ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
+def _elu(module: nn.ELU | ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     recorded = torch.is_grad_enabled() and x.requires_grad
-    if module.alpha == 1.0 and recorded:
-        y, slope = _Elu.apply(x)  # type: ignore[no-untyped-call]
+    alpha = module.alpha if isinstance(module, nn.ELU) else 1.0
+    if alpha == 1.0 and recorded:
+        y, slope = elu_and_slope(x)
         return y, _scaled(slope)
     if not recorded and (x.is_cuda or x.numel() <= _SMALL):
-        y = F.elu(x, module.alpha, inplace=overwrite)
-        return y, lambda g, _: torch.ops.aten.elu_backward(g, module.alpha, 1.0, 1.0, True, y)
-    if module.alpha == 1.0:
-        slope = x.clamp(max=0).exp_()
+        y = F.elu(x, alpha, inplace=overwrite)
+        return y, lambda g, _: torch.ops.aten.elu_backward(g, alpha, 1.0, 1.0, True, y)
+    if alpha == 1.0:
+        slope = elu_slope(x)
         return torch.maximum(x, slope - 1, out=x if overwrite else None), _scaled(slope)
-    y = F.elu(x, module.alpha, inplace=overwrite)
-    return y, lambda g, _: g * torch.where(y > 0, 1.0, y + module.alpha)
+    y = F.elu(x, alpha, inplace=overwrite)
+    return y, lambda g, _: g * torch.where(y > 0, 1.0, y + alpha)
 
 
 def _relu(module: nn.ReLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
@@ -310,8 +287,8 @@ def _relu(module: nn.ReLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     return y, lambda g, _: g * (y > 0).to(y.dtype)
 
 
-def _tanh(module: nn.Tanh, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
-    y = torch.tanh_(x) if overwrite else torch.tanh(x)
+def _tanh(module: nn.Tanh | Tanh, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
+    y = module(x)
     return y, lambda g, _: torch.ops.aten.tanh_backward(g, y)
 
 
@@ -346,8 +323,10 @@ _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
 # Elementwise layers: the output, and a function that multiplies a cotangent by the slope y'(x).
 _ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Scale]]] = {
     nn.ELU: _elu,
+    ELU: _elu,
     nn.ReLU: _relu,
     nn.Tanh: _tanh,
+    Tanh: _tanh,
     nn.Sigmoid: _sigmoid,
     nn.SiLU: _silu,
     nn.Mish: _mish,

@@ -9,7 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from difftop.nn.activations import Mish
+from difftop.nn.activations import ELU, Mish, Tanh
+
+Members = Sequence[int] | Tensor
 
 
 def orthogonal_(weight: Tensor, gain: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
@@ -36,7 +38,7 @@ def mlp(sizes: Sequence[int], *, norm_first: bool = False, zero_last: bool = Fal
         nn.init.zeros_(linear.bias)
         layers.append(linear)
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(outputs), nn.Tanh()] if norm_first and i == 0 else [nn.ELU(inplace=True)]
+            layers += [nn.LayerNorm(outputs), Tanh()] if norm_first and i == 0 else [ELU()]
     if zero_last:
         nn.init.zeros_(linear.weight)
     return nn.Sequential(*layers)
@@ -77,7 +79,7 @@ def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:
     """
     if p == 0:
         return x
-    if x.is_cuda:
+    if not x.is_cpu:
         return x * (torch.rand(x.shape, generator=generator, device=x.device) >= p) / (1 - p)
     count = x.numel()
     places = torch.empty(0, dtype=torch.int64)
@@ -129,18 +131,19 @@ class EnsembleMLP(nn.Sequential):
     all run in the same kernels. Both give the same numbers up to rounding.
     """
 
-    def forward(self, x: Tensor, members: Sequence[int] | None = None, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, members: Members | None = None, drop: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Outputs of all members, or of some.
 
         Args:
             x: `[N, in]` or `[E, N, in]`.
-            members: the members wanted, in this order; on a CPU the others are not evaluated.
+            members: the members wanted, in this order: numbers, or a tensor where the host doesn't know them; on a CPU the
+                others are not evaluated.
             drop: dropout after the first layer.
         """
-        if x.is_cuda:
+        if isinstance(members, Tensor) or not x.is_cpu:
             for i, layer in enumerate(self):
                 x = drop(layer(x)) if drop is not None and i == 0 else layer(x)
-            return x if members is None else x[list(members)]
+            return x if members is None else x[members if isinstance(members, Tensor) else list(members)]
         chosen = range(self._members()) if members is None else members
         inputs = x.unbind() if x.dim() == 3 else [x] * self._members()
         parameters = [[p.unbind() for p in layer.parameters()] for layer in self]
@@ -169,7 +172,7 @@ def ensemble_mlp(members: int, sizes: Sequence[int], *, norm_first: bool = True,
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers.append(EnsembleLinear(members, inputs, outputs, zero=zero_last and i == last))
         if i < last:
-            layers += [EnsembleNorm(members, outputs), nn.Tanh()] if norm_first and i == 0 else [nn.ELU(inplace=True)]
+            layers += [EnsembleNorm(members, outputs), Tanh()] if norm_first and i == 0 else [ELU()]
     return EnsembleMLP(*layers)
 
 

@@ -1,7 +1,7 @@
 """Levenberg-Marquardt over action sequences as a function: batched, bounded and differentiable.
 
-No state between calls, no number read on the host (but for one flag of a differentiable plan, see `plan`), fixed shapes: a CUDA
-graph or a compiler can capture it. `difftop.planning.theseus_lm` drives the same problem and step through Theseus.
+No state between calls, no number read on the host (but for one flag of a differentiable plan on a CPU, see `plan`), fixed
+shapes: a CUDA graph or a compiler can capture it. `difftop.planning.theseus_lm` drives the same problem and step through Theseus.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def plan(
         config: options.
         static: read no number on the host. Only a differentiable plan would: whether a sample has failed on the way, which a
             second pass must then leave out. With static, the last iterations are first run without gradient to know it. None:
-            where a CUDA graph or a compiler captures the call.
+            not on a CPU, unless a compiler captures the call.
         loop: what takes the iterations.
     """
-    static = _captured() if static is None else static
+    static = z0.device.type != "cpu" or torch.compiler.is_compiling() if static is None else static
     plain = z0.device.type == "cpu" and not static and not torch.is_autocast_enabled("cpu")
     if plain and not differentiable and not model.needs_autograd:
         with torch.inference_mode():  # a tenth of the time of many small operations
@@ -161,10 +161,6 @@ def _last_iterations(config: LMConfig) -> int:
     if config.backward == "implicit":
         return 0
     return config.iterations if config.backward == "unroll" else min(config.backward_iterations, config.iterations)
-
-
-def _captured() -> bool:
-    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _differentiate(

@@ -49,7 +49,7 @@ class SolveInfo:
 
     def mean(self, losses: Tensor) -> Tensor:
         """Mean of per-sample losses `[B]` over the certified samples; 0 without gradient if there is none."""
-        return losses[self.certified].sum() / self.certified.sum().clamp_min(1)
+        return torch.where(self.certified, losses, 0.0).sum() / self.certified.sum().clamp_min(1)
 
     def counts(self) -> dict[str, int]:
         """Number of samples by status, for logging."""

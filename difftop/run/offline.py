@@ -15,7 +15,7 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, Windows
 from difftop.losses import NonFiniteLossError
 from difftop.options import option
-from difftop.run.online import RunError, StopSignal
+from difftop.run.online import RunError, StopSignal, non_finite
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
 from difftop.run.seeding import stream, torch_generator
@@ -169,11 +169,26 @@ class OfflineRun:
             self.count.wall_s = time.monotonic() - begun
             last = self.count.grad_steps == self.config.grad_steps
             stop = self.workers.any(self.hooks.stop.stopped)
+            if last or stop or self._due():
+                self._check_finite()
             if self.workers.leads:
                 self._record(last, stop)
             if stop:
                 return last
         return True
+
+    def _due(self) -> bool:
+        """Whether a row of metrics, an evaluation or a checkpoint is due."""
+        config = self.config
+        return any(self.count.grad_steps % n == 0 for n in (config.log_every, config.eval_every, config.checkpoint_every))
+
+    def _check_finite(self) -> None:
+        """Stops where an agent on a GPU has met a non-finite loss, in every worker; see `agents.base.Agent.check_finite`."""
+        try:
+            self.agent.check_finite()
+        except NonFiniteLossError as error:
+            where = "actions and observations, or lower agent.training.learning_rate"
+            raise non_finite(error, self.count.grad_steps, where) from error
 
     def _record(self, last: bool, stop: bool) -> None:
         """What is due after a gradient step: a row of metrics, an evaluation, a checkpoint."""

@@ -47,6 +47,14 @@ class RunError(RuntimeError):
     """The run can't go on; one sentence says why and where to look."""
 
 
+def non_finite(error: NonFiniteLossError, grad_steps: int, where: str) -> RunError:
+    """The end of a run on a GPU, where a non-finite loss is known only when the next row or checkpoint is written."""
+    return RunError(
+        f"{error} at or before gradient step {grad_steps}, where the weights have stayed; the last checkpoint is whole: look at "
+        f"the largest {where}. device=cpu stops at the step itself, and saves its batch."
+    )
+
+
 class StopSignal(Protocol):
     """Becomes true when the user asks the run to stop."""
 
@@ -136,11 +144,11 @@ class OnlineRun:
             self._unit()
             self.count.wall_s = time.monotonic() - begun
             if self.hooks.stop.stopped:
-                self.hooks.save(self)
+                self._save()
                 return False
         if self.count.evaluated_at < self.count.agent_steps:
             self._evaluate()
-            self.hooks.save(self)
+            self._save()
         return True
 
     def _unit(self) -> None:
@@ -157,7 +165,7 @@ class OnlineRun:
                 self._evaluate()
         elif self.frames >= count.next_checkpoint:
             count.next_checkpoint = (self.frames // config.checkpoint_every + 1) * config.checkpoint_every
-            self.hooks.save(self)
+            self._save()
         else:
             self._step()
 
@@ -229,6 +237,18 @@ class OnlineRun:
         self.count.grad_steps += 1
         self._gather(result.metrics)
 
+    def _check_finite(self) -> None:
+        """Stops where an agent on a GPU has met a non-finite loss; see `agents.base.Agent.check_finite`."""
+        try:
+            self.agent.check_finite()
+        except NonFiniteLossError as error:
+            where = "rewards and observations, or lower agent.loss.learning_rate"
+            raise non_finite(error, self.count.grad_steps, where) from error
+
+    def _save(self) -> None:
+        self._check_finite()
+        self.hooks.save(self)
+
     def _evaluate(self) -> None:
         steps = self.count.evaluated_at = self.count.agent_steps  # its seeds don't depend on how many evaluations there were
         seeds = [stream(self.seed, "eval_env", steps, episode) for episode in range(self.config.eval_episodes)]
@@ -248,6 +268,7 @@ class OnlineRun:
             self._sums[tag] = (total + value, n + 1)
 
     def _report(self) -> None:
+        self._check_finite()
         if self._sums:
             self.hooks.on_metrics(self, {tag: float(total) / n for tag, (total, n) in self._sums.items()})
         self._sums = {}

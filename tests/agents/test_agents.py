@@ -22,7 +22,13 @@ NAMES = [*names("rewards"), "difftop_rl on tdmpc2"]
 
 
 def small(
-    name: str, spec: EnvSpec, planner: str | None = None, seed: int = 0, precision: str = "fp32", **more: Any
+    name: str,
+    spec: EnvSpec,
+    planner: str | None = None,
+    seed: int = 0,
+    precision: str = "fp32",
+    device: str = "cpu",
+    **more: Any,
 ) -> LatentAgent:
     acting: dict[str, Any] = SMALL["acting"] | {"mppi": {"samples": 32, "elites": 8}, "lm": {"start_previous": True}}
     if planner:
@@ -33,7 +39,7 @@ def small(
         config["world_model"] = world
     if name == "difftop_rl":
         config = {"policy_gradient": {"states": 3}} | config
-    agent = make_agent(config, spec, seed=seed, precision=precision)
+    agent = make_agent(config, spec, seed=seed, precision=precision, device=device)
     assert isinstance(agent, LatentAgent)
     return agent
 

@@ -136,7 +136,7 @@ def test_idle_environments_cost_no_plan_and_change_nothing(planner: str) -> None
     assert torch.equal(few.act(obs, first, 0), torch.zeros(4, 2)) and len(counting.rows) == 4
     again = agent.actor(4, seed=1)
     again.load_state_dict(few.state_dict())
-    assert not again.playing.any()
+    assert not any(again.playing)
     few.begin(0, 3)
     few.act(obs, first, 0)
     assert counting.rows[-1] == 1

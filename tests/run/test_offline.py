@@ -1,5 +1,7 @@
 """The offline loop on its own: batches, validation, selection of the best checkpoint."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -61,6 +63,9 @@ class Countdown:
             raise NonFiniteLossError("the loss is nan")
         self.shown.append(batch.actions.sum())
         return UpdateResult({"train/loss": torch.tensor(1 / (1 + grad_steps))}, None)
+
+    def check_finite(self):
+        """Nothing is kept for later."""
 
     def validate(self, batch, seed):
         return {"valid/loss": batch.actions.double().mean(), "valid/windows": torch.tensor(float(len(batch.actions)))}
@@ -145,6 +150,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(demonstrati
     with pytest.raises(RunError, match=r"the loss is nan at gradient step 3; .* batch is in batch.safetensors"):
         OfflineRun(Countdown(fails_at=3), demonstrations, None, CONFIG, seed=0, hooks=hooks(log)).run()
     assert log[-1][0] == "batch"
+
+
+@pytest.mark.parametrize(("log_every", "checkpoint_every", "stops_at"), [(4, 100, 4), (100, 6, 6), (100, 100, 20)])
+def test_a_loss_kept_on_a_device_stops_the_run_at_the_next_row_or_checkpoint(
+    demonstrations, log_every, checkpoint_every, stops_at
+):
+    class Keeps(Countdown):
+        def check_finite(self):
+            raise NonFiniteLossError("the loss is nan")
+
+    log, every = [], {"log_every": log_every, "checkpoint_every": checkpoint_every, "eval_every": 100, "grad_steps": 20}
+    with pytest.raises(RunError, match=rf"the loss is nan at or before gradient step {stops_at}, where the weights"):
+        OfflineRun(Keeps(), demonstrations, None, replace(CONFIG, **every), seed=0, hooks=hooks(log)).run()
+    assert not log
 
 
 def test_demonstrations_too_short_for_a_window_are_one_sentence(demonstrations):

@@ -11,7 +11,7 @@ import torch
 
 from agents.registry import make_agent
 from difftop.data.replay import ReplayBuffer
-from difftop.losses import NonFiniteLossError
+from difftop.losses import FiniteWatch, NonFiniteLossError
 from difftop.options import build
 from difftop.run.checkpoint import load_checkpoint, restore_replay, save_checkpoint
 from difftop.run.online import Hooks, OnlineRun, RunConfig, RunError
@@ -204,6 +204,21 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path: Path, mon
     monkeypatch.setattr(harness.agent, "update", update)
     with pytest.raises(RunError, match=r"model loss is nan at gradient step 0.*batch"):
         harness.run.run()
+
+
+def test_a_non_finite_loss_kept_on_a_device_stops_the_run_before_a_checkpoint(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, "tdmpc", eval_every=1000, checkpoint_every=100)
+    harness.agent.finite = FiniteWatch(torch.device("cpu"), deferred=True)
+    harness.run.run()
+    assert harness.agent.grad_steps > 0 and (tmp_path / "checkpoints").exists()
+
+    broken = Harness(tmp_path / "broken", "tdmpc", eval_every=1000, checkpoint_every=100, log_every=1000)
+    broken.agent.finite = FiniteWatch(torch.device("cpu"), deferred=True)
+    with torch.no_grad():
+        broken.agent.world.target.encoder[0].weight.fill_(torch.nan)
+    with pytest.raises(RunError, match=r"the model loss is nan at or before gradient step \d+, where the weights have stayed"):
+        broken.run.run()
+    assert broken.agent.grad_steps > 0 and not (tmp_path / "broken" / "checkpoints" / "step_000000100").exists()
 
 
 def test_resume_notices_a_simulator_that_plays_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
