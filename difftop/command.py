@@ -79,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     from difftop.run.cli import composed, register
     from difftop.run.help import help_text
     from difftop.run.overrides import prepared_sweep
+    from difftop.run.session import STOPPED
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("difftop").setLevel(logging.INFO)
@@ -101,6 +102,9 @@ def main(arguments: Sequence[str]) -> int:
         reads_only = any(f"mode={mode}" in arguments for mode in _READERS)
         whole = "" if reads_only else " the last checkpoint is whole:"
         sys.stderr.write(f"error: {what};{whole} mend this and run the same command again.\n")
+    except KeyboardInterrupt:  # before a run could listen, or the second one
+        sys.stderr.write("stopped at once: what was saved before is whole, and the same command goes on from there.\n")
+        return STOPPED
     return 2
 
 

@@ -36,7 +36,7 @@ def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, he
     """
     path = Path(path)
     best = path / "checkpoints" / "best"
-    saved = load_checkpoint(best if best.exists() else path, training=False)
+    saved = load_checkpoint(best if best.is_dir() else path, training=False)
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={device}: must be auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():

@@ -87,7 +87,7 @@ def save_checkpoint(
     keep: int = 2,
     best: bool = False,
 ) -> Path:
-    """Saves a checkpoint of a run, and then removes what no kept checkpoint needs.
+    """Saves a checkpoint of a run, and then removes what no kept checkpoint needs; returns the checkpoint's folder.
 
     Kept are the newest `keep`, and the latest with `best`. Checkpoints of a later step are of a future that was given up
     when an older checkpoint was resumed; they are removed too.
@@ -103,8 +103,6 @@ def save_checkpoint(
         replay: saved incrementally.
         keep: at least 1.
         best: make it the run's best: it is kept however old, and `checkpoints/best` leads to it.
-    Returns:
-        the checkpoint's folder.
     Raises:
         CheckpointError: the disk is full or can't be written; nothing saved before is lost.
         TypeError: `train_state` holds something that `weights_only` loading would refuse.
@@ -282,6 +280,8 @@ def _point(link: Path, target: Path) -> None:
     temporary = link.with_name(_TEMPORARY + link.name)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
+    if link.is_dir() and not link.is_symlink():  # a copy of what it led to, made by a program that follows links
+        os.replace(link, link.with_name(f"{_TEMPORARY}copied_{link.name}"))
     os.replace(temporary, link)
     _sync_folder(link.parent)
 
@@ -364,10 +364,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _read(file: Path, size: int, sha256: str) -> bytes:
     try:
         data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing: {_OTHER}") from error
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read ({error.strerror}): {_OTHER}") from error
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error.strerror})"
+        raise CheckpointError(f"{file} {what}: {_OTHER}") from error
     if len(data) != size:
         raise CheckpointError(f"{file} has {len(data)} bytes instead of {size}, so it is truncated or changed: {_OTHER}")
     if _sha256(data) != sha256:

@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from difftop.options import ConfigError
@@ -29,10 +29,9 @@ def sole_owner(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{folder}: can't be made ({error.strerror}); choose a folder to write to by root=FOLDER.") from error
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as handles:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(folder, handles)
         except BlockingIOError as error:
             raise ConfigError(
                 f"{folder}: another process is training this very run; wait for it, stop it, or choose another name=NAME."
@@ -45,8 +44,6 @@ def sole_owner(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # one isn't empty
                 for path in made:
                     path.rmdir()
-    finally:
-        os.close(handle)
 
 
 @contextmanager
@@ -55,14 +52,31 @@ def in_turn(folder: Path, what: str) -> Iterator[None]:
 
     Where the disk passes no locks on, nothing waits.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as handles:
         with suppress(OSError):
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(folder, handles)
             except BlockingIOError:
                 log.info("waiting for another process that makes %s", what)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                _lock(folder, handles, wait=True)
         yield
-    finally:
-        os.close(handle)
+
+
+def _lock(folder: Path, handles: ExitStack, wait: bool = False) -> None:
+    """Locks the folder, or where its disk locks only what is open for writing, as NFS does, a file `.lock` in it.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is false.
+        OSError: the disk passes no locks on.
+    """
+    how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    handle = os.open(folder, os.O_RDONLY)
+    handles.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        raise
+    except OSError:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        handles.callback(os.close, handle)
+        fcntl.flock(handle, how)

@@ -40,6 +40,12 @@ def test_every_state_is_told(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 11 and all(len(line) < 120 for line in text.splitlines())
 
 
+def test_a_clock_that_jumped_back_is_no_error(tmp_path: Path) -> None:
+    make_run(tmp_path, frames=(0, 100))
+    (run,) = sweep_status(StatusConfig(str(tmp_path)), now=time.time() - 86400)
+    assert (run.state, run.idle_min) == ("running", 0.0)
+
+
 def test_a_sweep_may_be_named(tmp_path: Path) -> None:
     make_run(tmp_path, seed=1)
     make_run(tmp_path, seed=1, agent="other")

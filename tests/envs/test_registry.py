@@ -248,3 +248,27 @@ def test_a_broken_suite_of_another_package_costs_only_itself(added, caplog):
     assert "entry point dmc=suite_dmc are left out: take another name" in caplog.text
     with pytest.raises(ConfigError, match="poor: its module suite_poor lacks OBS, load"):
         envs.canonical_name("poor/task")
+
+
+@pytest.mark.parametrize("name", ["toy/point-mass", "dmc/walker-walk", "dmc/finger-spin", "metaworld/door-open", "gym/Hopper-v5"])
+def test_an_episode_does_not_depend_on_those_before_it(name):
+    """To the bit: neither a solver's warm start nor a generator is left over."""
+    for package in {"dmc": ["dm_control"], "metaworld": ["metaworld"], "gym": ["mujoco"]}.get(name.partition("/")[0], []):
+        pytest.importorskip(package)
+    fresh, used = envs.make_env(EnvConfig(name)), envs.make_env(EnvConfig(name))
+    actions = np.random.default_rng(0).uniform(-1, 1, (30, *fresh.action_space.shape)).astype(np.float32)
+
+    def play(env, seed):
+        shown = [*env.reset(seed=seed)[0].values()]
+        for action in actions:
+            obs, reward, terminated, truncated, _ = env.step(action)
+            shown += [*obs.values(), reward]
+            if terminated or truncated:
+                break
+        return np.concatenate([np.ravel(part) for part in shown])
+
+    play(used, 5)
+    play(used, 6)
+    assert np.array_equal(play(fresh, 1), play(used, 1))
+    fresh.close()
+    used.close()

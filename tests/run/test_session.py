@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ from difftop.curves import read_runs
 from difftop.data.replay import ReplayBuffer
 from difftop.policy import load_policy
 from difftop.run.checkpoint import load_checkpoint, restore_replay
+from difftop.run.logger import CsvLog
 from envs import EnvConfig, env_spec
 
 SMALL = [
@@ -342,3 +344,71 @@ def test_a_sweep_over_an_option_is_one_command_and_its_runs_can_be_played(tmp_pa
     folder = tmp_path / "toy-point-mass/difftop_rl" / names[1] / "seed1"
     assert main(["mode=eval", f"checkpoint={folder}", "run.eval_episodes=1", "run.video=false"]) == 0
     assert (folder / "eval" / "step_000000050-seed1" / "episodes.csv").is_file()
+
+
+def test_a_run_that_was_copied_without_its_links_goes_on(finished: Path, tmp_path: Path) -> None:
+    """scp and clouds write the folders that links lead to."""
+    folder = tmp_path / FOLDER
+    shutil.copytree(finished, folder, symlinks=False)
+    assert (folder / "checkpoints" / "last").is_dir() and not (folder / "checkpoints" / "last").is_symlink()
+    frames = load_checkpoint(folder).step + 50
+    assert run(tmp_path, f"run.frames={frames}", "run.video=false") == 0
+    assert (folder / "checkpoints" / "last").readlink() == Path(f"step_{frames:09d}")
+    assert not list((folder / "checkpoints").glob(".*"))
+
+
+def test_no_saved_file_names_a_place_of_this_machine(finished: Path) -> None:
+    root = str(finished.parents[3])
+    texts = [path for path in finished.rglob("*") if path.suffix in (".json", ".csv") and not path.is_symlink()]
+    assert len(texts) > 4
+    places = [path for path in texts if root in path.read_text() and path.name != "config.json"]
+    assert not places  # config.json tells `root`, which a run may go on without
+
+
+@pytest.mark.parametrize("row", [2, 5])
+def test_a_disk_that_fills_up_while_a_row_is_written_loses_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row: int
+) -> None:
+    write, written = CsvLog.write, 0
+
+    def full(self: CsvLog, cells: Any) -> None:
+        nonlocal written
+        written += 1
+        if written == row:
+            with self.path.open("a") as file:
+                file.write("50,1.2")  # as far as it went
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, cells)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CsvLog, "write", full)
+        assert run(tmp_path) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device; the last checkpoint is whole: mend this and run the same command again" in said
+    assert run(tmp_path) == 0
+    mine = without_clock(tmp_path / FOLDER / "eval.csv")
+    assert mine == without_clock(finished / "eval.csv")[: len(mine)] and len(mine) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(self: Path, *arguments: Any, **options: Any) -> int:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    assert run(tmp_path) == 2
+    assert "config.json: Read-only file system; the last checkpoint is whole: mend this" in capsys.readouterr().err
+
+
+def test_an_interrupt_before_the_run_can_listen_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("difftop.run.reinforce.run_folder", interrupted)
+    assert run(tmp_path) == 130
+    assert (
+        capsys.readouterr().err == "stopped at once: what was saved before is whole, and the same command goes on from there.\n"
+    )
