@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from difftop.nn.activations import ELU, Mish, Tanh, elu_and_slope, elu_slope, mish_and_slope
+from difftop.nn.activations import Mish, Tanh, elu_and_slope, elu_slope, mish_and_slope, tanh
 from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 
 Pullback = Callable[[Tensor], Tensor]
@@ -266,9 +266,9 @@ def _identity(module: nn.Identity, x: Tensor) -> Linearized:
     return x, lambda g: g
 
 
-def _elu(module: nn.ELU | ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
+def _elu(module: nn.ELU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
     recorded = torch.is_grad_enabled() and x.requires_grad
-    alpha = module.alpha if isinstance(module, nn.ELU) else 1.0
+    alpha = module.alpha
     if alpha == 1.0 and recorded:
         y, slope = elu_and_slope(x)
         return y, _scaled(slope)
@@ -288,7 +288,7 @@ def _relu(module: nn.ReLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
 
 
 def _tanh(module: nn.Tanh | Tanh, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
-    y = module(x)
+    y = tanh(x, overwrite)
     return y, lambda g, _: torch.ops.aten.tanh_backward(g, y)
 
 
@@ -323,7 +323,6 @@ _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
 # Elementwise layers: the output, and a function that multiplies a cotangent by the slope y'(x).
 _ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Scale]]] = {
     nn.ELU: _elu,
-    ELU: _elu,
     nn.ReLU: _relu,
     nn.Tanh: _tanh,
     Tanh: _tanh,
