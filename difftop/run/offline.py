@@ -160,6 +160,7 @@ class OfflineRun:
         self.validation = _fitting_windows(held_out, agent.windows)
         self.count = OfflineCounters()
         self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._batch: WindowBatch | None = None  # the newest
 
     def run(self) -> bool:
         """Runs to the end or until a stop is asked for; saves in both cases. Returns whether the end was reached."""
@@ -188,7 +189,8 @@ class OfflineRun:
             self.agent.check_finite()
         except NonFiniteLossError as error:
             where = "actions and observations, or lower agent.training.learning_rate"
-            raise non_finite(error, self.count.grad_steps, where) from error
+            path = None if self._batch is None else self.hooks.save_batch(self._batch)
+            raise non_finite(error, max(self.count.grad_steps - 1, 0), path, where) from error
 
     def _record(self, last: bool, stop: bool) -> None:
         """What is due after a gradient step: a row of metrics, an evaluation, a checkpoint."""
@@ -201,7 +203,7 @@ class OfflineRun:
 
     def _update(self) -> None:
         begun = time.monotonic()
-        batch = self.batches.batch(self.count.grad_steps)
+        self._batch = batch = self.batches.batch(self.count.grad_steps)
         self.count.loading_s += time.monotonic() - begun
         try:
             metrics = self.agent.update(batch, self.count.grad_steps).metrics

@@ -47,11 +47,12 @@ class RunError(RuntimeError):
     """The run can't go on; one sentence says why and where to look."""
 
 
-def non_finite(error: NonFiniteLossError, grad_steps: int, where: str) -> RunError:
+def non_finite(error: NonFiniteLossError, grad_steps: int, batch: Path | None, where: str) -> RunError:
     """The end of a run on a GPU, where a non-finite loss is known only when the next row or checkpoint is written."""
+    kept = f", and the batch of that step is in {batch}" if batch else ""
     return RunError(
-        f"{error} at or before gradient step {grad_steps}, where the weights have stayed; the last checkpoint is whole: look at "
-        f"the largest {where}. device=cpu stops at the step itself, and saves its batch."
+        f"{error} at or before gradient step {grad_steps}, where the weights have stayed; the last checkpoint is whole{kept}: "
+        f"look at its largest {where}. device=cpu stops at the step itself, and saves its batch."
     )
 
 
@@ -129,6 +130,7 @@ class OnlineRun:
         self.count = Counters()
         self.slots: list[Slot] = []
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
+        self._batch: Batch | None = None  # the newest
 
     @property
     def frames(self) -> int:
@@ -222,7 +224,7 @@ class OnlineRun:
             self._report()
 
     def _update(self) -> None:
-        batch = self.replay.sample(self.config.batch_size, self.sampling)
+        self._batch = batch = self.replay.sample(self.config.batch_size, self.sampling)
         try:
             result = self.agent.update(batch, self.count.agent_steps)
         except NonFiniteLossError as error:
@@ -243,7 +245,8 @@ class OnlineRun:
             self.agent.check_finite()
         except NonFiniteLossError as error:
             where = "rewards and observations, or lower agent.loss.learning_rate"
-            raise non_finite(error, self.count.grad_steps, where) from error
+            path = None if self._batch is None else self.hooks.save_batch(self._batch)
+            raise non_finite(error, max(self.count.grad_steps - 1, 0), path, where) from error
 
     def _save(self) -> None:
         self._check_finite()

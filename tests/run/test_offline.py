@@ -161,9 +161,9 @@ def test_a_loss_kept_on_a_device_stops_the_run_at_the_next_row_or_checkpoint(
             raise NonFiniteLossError("the loss is nan")
 
     log, every = [], {"log_every": log_every, "checkpoint_every": checkpoint_every, "eval_every": 100, "grad_steps": 20}
-    with pytest.raises(RunError, match=rf"the loss is nan at or before gradient step {stops_at}, where the weights"):
+    with pytest.raises(RunError, match=rf"the loss is nan at or before gradient step {stops_at - 1}, where the weights"):
         OfflineRun(Keeps(), demonstrations, None, replace(CONFIG, **every), seed=0, hooks=hooks(log)).run()
-    assert not log
+    assert [entry[0] for entry in log] == ["batch"]
 
 
 def test_demonstrations_too_short_for_a_window_are_one_sentence(demonstrations):

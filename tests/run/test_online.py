@@ -216,7 +216,7 @@ def test_a_non_finite_loss_kept_on_a_device_stops_the_run_before_a_checkpoint(tm
     broken.agent.finite = FiniteWatch(torch.device("cpu"), deferred=True)
     with torch.no_grad():
         broken.agent.world.target.encoder[0].weight.fill_(torch.nan)
-    with pytest.raises(RunError, match=r"the model loss is nan at or before gradient step \d+, where the weights have stayed"):
+    with pytest.raises(RunError, match=r"the model loss is nan at or before gradient step \d+, where .* is in .*batch: look"):
         broken.run.run()
     assert broken.agent.grad_steps > 0 and not (tmp_path / "broken" / "checkpoints" / "step_000000100").exists()
 
