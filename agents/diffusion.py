@@ -83,6 +83,7 @@ class Diffusion(WindowPolicy):
     """See the module."""
 
     config: DiffusionConfig
+    moves: Tensor
 
     def __init__(self, config: DiffusionConfig, spec: EnvSpec, *, seed: int) -> None:
         _check(config)
@@ -100,6 +101,8 @@ class Diffusion(WindowPolicy):
                 groups=config.groups,
             )
         self.denoising = Denoising(config.steps)
+        moves = torch.tensor([i in self.limits.selected for i in range(spec.action_dim)])
+        self.register_buffer("moves", moves, persistent=False)  # actions that are displacements, whose rest is 0
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes the normalization; refuses to hold where actions are positions."""
@@ -132,9 +135,7 @@ class Diffusion(WindowPolicy):
         if self.config.pad == "mask":
             return actions, known
         after = (known.int().cumsum(1) == known.sum(1, keepdim=True)) & ~known & known.any(1, keepdim=True)
-        moves = torch.zeros(actions.shape[-1], dtype=torch.bool, device=actions.device)
-        moves[list(self.limits.selected)] = True
-        return torch.where(after[..., None] & moves, 0.0, actions), known | after
+        return torch.where(after[..., None] & self.moves, 0.0, actions), known | after
 
     def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """See `WindowPolicy`."""
