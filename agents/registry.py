@@ -61,7 +61,7 @@ AGENTS: Extended[Entry] = Extended(
             "agents.difftop_rl",
             "make_difftop_rl",
             "DiffTOPConfig",
-            "DiffTOP: policy gradient through a Theseus planner",
+            "DiffTOP: a planner in the network, and a policy gradient through it",
             worlds="WORLDS",
         ),
         "leto": _imitates("leto", "Leto", "LeTO: recurrent policy with a constrained trajectory head"),

@@ -155,10 +155,10 @@ def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = fro
     return checkpoint
 
 
-def saved_checkpoint(path: str) -> Checkpoint:
-    """The checkpoint that `mode=eval` names."""
+def saved_checkpoint(path: str, mode: str = "eval") -> Checkpoint:
+    """The checkpoint that `mode=eval` or `mode=diagnose` names."""
     if not path:
-        raise ConfigError("mode=eval needs checkpoint=PATH, a checkpoint or a run folder.")
+        raise ConfigError(f"mode={mode} needs checkpoint=PATH, a checkpoint or a run folder.")
     return load_checkpoint(path)
 
 
