@@ -144,7 +144,7 @@ def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str
     from difftop.run.reinforce import evaluate_online
     from difftop.run.session import saved_checkpoint
 
-    saved = saved_checkpoint(given_path(arguments, "checkpoint"))
+    saved = saved_checkpoint(given_path(arguments, "checkpoint"), given["mode"])
     named = {"agent": saved.agent_name, "env": saved.config["env"]["name"]}
     settings = composed(registry, [*(f"{key}={value}" for key, value in named.items() if key not in given), *arguments])
     play: Any = evaluate_imitation if saved.agent_name in registry.imitators else evaluate_online
