@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from agents.latent.agent import LatentAgent
 from agents.registry import make_agent
-from agents.tdmpc2 import TDMPC2
 from benchmarks.command import parse, save
 from benchmarks.update import AGENT_STEPS, CHEETAH, medians, random_batch
 from tests.plain_tdmpc2 import PlainTDMPC2
@@ -27,10 +27,10 @@ from tests.plain_tdmpc2 import PlainTDMPC2
 BAR = 0.7
 
 
-def made(model: dict[str, object]) -> TDMPC2:
+def made(model: dict[str, object]) -> LatentAgent:
     """The agent."""
     agent = make_agent({"name": "tdmpc2", "model": model}, CHEETAH, seed=0)
-    assert isinstance(agent, TDMPC2)
+    assert isinstance(agent, LatentAgent)
     return agent
 
 
