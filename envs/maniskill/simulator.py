@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import gymnasium
@@ -66,8 +67,9 @@ class ManiSkillSimulator:
 
     def reset(self, seed: int) -> None:
         """Builds the scene anew where the task has random parts (pegs), and places everything."""
-        options = {"reconfigure": True} if self._built_anew else {}
-        self._raw, _ = self.base.reset(seed=seed, options=options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of its own loggers, while it builds a scene
+            self._raw, _ = self.base.reset(seed=seed, options={"reconfigure": True} if self._built_anew else {})
         for unused in set(self.base.scene.sensors) - set(self._cameras) if self._cameras else ():
             del self.base.scene.sensors[unused]  # a camera is half of a step's time
         robot = getattr(self.base.agent, "robot", None)
