@@ -24,6 +24,8 @@ from agents import tdmpc, tdmpc2
 from agents.latent.agent import LatentAgent
 from agents.latent.gradient import PolicyGradientConfig
 from agents.latent.planners import planner_option
+from agents.latent.scaled_model import ScaledModelConfig
+from agents.latent.scaled_world import ScaledLossConfig, ScaledWorld
 from agents.latent.world import World
 from agents.tdmpc import TDMPCActingConfig, TDMPCConfig
 from agents.tdmpc2 import TDMPC2ActingConfig, TDMPC2Config
@@ -65,6 +67,20 @@ class DiffTOPOnTDMPC2Config(TDMPC2Config):
     policy_gradient: PolicyGradientConfig = option(PolicyGradientConfig, "the loss through the optimizer")
 
 
+@dataclass(frozen=True)
+class DiffTOPOnScaledConfig(DiffTOPConfig):
+    """Options of `agent=difftop_rl world_model=scaled`."""
+
+    world_model: str = option("scaled", "set by world_model=scaled", choices=("scaled",))
+    model: ScaledModelConfig = option(ScaledModelConfig, "network sizes")
+    loss: ScaledLossConfig = option(ScaledLossConfig, "loss coefficients")
+
+
+def make_scaled_world(config: DiffTOPOnScaledConfig, spec: EnvSpec) -> ScaledWorld:
+    """The normalized world."""
+    return ScaledWorld(spec, config.model, config.loss, discount=config.discount, prior_std=config.acting.min_std)
+
+
 class OnWorld(NamedTuple):
     """The agent's options on a world model, and what makes that world from them."""
 
@@ -74,6 +90,7 @@ class OnWorld(NamedTuple):
 
 WORLDS: Mapping[str, OnWorld] = {
     "tdmpc": OnWorld(DiffTOPConfig, tdmpc.make_world),
+    "scaled": OnWorld(DiffTOPOnScaledConfig, make_scaled_world),
     "tdmpc2": OnWorld(DiffTOPOnTDMPC2Config, tdmpc2.make_world),
 }
 

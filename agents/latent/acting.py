@@ -14,7 +14,8 @@ from agents.latent.planners import planner_option
 from agents.latent.planning import Decision, Planner, PlanSettings, Situation
 from agents.latent.world import World
 from difftop.losses import full_precision
-from difftop.types import SolveStatus
+from difftop.noise import mixed_noise
+from difftop.types import EnvSpec, SolveStatus
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class PlanningActor:
         self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
         self.playing = [True] * num_envs
         self._rows: Tensor | slice = slice(None)  # of those that play
+        self._noise = [EpisodeNoise() for _ in range(num_envs)] if explore and settings.noise_colour == "mixed" else []
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
         self._counters = torch.zeros(4, dtype=torch.float64, device=device)
@@ -76,6 +78,8 @@ class PlanningActor:
         if self.playing[index] != (seed is not None):
             self.playing[index] = seed is not None
             self._choose_rows()
+        if self._noise and seed is not None:
+            self._noise[index].begin(seed, self.world.spec)
 
     def _choose_rows(self) -> None:
         chosen = [i for i, plays in enumerate(self.playing) if plays]
@@ -93,7 +97,8 @@ class PlanningActor:
             z = full_precision(self.world.model.encode(seen))
         horizon = self.settings.plan_length(steps)
         previous = _shifted(self.previous[rows], t0)[:, :horizon]
-        decision = self.planner.decide(Situation(z, previous, steps, self.explore, self.generator, self.autocast))
+        noise = torch.stack([self._noise[i].draw() for i, plays in enumerate(self.playing) if plays]) if self._noise else None
+        decision = self.planner.decide(Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise))
         if decision.plan is not None:
             self._remember(rows, decision)
             if self.keep_visited and decision.start is not None:
@@ -136,6 +141,7 @@ class PlanningActor:
             "generator": self.generator.get_state(),
             "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
+            "noise": [[noise.seed, noise.drawn] for noise in self._noise],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,6 +152,26 @@ class PlanningActor:
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])
+        for noise, (seed, drawn) in zip(self._noise, state.get("noise", []), strict=False):
+            noise.begin(seed, self.world.spec)
+            noise.drawn = drawn
+
+
+class EpisodeNoise:
+    """One environment's exploration noise, a function of its episode's seed and of how many steps it has played."""
+
+    def __init__(self) -> None:
+        self.seed, self.drawn, self._steps = 0, 0, torch.empty(0, 0)
+
+    def begin(self, seed: int, spec: EnvSpec) -> None:
+        """Draws the episode's noise."""
+        self.seed, self.drawn = seed, 0
+        self._steps = mixed_noise(spec.episode_steps, spec.action_dim, torch.Generator().manual_seed(seed))
+
+    def draw(self) -> Tensor:
+        """Noise of the next step `[A]`; zeros before the first episode, and from the start again in one that is too long."""
+        self.drawn += 1
+        return self._steps[(self.drawn - 1) % len(self._steps)]
 
 
 def _shifted(plans: Tensor, t0: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.latent.exploration import add_noise
 from agents.latent.planning import Decision, PlanSettings, Situation
 from agents.latent.prior import policy_plan
 from agents.latent.world import World
@@ -33,7 +32,7 @@ class LMPlanning:
             generator=generator,
         )
         std = settings.std(situation.agent_steps) if situation.explore and settings.noise else 0.0
-        return Decision(add_noise(found.actions[:, 0], std, generator), found, start)
+        return Decision(situation.explored(found.actions[:, 0], std), found, start)
 
 
 def lm_start(

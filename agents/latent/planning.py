@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agents.latent.exploration import add_noise
 from difftop.options import ConfigError, option
 from difftop.planning.config import LMConfig, MPPIConfig
 from difftop.schedules import linear
@@ -28,6 +29,11 @@ class PlanSettings:
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
+    noise_colour: str = option(
+        "white",
+        "exploration noise: independent from step to step, or of a time scale that each episode draws",
+        choices=("white", "mixed"),
+    )
     noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
     mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
     lm: LMConfig = option(LMConfig, "settings of planner=lm")
@@ -66,6 +72,7 @@ class Situation:
         explore: whether the action is to explore.
         generator: source of all random numbers, on the device of `z`.
         autocast: makes the context for matrix products in the run's precision.
+        noise: of unit variance, `[K, A]`, where exploration noise has a memory; None: white, drawn from the generator.
     """
 
     z: Tensor
@@ -74,6 +81,13 @@ class Situation:
     explore: bool
     generator: torch.Generator
     autocast: Callable[[], AbstractContextManager[object]]
+    noise: Tensor | None = None
+
+    def explored(self, mean: Tensor, std: float) -> Tensor:
+        """Actions `[K, A]` with exploration noise of `std`, in the box."""
+        if self.noise is None or std == 0:
+            return add_noise(mean, std, self.generator)
+        return (mean + std * self.noise.to(mean)).clamp(-1, 1)
 
     @property
     def horizon(self) -> int:

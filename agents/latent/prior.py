@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.latent.exploration import add_noise
 from agents.latent.planning import Decision, PlanSettings, Situation
 from agents.latent.world import World
 from agents.latent.world_model import WorldModel
@@ -29,4 +28,4 @@ class PriorActing:
     def decide(self, situation: Situation) -> Decision:
         """See `Planner`."""
         std = self.settings.std(situation.agent_steps) if situation.explore else 0.0
-        return Decision(add_noise(self.world.model.policy(situation.z), std, situation.generator))
+        return Decision(situation.explored(self.world.model.policy(situation.z), std))

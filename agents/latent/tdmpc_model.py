@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.latent.exploration import add_noise
 from agents.latent.world_model import WorldModel, WorldModelConfig, one_observation
 from difftop.nn.encoders import make_encoder
 from difftop.nn.linearize import PolicyValue, StateAction
-from difftop.nn.mlp import ensemble_mlp, mlp
+from difftop.nn.mlp import EnsembleMLP, ensemble_mlp, mlp
 from difftop.planning.model import LatentModel
 from difftop.types import EnvSpec
 
 
-class TDMPCModel(WorldModel):
-    """Networks of TD-MPC, over flattened batches.
+class ScalarModel(WorldModel):
+    """What models share that predict rewards and values as numbers, and act by a deterministic prior.
 
-        z = h(s),  z' = d(z, a),  r = R(z, a),  q_i = Q_i(z, a),  a = pi(z)
-
-    Latents are `[N, Z]`, actions `[N, A]`, rewards `[N]`, values `[2, N]`.
-
-    Source: TD-MPC, arXiv:2203.04955, section 4 and appendix F.
+    A subclass makes the networks `encoder`, `dynamics`, `reward`, `pi` (before its tanh) and the ensemble `q`.
     """
 
-    def __init__(self, spec: EnvSpec, config: WorldModelConfig) -> None:
-        super().__init__()
-        z, a, width = config.latent_dim, spec.action_dim, config.mlp_dim
-        self.encoder = make_encoder(one_observation(spec)[1], config.encoder_dim, config.channels, z)
-        self.dynamics = mlp([z + a, width, width, z])
-        self.reward = mlp([z + a, width, width, 1], zero_last=True)
-        self.pi = mlp([z, width, width, a])
-        self.q = ensemble_mlp(2, [z + a, width, width, 1])
+    encoder: nn.Module
+    dynamics: nn.Module
+    reward: nn.Module
+    q: EnsembleMLP
 
     def encode(self, obs: Tensor) -> Tensor:
         """Latents `[N, Z]`."""
@@ -49,7 +41,7 @@ class TDMPCModel(WorldModel):
         return r.squeeze(-1)
 
     def values(self, z: Tensor, a: Tensor) -> Tensor:
-        """Both action values `[2, N]`."""
+        """Action values of every member `[E, N]`."""
         q: Tensor = self.q(torch.cat([z, a], dim=-1))
         return q.squeeze(-1)
 
@@ -66,5 +58,25 @@ class TDMPCModel(WorldModel):
     def sample_policy(self, z: Tensor, std: float | None, generator: torch.Generator | None, noise_clip: float = 0.3) -> Tensor:
         """The prior's action with clipped Gaussian noise, kept in the box; its gradient is that of the mean."""
         if std is None:
-            raise ValueError("std=None: TD-MPC's policy prior has no spread of its own.")
+            raise ValueError("std=None: this policy prior has no spread of its own.")
         return add_noise(self.policy(z), std, generator, noise_clip)
+
+
+class TDMPCModel(ScalarModel):
+    """Networks of TD-MPC, over flattened batches.
+
+        z = h(s),  z' = d(z, a),  r = R(z, a),  q_i = Q_i(z, a),  a = pi(z)
+
+    Latents are `[N, Z]`, actions `[N, A]`, rewards `[N]`, values `[2, N]`.
+
+    Source: TD-MPC, arXiv:2203.04955, section 4 and appendix F.
+    """
+
+    def __init__(self, spec: EnvSpec, config: WorldModelConfig) -> None:
+        super().__init__()
+        z, a, width = config.latent_dim, spec.action_dim, config.mlp_dim
+        self.encoder = make_encoder(one_observation(spec)[1], config.encoder_dim, config.channels, z)
+        self.dynamics = mlp([z + a, width, width, z])
+        self.reward = mlp([z + a, width, width, 1], zero_last=True)
+        self.pi = mlp([z, width, width, a])
+        self.q = ensemble_mlp(2, [z + a, width, width, 1])

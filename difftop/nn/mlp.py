@@ -49,11 +49,20 @@ def truncated_normal_(weight: Tensor) -> Tensor:
     return nn.init.trunc_normal_(weight, std=0.02)
 
 
-def normed_mlp(sizes: Sequence[int], *, last: nn.Module | None = None, zero_last: bool = False) -> nn.Sequential:
+def normed_mlp(
+    sizes: Sequence[int],
+    *,
+    last: nn.Module | None = None,
+    zero_last: bool = False,
+    activation: type[nn.Module] = Mish,
+    initialize_: Callable[[Tensor], Tensor] | None = None,
+) -> nn.Sequential:
     """`Linear LayerNorm Mish ... Linear`, small normal weights, zero biases.
 
     Args:
         sizes: widths from input to output; at least two.
+        activation: of the hidden layers.
+        initialize_: of the weights.
         last: the output is followed by LayerNorm and this activation.
         zero_last: the last layer's weights start at zero.
     Source: TD-MPC2, arXiv:2310.16828, section 3.1 and appendix H.
@@ -61,11 +70,11 @@ def normed_mlp(sizes: Sequence[int], *, last: nn.Module | None = None, zero_last
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         linear = nn.Linear(inputs, outputs)
-        truncated_normal_(linear.weight)
+        (initialize_ or truncated_normal_)(linear.weight)
         nn.init.zeros_(linear.bias)
         layers.append(linear)
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(outputs), Mish()]
+            layers += [nn.LayerNorm(outputs), activation()]
     if zero_last:
         nn.init.zeros_(linear.weight)
     return nn.Sequential(*layers, *([nn.LayerNorm(sizes[-1]), last] if last is not None else []))
@@ -176,14 +185,20 @@ def ensemble_mlp(members: int, sizes: Sequence[int], *, norm_first: bool = True,
     return EnsembleMLP(*layers)
 
 
-def normed_ensemble(members: int, sizes: Sequence[int]) -> EnsembleMLP:
+def normed_ensemble(
+    members: int,
+    sizes: Sequence[int],
+    *,
+    activation: type[nn.Module] = Mish,
+    initialize_: Callable[[Tensor], Tensor] | None = None,
+) -> EnsembleMLP:
     """E copies of `normed_mlp(sizes, zero_last=True)` with their own weights."""
     layers: list[nn.Module] = []
     last = len(sizes) - 2
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
-        layers.append(EnsembleLinear(members, inputs, outputs, zero=i == last, initialize_=truncated_normal_))
+        layers.append(EnsembleLinear(members, inputs, outputs, zero=i == last, initialize_=initialize_ or truncated_normal_))
         if i < last:
-            layers += [EnsembleNorm(members, outputs), Mish()]
+            layers += [EnsembleNorm(members, outputs), activation()]
     return EnsembleMLP(*layers)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from difftop.data.replay import Episode, ReplayBuffer
 from difftop.losses import NonFiniteLossError
+from difftop.noise import mixed_noise
 from difftop.options import option
 from difftop.run.rollouts import Array, Environments, Rollouts, roll_out
-from difftop.run.seeding import stream
+from difftop.run.seeding import stream, torch_generator
 from difftop.types import Batch
 
 
@@ -25,7 +26,12 @@ class RunConfig:
     """Length, cadence and memory of an online run."""
 
     frames: int = option(500_000, "length of the run, in environment frames (agent steps x action repeat)", low=1)
-    seed_steps: int = option(5_000, "agent steps of uniformly random actions before the first update", low=1)
+    seed_steps: int = option(5_000, "agent steps of random actions before the first update", low=1)
+    seed_noise: str = option(
+        "white",
+        "random actions: uniform and independent, or Gaussian of a time scale that each episode draws",
+        choices=("white", "mixed"),
+    )
     updates_per_step: float = option(1.0, "gradient steps per agent step", low=0)
     batch_size: int = option(512, "slices per gradient step", low=1)
     num_envs: int = option(1, "training environments that step together", low=1)
@@ -73,6 +79,7 @@ class Slot:
     actions: list[Array] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     successes: list[float] = field(default_factory=list)
+    noise: Tensor | None = None  # of the seed phase; a function of `number`
 
 
 @dataclass
@@ -183,7 +190,7 @@ class OnlineRun:
         obs = {self.key: torch.from_numpy(np.stack([slot.obs[-1] for slot in self.slots]))}
         t0 = torch.tensor([not slot.actions for slot in self.slots])
         if self.count.agent_steps < self.config.seed_steps:
-            actions = torch.rand(len(self.slots), self.spec.action_dim, generator=self.random) * 2 - 1
+            actions = self._random_actions()
         else:
             actions = self.actor.act(obs, t0, self.count.agent_steps).cpu()
         chosen = actions.numpy()
@@ -198,6 +205,16 @@ class OnlineRun:
                 slot.successes.append(float(infos[i]["success"]))
             if terminated[i] or truncated[i]:
                 self._finish(i, bool(terminated[i]))
+
+    def _random_actions(self) -> Tensor:
+        """Of the seed phase `[N, A]`: uniform, or of each episode's own noise, a function of its number and its steps."""
+        if self.config.seed_noise == "white":
+            return torch.rand(len(self.slots), self.spec.action_dim, generator=self.random) * 2 - 1
+        for slot in self.slots:
+            if slot.noise is None:
+                generator = torch_generator(self.seed, "seed_noise", slot.number)
+                slot.noise = mixed_noise(self.spec.episode_steps, self.spec.action_dim, generator).clamp(-1, 1)
+        return torch.stack([slot.noise[len(slot.actions) % len(slot.noise)] for slot in self.slots if slot.noise is not None])
 
     def _finish(self, index: int, terminated: bool) -> None:
         """Stores the episode that has ended, lets the updates that are owed begin, and starts the next episode."""

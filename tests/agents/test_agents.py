@@ -18,7 +18,7 @@ from difftop.types import EnvSpec
 from tests.conftest import SMALL, STATE, planned_loss, random_batch
 
 PLANNERS = ["lm", "mppi", "none"]
-NAMES = [*names("rewards"), "difftop_rl on tdmpc2"]
+NAMES = [*names("rewards"), "difftop_rl on tdmpc2", "difftop_rl on scaled"]
 
 
 def small(
@@ -132,8 +132,8 @@ def test_overfits_one_batch(name: str) -> None:
 def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
     agent = small(name, STATE)
     before = {key: value.clone() for key, value in agent.state_dict().items()}
-    every = 1 if "tdmpc2" in name else 2
-    assert agent.config.loss.target_every == every
+    every, rate = (1, 0.005) if "scaled" in name else (1, 0.01) if "tdmpc2" in name else (2, 0.01)
+    assert (agent.config.loss.target_every, agent.config.loss.target_rate) == (every, rate)
     if every == 2:
         agent.update(random_batch(STATE), 0)
     assert all(torch.equal(agent.state_dict()[key], before[key]) for key in before if ".target" in key)
@@ -141,17 +141,17 @@ def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
     for key, value in agent.state_dict().items():
         if ".target" in key:
             online = key.replace("target_critic", "critic").replace("target_q.", "model.q.").replace("target.", "model.")
-            torch.testing.assert_close(value, torch.lerp(before[key], agent.state_dict()[online], 0.01))
+            torch.testing.assert_close(value, torch.lerp(before[key], agent.state_dict()[online], rate))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_non_finite_reward_raises_before_any_weight_changes(name: str) -> None:
     agent, batch = small(name, STATE), random_batch(STATE)
-    before = {key: value.clone() for key, value in agent.model.state_dict().items()}
+    before = {key: value.detach().clone() for key, value in agent.model.named_parameters()}
     batch.reward[0, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="model loss is nan"):
         agent.update(batch, 0)
-    assert all(torch.equal(agent.model.state_dict()[key], before[key]) for key in before)
+    assert all(torch.equal(value, before[key]) for key, value in agent.model.named_parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,11 +167,11 @@ def test_a_nan_weight_is_a_non_finite_loss(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_finite_loss_with_a_bad_gradient_changes_no_weight(name: str) -> None:
     agent, batch = small(name, STATE), random_batch(STATE)
-    before = {key: value.clone() for key, value in agent.model.state_dict().items()}
+    before = {key: value.detach().clone() for key, value in agent.model.named_parameters()}
     next(agent.model.encoder.parameters()).register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(NonFiniteLossError, match="the norm of the model loss's gradient is nan"):
         agent.update(batch, 0)
-    assert all(torch.equal(agent.model.state_dict()[key], before[key]) for key in before)
+    assert all(torch.equal(value, before[key]) for key, value in agent.model.named_parameters())
 
 
 @pytest.mark.parametrize(

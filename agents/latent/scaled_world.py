@@ -1,0 +1,138 @@
+"""A world whose errors are measured in the size of what they predict, so that no loss owns the latents, whatever the task's units.
+
+    L = mean_i w_i 1/T sum_t rho^t [ c1 mean_k (z_{t+1} - sg h(s_{t+1}))_k^2 / v + c2 H((R(z_t, a_t) - r_t) / S_r)
+                                     + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
+    y_t = r_t + gamma min_j Q'_j(h(s_{t+1}), pi(h(s_{t+1})) + noise)
+    L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
+
+H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of TD targets,
+Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.latent.exploration import add_noise
+from agents.latent.scaled_model import ScaledModel, ScaledModelConfig
+from agents.latent.world import LossConfig, Losses, Unrolled, World
+from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, td_target
+from difftop.nn.running_norm import RunningNorm
+from difftop.options import option
+from difftop.types import EnvSpec
+
+
+@dataclass(frozen=True)
+class ScaledLossConfig(LossConfig):
+    """Coefficients of the model loss and the prior's, and their optimizers."""
+
+    rho: float = option(0.9, "weight of step t is rho^t", low=0, high=1)
+    consistency: float = option(1.0, "coefficient of the latent prediction error, in units of the latents' variance", low=0)
+    reward: float = option(1.0, "coefficient of the reward error, in units of the rewards' spread", low=0)
+    value: float = option(1.0, "coefficient of the TD error, in units of the targets' spread", low=0)
+    learning_rate: float = option(5e-4, "AdamW's learning rate, for model and policy", above=0)
+    weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
+    target_rate: float = option(0.005, "rate of the target networks' moving average", above=0, high=1)
+    target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
+    prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
+    saturation: float = option(1e-3, "coefficient of the prior's squared outputs before its tanh", low=0)
+
+
+class ScaledWorld(World):
+    """Normalized world model, its target values, and their losses.
+
+    Args:
+        spec: of the environment.
+        sizes: of the networks.
+        config: coefficients.
+        discount: gamma per agent step.
+        prior_std: std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans.
+    """
+
+    model: ScaledModel
+    config: ScaledLossConfig
+
+    def __init__(
+        self, spec: EnvSpec, sizes: ScaledModelConfig, config: ScaledLossConfig, *, discount: float, prior_std: float
+    ) -> None:
+        super().__init__(spec, ScaledModel(spec, sizes), config, discount)
+        self.return_scale = RunningScale()  # its peak keeps Huber's loss from ignoring the few rewards of a sparse task
+        self.target_q = copy.deepcopy(self.model.q).requires_grad_(False)
+        self._sizes, self.prior_std = sizes, prior_std
+        self.norms = [module for module in self.model.encoder.modules() if isinstance(module, RunningNorm)]
+
+    @property
+    def sizes(self) -> ScaledModelConfig:
+        """Sizes of the networks."""
+        return self._sizes
+
+    def optimizers(self, more: Sequence[nn.Parameter]) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        """AdamW, for the model and for the prior."""
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        return (
+            torch.optim.AdamW([*self.trained(), *more], lr=rate, weight_decay=decay, fused=True),
+            torch.optim.AdamW(self.model.pi.parameters(), lr=rate, weight_decay=decay, fused=True),
+        )
+
+    def move_targets_(self) -> None:
+        """One step of the target values' moving average."""
+        ema_(self.target_q.parameters(), self.model.q.parameters(), self.config.target_rate)
+
+    def unroll(self, obs: Tensor, next_obs: Tensor, action: Tensor, **known: Any) -> Unrolled:
+        """Takes the observations into the running statistics first."""
+        for norm in self.norms:
+            norm.update(obs)
+        return super().unroll(obs, next_obs, action, **known)
+
+    def losses(self, u: Unrolled, generator: torch.Generator) -> Losses:
+        """The scaled loss, metrics, and replay priorities."""
+        config = self.config
+        steps, batch, _ = u.action.shape
+        y = self.td_targets(u, generator)
+        z, a = u.z[:-1].flatten(0, 1), u.action.flatten(0, 1)
+        z_target = full_precision(u.z_next)
+        variance = z_target.var(dim=0).mean().clamp(min=1e-4)  # a latent that stands still would be divided by nothing
+        consistency = (full_precision(u.z[1:]) - z_target.view_as(u.z[1:])).square().mean(dim=2) / variance
+        reward_error = (full_precision(self.model.predict_reward(z, a)).view(steps, batch) - u.reward) / self.reward_size.value
+        td = (full_precision(self.model.values(z, a)).view(-1, steps, batch) - y) / self.return_scale.value
+        terms = {
+            "consistency": decayed_sum(consistency, config.rho),
+            "reward": decayed_sum(_huber(reward_error), config.rho),
+            "value": decayed_sum(_huber(td).sum(dim=0), config.rho),
+        }
+        per_sample = config.consistency * terms["consistency"] + config.reward * terms["reward"] + config.value * terms["value"]
+        loss = (u.weight * per_sample).mean() / steps
+        metrics = {f"train/{name}_loss": term.detach().mean() for name, term in terms.items()}
+        metrics |= {"train/model_loss": loss.detach() * steps, "train/td_target": y.mean(), "train/latent_variance": variance}
+        return Losses(loss, metrics, decayed_sum(td.detach().abs().sum(dim=0), config.rho))
+
+    @torch.no_grad()
+    def td_targets(self, u: Unrolled, generator: torch.Generator) -> Tensor:
+        """y `[T, B]`, from the online encoder and policy and the target Q; also feeds the running scales."""
+        a = self.model.sample_policy(u.z_next, self.prior_std, generator)
+        q: Tensor = self.target_q(torch.cat([u.z_next, a], dim=-1))
+        value = full_precision(q.squeeze(-1).amin(dim=0)).view_as(u.reward)
+        y = td_target(u.reward, u.terminated, value, self.discount)
+        self.return_scale.update(y)
+        self.reward_size.update(u.reward)
+        return y
+
+    def prior_loss(self, z: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prior climbs the model's Q, and is kept from the flat ends of its tanh."""
+        others = torch.randperm(len(z) - 1, generator=generator, device=generator.device)[: self.config.prior_steps - 1] + 1
+        z = torch.cat([z[:1], z[others.to(z.device)]]).flatten(0, 1)
+        raw = self.model.pi(z)
+        a = add_noise(torch.tanh(raw), self.prior_std, generator, noise_clip=0.3)
+        q = full_precision(self.model.values(z, a).amin(dim=0)).mean() / self.return_scale.value
+        return -q + self.config.saturation * full_precision(raw).square().mean(), {}
+
+
+def _huber(x: Tensor) -> Tensor:
+    return F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none")

@@ -1,0 +1,95 @@
+"""The scaled world: its loss against plain loops, what its units promise, and its exploration noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.latent.agent import LatentAgent
+from agents.latent.scaled_world import ScaledWorld
+from agents.registry import make_agent
+from tests.conftest import SMALL, STATE, random_batch
+
+GAMMA, RHO = 0.99, 0.9
+
+
+def scaled(**acting: object) -> LatentAgent:
+    options = {"name": "difftop_rl", "world_model": "scaled", **SMALL, "policy_gradient": {"mode": "none"}}
+    agent = make_agent(options | {"acting": SMALL["acting"] | acting}, STATE, seed=3)
+    assert isinstance(agent, LatentAgent) and isinstance(agent.world, ScaledWorld)
+    with torch.no_grad():  # heads start at zero, which would hide mistakes
+        for parameter in agent.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    return agent
+
+
+def huber(x: Tensor) -> Tensor:
+    return torch.where(x.abs() < 1, 0.5 * x**2, x.abs() - 0.5)
+
+
+def test_loss_is_the_formula() -> None:
+    agent = scaled(min_std=0.0).double()
+    batch = random_batch(STATE)
+    batch = replace(batch, **{k: getattr(batch, k).double() for k in ("obs", "action", "reward", "weight")})
+    loss, _, priorities = agent.world.losses(agent.unroll(batch), agent.generator)
+    m, target_q, scales = agent.model, agent.world.target_q, agent.world
+    steps = batch.action.shape[1]
+    wanted = m.encode(batch.obs[:, 1:].flatten(0, 1)).view(*batch.action.shape[:2], -1)
+    variance = wanted.flatten(0, 1).var(dim=0).mean()
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(batch.obs)):
+        z, priority = m.encode(batch.obs[i, :1]), torch.zeros((), dtype=torch.float64)
+        for k in range(steps):
+            a, z_next = batch.action[i, k : k + 1], wanted[i, k : k + 1]
+            value = target_q(torch.cat([z_next, m.policy(z_next)], -1)).min()
+            y = batch.reward[i, k] + (0.0 if batch.terminated[i, k] else GAMMA * value)
+            td = (m.values(z, a)[:, 0] - y) / scales.return_scale.value
+            reward = (m.predict_reward(z, a)[0] - batch.reward[i, k]) / scales.reward_size.value
+            z = m.next(z, a)
+            error = ((z - z_next) ** 2).mean() / variance + huber(reward) + huber(td).sum()
+            total = total + batch.weight[i] * RHO**k * error
+            priority = priority + RHO**k * td.abs().sum()
+        torch.testing.assert_close(priorities[i], priority.detach())
+    torch.testing.assert_close(loss, total / len(batch.obs) / steps)
+
+
+@pytest.mark.parametrize("factor", [1e-2, 1e3])
+def test_units_of_the_reward_do_not_matter(factor: float) -> None:
+    """Rewards, reward head and values times a factor: every term of the loss stays."""
+    agent, batch = scaled(min_std=0.0).double(), random_batch(STATE)
+    batch = replace(batch, **{k: getattr(batch, k).double() for k in ("obs", "action", "reward", "weight")})
+    _, before, _ = agent.world.losses(agent.unroll(batch), agent.generator)
+    other = scaled(min_std=0.0).double()
+    with torch.no_grad():
+        for net in (other.model.reward, other.model.q, other.world.target_q):
+            for parameter in list(net[-1].parameters()):
+                parameter.mul_(factor)
+    _, after, _ = other.world.losses(other.unroll(replace(batch, reward=batch.reward * factor)), other.generator)
+    for name in ("consistency", "reward", "value"):
+        torch.testing.assert_close(after[f"train/{name}_loss"], before[f"train/{name}_loss"])
+
+
+def test_the_prior_learns_from_the_first_latent_and_drawn_ones() -> None:
+    agent = scaled()
+    z = torch.randn(6, 4, 8, requires_grad=True)
+    loss, _ = agent.world.prior_loss(z, agent.generator)
+    (gradient,) = torch.autograd.grad(loss, z)
+    used = gradient.abs().sum(dim=(1, 2)) > 0
+    assert used[0] and used.sum() == 2
+
+
+def test_coloured_noise_resumes_where_it_was() -> None:
+    agent = scaled(noise_colour="mixed")
+    obs, first = {"state": random_batch(STATE, size=2).obs[:, 0]}, torch.tensor([True, True])
+    actors = [agent.actor(2, seed=1, explore=True) for _ in range(2)]
+    for i in range(2):
+        actors[0].begin(i, 40 + i)
+    actors[0].act(obs, first, 0)
+    actors[1].load_state_dict(actors[0].state_dict())
+    a, b = (actor.act(obs, ~first, 1) for actor in actors)
+    assert torch.equal(a, b)
+    actors[1].begin(0, 99)
+    assert not torch.equal(actors[1].act(obs, ~first, 2)[0], actors[0].act(obs, ~first, 2)[0])
