@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 from agents import tdmpc, tdmpc2
 from agents.latent.agent import LatentAgent
-from agents.latent.gradient import PolicyGradientConfig
+from agents.latent.gradient import PolicyGradientConfig, mode_option
+from agents.latent.options import LatentAgentConfig
 from agents.latent.planners import planner_option
+from agents.latent.planning import noise_option
 from agents.latent.scaled_model import ScaledModelConfig
 from agents.latent.scaled_world import ScaledLossConfig, ScaledWorld
 from agents.latent.world import World
@@ -41,8 +43,8 @@ class LMActingConfig(TDMPCActingConfig):
 
 
 @dataclass(frozen=True)
-class DiffTOPConfig(TDMPCConfig):
-    """Options of `agent=difftop_rl`."""
+class DiffTOPOnTDMPCConfig(TDMPCConfig):
+    """Options of `agent=difftop_rl world_model=tdmpc`, the papers' world."""
 
     name: str = option("difftop_rl", "registry name of the agent")
     world_model: str = option("tdmpc", "set by world_model=tdmpc", choices=("tdmpc",))
@@ -68,33 +70,56 @@ class DiffTOPOnTDMPC2Config(TDMPC2Config):
 
 
 @dataclass(frozen=True)
-class DiffTOPOnScaledConfig(DiffTOPConfig):
-    """Options of `agent=difftop_rl world_model=scaled`."""
+class ScaledActingConfig(LMActingConfig):
+    """Plans as long as the model is trained for, from the start; noise of every colour."""
 
+    horizon: int = option(3, "longest plan, in agent steps", low=1)
+    horizon_start: int = option(3, "plan length at the start of training, in agent steps", low=1)
+    std_steps: int = option(5_000, "agent steps until exploration's std has reached its end", low=0)
+    min_std: float = option(
+        0.1, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
+    )
+    noise_colour: str = noise_option("mixed")
+
+
+@dataclass(frozen=True)
+class OptionalGradientConfig(PolicyGradientConfig):
+    """Off until asked for: see docs/difftop_rl.md for where it helps and what it costs."""
+
+    mode: str = mode_option("none")
+
+
+@dataclass(frozen=True)
+class DiffTOPConfig(LatentAgentConfig):
+    """Options of `agent=difftop_rl` on its own world."""
+
+    name: str = option("difftop_rl", "registry name of the agent")
     world_model: str = option("scaled", "set by world_model=scaled", choices=("scaled",))
     model: ScaledModelConfig = option(ScaledModelConfig, "network sizes")
     loss: ScaledLossConfig = option(ScaledLossConfig, "loss coefficients")
+    acting: ScaledActingConfig = option(ScaledActingConfig, "planner, exploration and horizon schedules")
+    policy_gradient: OptionalGradientConfig = option(OptionalGradientConfig, "the loss through the optimizer")
 
 
-def make_scaled_world(config: DiffTOPOnScaledConfig, spec: EnvSpec) -> ScaledWorld:
-    """The normalized world."""
+def make_scaled_world(config: DiffTOPConfig, spec: EnvSpec) -> ScaledWorld:
+    """The world of unit-sized latents and errors."""
     return ScaledWorld(spec, config.model, config.loss, discount=config.discount, prior_std=config.acting.min_std)
 
 
 class OnWorld(NamedTuple):
     """The agent's options on a world model, and what makes that world from them."""
 
-    config: type[DiffTOPConfig | DiffTOPOnTDMPC2Config]
+    config: type[DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config]
     make: Callable[[Any, EnvSpec], World]
 
 
 WORLDS: Mapping[str, OnWorld] = {
-    "tdmpc": OnWorld(DiffTOPConfig, tdmpc.make_world),
-    "scaled": OnWorld(DiffTOPOnScaledConfig, make_scaled_world),
+    "scaled": OnWorld(DiffTOPConfig, make_scaled_world),
+    "tdmpc": OnWorld(DiffTOPOnTDMPCConfig, tdmpc.make_world),
     "tdmpc2": OnWorld(DiffTOPOnTDMPC2Config, tdmpc2.make_world),
 }
 
 
-def make_difftop_rl(config: DiffTOPConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any) -> LatentAgent:
+def make_difftop_rl(config: DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any) -> LatentAgent:
     """`agent=difftop_rl`: the world of a paper, a planner, and the policy gradient through it; see `LatentAgent`."""
     return LatentAgent(config, spec, lambda: WORLDS[config.world_model].make(config, spec), config.policy_gradient, **how)

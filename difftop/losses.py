@@ -23,6 +23,25 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: 
     return reward + discount * torch.where(terminated, 0.0, next_value)
 
 
+def n_step_targets(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float, n: int) -> Tensor:
+    """Targets of n replayed rewards, or of as many as the slice still has, and the value after them.
+
+        y_t = r_t + gamma r_{t+1} + ... + gamma^{m-1} r_{t+m-1} + gamma^m V(s_{t+m}),   m = min(n, T - t)
+
+    cut at a termination. n = 1 is `td_target`.
+
+    Args:
+        reward, terminated, next_value: `[T, B]`; `next_value[t]` is of the state after step t.
+        discount: gamma in [0, 1].
+        n: at least 1.
+    """
+    y = next_value
+    for k in range(n):  # after pass k, y[t] holds k + 1 rewards, or all there are
+        after = y if k == 0 else torch.cat([y[1:], next_value[-1:]])
+        y = td_target(reward, terminated, after, discount)
+    return y
+
+
 def decayed_sum(errors: Tensor, rho: float, bound: float = 1e4) -> Tensor:
     """sum_t rho^t e_t per sample, bounded above so that one broken sample can't drown the batch.
 

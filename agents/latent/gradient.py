@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,17 @@ from difftop.planning import LMPlanner
 from difftop.types import EnvSpec, PlanResult
 
 
+def mode_option(default: str) -> Any:
+    """The option `mode`, with an agent's own default."""
+    help_ = "states it is taken on: replayed ones, the episode just played, or none (which leaves out the raw critic too)"
+    return option(default, help_, choices=("replay", "on_policy", "none"))
+
+
 @dataclass(frozen=True)
 class PolicyGradientConfig:
     """The loss that is differentiated through the optimizer."""
 
-    mode: str = option(
-        "replay",
-        "states it is taken on: replayed ones, the episode just played, or none (which leaves out the raw critic too)",
-        choices=("replay", "on_policy", "none"),
-    )
+    mode: str = mode_option("replay")
     coef: float = option(0.1, "coefficient of the loss, mode=replay", low=0)
     states: int = option(64, "replayed states per gradient step", low=1)
     every: int = option(4, "gradient steps between two that carry the loss", low=1)

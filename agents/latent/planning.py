@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,12 @@ from difftop.options import ConfigError, option
 from difftop.planning.config import LMConfig, MPPIConfig
 from difftop.schedules import linear
 from difftop.types import PlanResult
+
+
+def noise_option(default: str) -> Any:
+    """The option `noise_colour`, with an agent's own default."""
+    help_ = "exploration noise: independent from step to step, or of a time scale that each episode draws"
+    return option(default, help_, choices=("white", "mixed"))
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,7 @@ class PlanSettings:
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
-    noise_colour: str = option(
-        "white",
-        "exploration noise: independent from step to step, or of a time scale that each episode draws",
-        choices=("white", "mixed"),
-    )
+    noise_colour: str = noise_option("white")
     noise: bool = option(True, "planner=lm: add the exploration noise to the planned action (the papers don't)")
     mppi: MPPIConfig = option(MPPIConfig, "settings of planner=mppi")
     lm: LMConfig = option(LMConfig, "settings of planner=lm")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from agents.latent.exploration import add_noise
 from agents.latent.scaled_model import ScaledModel, ScaledModelConfig
 from agents.latent.world import LossConfig, Losses, Unrolled, World
-from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, td_target
+from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, n_step_targets
 from difftop.nn.running_norm import RunningNorm
 from difftop.options import option
 from difftop.types import EnvSpec
@@ -33,6 +33,7 @@ from difftop.types import EnvSpec
 class ScaledLossConfig(LossConfig):
     """Coefficients of the model loss and the prior's, and their optimizers."""
 
+    horizon: int = option(3, "steps of a replayed slice the model is unrolled for, in agent steps", low=1)
     rho: float = option(0.9, "weight of step t is rho^t", low=0, high=1)
     consistency: float = option(1.0, "coefficient of the latent prediction error, in units of the latents' variance", low=0)
     reward: float = option(1.0, "coefficient of the reward error, in units of the rewards' spread", low=0)
@@ -41,6 +42,7 @@ class ScaledLossConfig(LossConfig):
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     target_rate: float = option(0.005, "rate of the target networks' moving average", above=0, high=1)
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
+    n_step: int = option(3, "replayed rewards in a TD target, as far as the slice goes", low=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-3, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -119,7 +121,7 @@ class ScaledWorld(World):
         a = self.model.sample_policy(u.z_next, self.prior_std, generator)
         q: Tensor = self.target_q(torch.cat([u.z_next, a], dim=-1))
         value = full_precision(q.squeeze(-1).amin(dim=0)).view_as(u.reward)
-        y = td_target(u.reward, u.terminated, value, self.discount)
+        y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step)
         self.return_scale.update(y)
         self.reward_size.update(u.reward)
         return y

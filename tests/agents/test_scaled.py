@@ -11,13 +11,14 @@ from torch import Tensor
 from agents.latent.agent import LatentAgent
 from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent
+from difftop.losses import n_step_targets
 from tests.conftest import SMALL, STATE, random_batch
 
 GAMMA, RHO = 0.99, 0.9
 
 
-def scaled(**acting: object) -> LatentAgent:
-    options = {"name": "difftop_rl", "world_model": "scaled", **SMALL, "policy_gradient": {"mode": "none"}}
+def scaled(n_step: int = 1, **acting: object) -> LatentAgent:
+    options = {"name": "difftop_rl", "world_model": "scaled", **SMALL, "policy_gradient": {"mode": "none"}, "loss": {"n_step": n_step}}
     agent = make_agent(options | {"acting": SMALL["acting"] | acting}, STATE, seed=3)
     assert isinstance(agent, LatentAgent) and isinstance(agent.world, ScaledWorld)
     with torch.no_grad():  # heads start at zero, which would hide mistakes
@@ -93,3 +94,20 @@ def test_coloured_noise_resumes_where_it_was() -> None:
     assert torch.equal(a, b)
     actors[1].begin(0, 99)
     assert not torch.equal(actors[1].act(obs, ~first, 2)[0], actors[0].act(obs, ~first, 2)[0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_n_step_targets_against_a_plain_loop(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    reward, value = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
+    terminated = torch.rand(4, 5, generator=generator) < 0.2
+    found = n_step_targets(reward, terminated, value, 0.9, n)
+    for t in range(4):
+        for b in range(5):
+            end = min(t + n, 4)
+            wanted, weight = 0.0, 1.0
+            for k in range(t, end):
+                wanted += weight * float(reward[k, b])
+                weight *= 0.0 if terminated[k, b] else 0.9
+            wanted += weight * float(value[end - 1, b])
+            assert float(found[t, b]) == pytest.approx(wanted)
