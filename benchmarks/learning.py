@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.study import Study, read_study
 from benchmarks.study_queue import Records, costs, pending, read_rows, run_queue, survivors, timed
+from benchmarks.study_report import report
 from difftop.curves import CurveError
 from difftop.options import ConfigError
 
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="", metavar="SEED,..", help="these seeds only")
     parser.add_argument("--results", type=Path, action="append", default=[], help="tidy table of runs that count as done")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run")
+    parser.add_argument("--report", action="store_true", help="write a table, a page and a picture of what is there")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="of the report's files; default ROOT/report")
+    parser.add_argument("--into", type=Path, metavar="TABLE", help="with --report: a tidy table that the rows are added to")
     options = parser.parse_args(arguments)
     try:
         part = {key: [word for word in getattr(options, key).split(",") if word] for key in ("only", "tasks")}
@@ -61,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"--jobs {options.jobs}: must be at least 1.")
         if options.dry_run:
             print(plan_text(study, records))
+            return 0
+        if options.report:
+            for path in report(study, records, options.out or records.root / "report", options.into):
+                print(path)
             return 0
         return run_queue(study, records, options.jobs)
     except (ConfigError, CurveError) as error:

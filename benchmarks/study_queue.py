@@ -58,7 +58,10 @@ class Records:
         return self.root / "queue.csv"
 
     def rows(self, cell: Cell) -> list[Row]:
-        """Evaluations as rows of the tidy table, of the run here or the one from elsewhere, whichever is longer."""
+        """Evaluations as rows of the tidy table, of the run here or the one from elsewhere, whichever is longer.
+
+        The commit of a run here is in the ledger: `commit`.
+        """
         here, there = self._here(cell), self._there(cell)
         return max(here, there, key=lambda rows: float(rows[-1]["env_frames"]) if rows else -1.0)
 
@@ -85,18 +88,26 @@ class Records:
         rows = self._here(cell)
         return float(rows[-1]["env_frames"]) if rows else 0.0
 
+    def minutes(self, cell: Cell) -> float:
+        """CPU minutes of a run by the ledger; where it doesn't hold all of the run, the run's own clock."""
+        rows, parts = self.rows(cell), self.training(cell)
+        clock = float(rows[-1]["wall_s"] or "nan") if rows else float("nan")
+        whole = bool(parts) and sum(float(part["wall_s"]) for part in parts) >= clock
+        return (sum(float(part["cpu_s"]) for part in parts) if whole else clock) / 60
+
     def at(self, cell: Cell, mark: int) -> Row | None:
         """The evaluation at a mark: the first one from it on, before the next one would come."""
         near = (row for row in self.rows(cell) if mark <= float(row["env_frames"]) < mark + self.study.eval_every)
         return next(near, None)
 
-    def processes(self, cell: Cell) -> list[Row]:
-        """Rows of the ledger."""
+    def training(self, cell: Cell) -> list[Row]:
+        """Rows of the ledger: the processes that trained a run."""
         if not self.ledger.exists():
             return []
         header, lines = read_lines(self.ledger)
         found = [dict(zip(header, cells, strict=True)) for _, cells in lines]
-        return [row for row in found if (row["setting"], row["task"], row["seed"]) == tuple(map(str, cell))]
+        mine = (*map(str, cell), "train")
+        return [row for row in found if (row["setting"], row["task"], row["seed"], row["what"]) == mine]
 
     def note(self, job: Job, status: int, wall_s: float, cpu_s: float, commit: str) -> None:
         """Appends a process that ended to the ledger."""
@@ -112,8 +123,7 @@ class Records:
         folder = self.study.folder(cell, self.root)
         if not (folder / "eval.csv").exists():
             return []
-        commit = next((row["commit"] for row in reversed(self.processes(cell)) if row["what"] == "train"), "")
-        return run_rows(folder, commit=commit, names={f"{self.study.kind(cell).agent} {cell.setting}": cell.setting})
+        return run_rows(folder, names={f"{self.study.kind(cell).agent} {cell.setting}": cell.setting})
 
     def _there(self, cell: Cell) -> list[Row]:
         kind = self.study.kind(cell)
@@ -211,11 +221,12 @@ class Child:
     commit: str
 
 
-def run_queue(study: Study, records: Records, slots: int, say: Callable[[str], None] = partial(print, flush=True)) -> int:
+def run_queue(study: Study, records: Records, slots: int, say: Callable[[str], None] | None = None) -> int:
     """Runs what is missing, `slots` processes at a time. Returns the exit status: 0, 1 where runs failed, 130 where stopped.
 
     SIGTERM and Ctrl-C let every run save itself; a second Ctrl-C ends them at once.
     """
+    say = say or partial(print, flush=True)
     failed: Failed = set()
     children: list[Child] = []
     asked = False
