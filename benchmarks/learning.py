@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.study import Study, read_study
-from benchmarks.study_queue import Records, costs, pending, read_rows, run_queue, survivors, timed
+from benchmarks.study_queue import Records, costs, longest, pending, read_rows, run_queue, survivors, timed
 from benchmarks.study_report import report
 from difftop.curves import CurveError
 from difftop.options import ConfigError
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         part = {key: [word for word in getattr(options, key).split(",") if word] for key in ("only", "tasks")}
         seeds = [int(word) if word.isdecimal() else -1 for word in options.seeds.split(",") if word]
         study = read_study(options.study, **part, seeds=seeds)
-        elsewhere = [row for path in options.results for row in read_rows(path)]
+        elsewhere = longest(map(read_rows, options.results))
         records = Records(study, (options.root or Path("runs") / study.name).resolve(), elsewhere)
         if options.jobs < 1:
             raise ConfigError(f"--jobs {options.jobs}: must be at least 1.")

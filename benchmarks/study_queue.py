@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,7 @@ class Records:
         The commit of a run here is in the ledger: `commit`.
         """
         here, there = self._here(cell), self._there(cell)
-        return max(here, there, key=lambda rows: float(rows[-1]["env_frames"]) if rows else -1.0)
+        return max(here, there, key=_end)
 
     def finished(self, cell: Cell, frames: int) -> bool:
         """Whether a run has been evaluated at its last frame, and saved after it; or is known from elsewhere as far as that."""
@@ -139,6 +139,23 @@ def read_rows(path: Path) -> list[Row]:
     if missing:
         raise CurveError(f"{path} has no column {missing[0]}: give a tidy table, as docs/results/dmcontrol.csv.")
     return [dict(zip(header, cells, strict=True)) for _, cells in lines]
+
+
+def longest(tables: Iterable[Sequence[Row]]) -> list[Row]:
+    """One table of several: of a run that is in more than one, the rows of that which goes furthest, the first of equals."""
+    runs: dict[tuple[str, ...], list[Row]] = {}
+    for table in tables:
+        mine: dict[tuple[str, ...], list[Row]] = {}
+        for row in table:
+            mine.setdefault(tuple(row[name] for name in ("method", "task", "obs", "seed")), []).append(row)
+        for key, rows in mine.items():
+            if key not in runs or _end(rows) > _end(runs[key]):
+                runs[key] = rows
+    return [row for rows in runs.values() for row in rows]
+
+
+def _end(rows: Sequence[Row]) -> float:
+    return max((float(row["env_frames"]) for row in rows), default=-1.0)
 
 
 def ranking(study: Study, records: Records, settings: Sequence[str], seeds: Sequence[int], mark: int) -> list[tuple[str, float]]:

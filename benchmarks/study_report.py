@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from benchmarks.study import Cell, Study
-from benchmarks.study_queue import SCALE, Records, Row, ranking, read_rows, survivors
+from benchmarks.study_queue import SCALE, Records, Row, longest, ranking, read_rows, survivors
 from difftop.compare.notes import plural
 from difftop.curves import CurveError
 from difftop.stats import Interval, bootstrap
@@ -36,20 +36,20 @@ class Point(NamedTuple):
 def report(study: Study, records: Records, out: Path, table: Path | None = None) -> list[Path]:
     """Writes `out`.csv, .md and .png, and adds the rows to `table` where one is given. Returns the files.
 
-    A run that is in `out`.csv or in `table` already, and goes further there than here, stays as it is.
+    Rows of both tables that are not of the study stay, and a run that goes further there than here stays as it is.
 
     Raises:
         CurveError: no run has an evaluation yet, or a table is bad.
     """
     paths = [out.with_name(f"{out.name}.csv"), *([table] if table else [])]
     before = {path: read_rows(path) if path.exists() else [] for path in paths}
-    records = replace(records, elsewhere=[*records.elsewhere, *(row for rows in before.values() for row in rows)])
+    records = replace(records, elsewhere=longest([records.elsewhere, *before.values()]))
     rows = [row for cell in every_cell(study) for row in with_commit(records, cell)]
     if not rows:
         raise CurveError(f"{records.root}: no run of the study has an evaluation yet; run it first, without --report.")
     out.parent.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        path.write_text(written(merged(before[path] if path == table else [], rows)))
+        path.write_text(written(merged(before[path], rows)))
     page, picture = out.with_name(f"{out.name}.md"), out.with_name(f"{out.name}.png")
     page.write_text(text(study, records, picture.name))
     draw(study, records, picture)
