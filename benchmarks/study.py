@@ -201,6 +201,10 @@ def _checked(name: str, read: Any, only: Sequence[str], tasks: Sequence[str], se
     known = list(dict.fromkeys(seed for r in rounds for seed in r.seeds))
     chosen = _part("--seeds", seeds, known)
     rounds = tuple(replace(r, seeds=[seed for seed in r.seeds if seed in chosen]) for r in rounds)
+    if not all(r.seeds for r in rounds):
+        raise ConfigError(
+            f"--seeds {','.join(map(str, chosen))}: leaves a round without seeds, and nothing to choose settings by."
+        )
     every = _eval_every(config, rounds)
     study = Study(name, config, rounds, every)
     return replace(study, kinds=_kinds(study))

@@ -290,7 +290,7 @@ def _started(study: Study, records: Records, job: Job, say: Callable[[str], None
     log.parent.mkdir(parents=True, exist_ok=True)
     training = job.what == "train"
     command = study.train(cell, job.frames, records.root) if training else study.diagnosis(cell, records.root)
-    with log.open("wb") as file:  # a session of its own: the terminal's Ctrl-C comes to the queue alone, which passes it on once
+    with log.open("wb") as file:  # its own process group: the terminal's Ctrl-C comes to the queue alone, which passes it on
         process = subprocess.Popen(
             command,
             cwd=ROOT,

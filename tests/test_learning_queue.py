@@ -118,6 +118,14 @@ def test_other_bad_files(tmp_path: Path) -> None:
         read_study(written(tmp_path, plain | {"rounds": [{"frames": 200}, {"frames": 100}]}))
 
 
+def test_a_part_of_the_seeds_leaves_none_of_the_rounds_empty(tmp_path: Path) -> None:
+    plain = {key: value for key, value in PLAIN.items() if key not in ("seeds", "frames", "marks")}
+    path = written(tmp_path, plain | {"rounds": [{"frames": 200, "seeds": [1]}, {"frames": 400, "seeds": [1, 2]}]})
+    assert [r.seeds for r in read_study(path, seeds=[1]).rounds] == [[1], [1]]
+    with pytest.raises(ConfigError, match="--seeds 2: leaves a round without seeds"):
+        read_study(path, seeds=[2])
+
+
 def test_the_study_of_the_evidence_has_the_papers_tasks() -> None:
     found = yaml.safe_load((ROOT / "benchmarks/studies/dmcontrol15.yaml").read_text())
     papers = yaml.safe_load((ROOT / "configs/experiment/difftori.yaml").read_text())["tasks"]
