@@ -62,6 +62,42 @@ def test_the_readme_is_in_step_with_the_tables() -> None:
     assert f"| {float(last['tdmpc']['return_mean']):.0f} (1) |" in line
 
 
+def test_scores_are_at_100k_frames_or_before(tmp_path: Path) -> None:
+    """A table made up by hand: one task whole, one that goes on, one of a baseline that ends earlier."""
+    head = ",".join(TIDY_COLUMNS)
+
+    def table(name: str, *lines: str) -> Path:
+        (tmp_path / name).write_text("\n".join([head, *lines]) + "\n")
+        return tmp_path / name
+
+    def curve(method: str, task: str, seed: int, *points: tuple[int, float]) -> list[str]:
+        return [f"{method},{task},state,{seed},{frames},{value},,,{frames / 100},x" for frames, value in points]
+
+    ours = table(
+        "ours.csv",
+        *curve("difftop_rl", "cheetah-run", 1, (80_000, 1.0), (100_000, 600.0), (120_000, 900.0)),
+        *curve("difftop_rl", "cheetah-run", 2, (80_000, 1.0), (100_000, 700.0)),
+        *curve("difftop_rl", "cheetah-run", 3, (80_000, 1.0)),
+        *curve("tdmpc", "cheetah-run", 1, (0, 0.0), (40_000, 50.0)),
+        *curve("difftop_rl", "walker-run", 1, (20_000, 40.0), (40_000, 80.0)),
+        *curve("difftop_rl other", "walker-walk", 1, (20_000, 40.0)),
+    )
+    theirs = table(
+        "theirs.csv",
+        *curve("tdmpc2", "cheetah-run", 1, (0, 0.0), (100_000, 500.0)),
+        *curve("dreamerv3", "cheetah-run", 1, (99_000, 800.0), (101_000, 820.0)),
+        *curve("tdmpc-original", "cheetah-run", 1, (0, 0.0), (500_000, 500.0)),  # no point near 100,000
+    )
+    text = readme_table.table(ours, theirs)
+    assert "| cheetah-run | 100,000 | 650 (2) | 50 (1) at 40,000 | — | 500 (1) | 810 (DreamerV3) |" in text
+    assert "| walker-run | 40,000 | 80 (1) | — | — | — | — |" in text and "walker-walk |" not in text
+    assert (
+        "on 1 of the papers' 15 tasks" in text and "Shorter: walker-run." in text and "Not run: cartpole-swingup-sparse" in text
+    )
+    assert "above TD-MPC2 on 1, at or above the best of them on 0; means: 650, TD-MPC2 500, the best of each task 810." in text
+    assert "These 5 runs took 1 hour by" in text  # 1200 + 1000 + 800 + 400 + 400 s
+
+
 def test_a_readme_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="wants a line '<!-- scores"):
         readme_table.in_step("# difftop\n")

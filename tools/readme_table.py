@@ -1,60 +1,90 @@
-"""Writes the README's table of scores from the tidy tables in docs/results.
+"""Writes the scores of the README and of docs/results/dmcontrol.md, and their picture, from the tidy tables in docs/results.
 
-    python tools/readme_table.py           rewrites what stands between the markers
-    python tools/readme_table.py --check   says whether it is in step; exit status 1 if not
+    python tools/readme_table.py           rewrites what stands between the markers of both pages, and dmcontrol.png
+    python tools/readme_table.py --check   says whether the pages are in step; exit status 1 if not
 
-Each task is scored at the most frames that every one of `OURS` reaches there. A seed that ends before 0.75 of its
-curve is left out.
+Ours are scored at 100,000 frames, or at the last evaluation before them that some seed of the method has; seeds that end earlier
+are left out. Published ones are scored at 100,000 frames.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from difftop.compare.curves import read
-from difftop.compare.scores import Method, TaskScore, common_frames, scores_at
-from difftop.curves import Curve
+from difftop.compare.notes import listed, plural
+from difftop.compare.scores import score_at
+from difftop.curves import Curve, read_references, read_study
+from difftop.plot import plot_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PUBLISHED = ROOT / "docs" / "results" / "dmcontrol.csv", ROOT / "docs" / "results" / "published.csv"
+PICTURE = ROOT / "docs" / "results" / "dmcontrol.png"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "dmcontrol.md")
 BEGIN, END = "<!-- scores: python tools/readme_table.py -->\n\n", "\n<!-- end of scores -->\n"
-OURS = {  # method in the table of results, to the head of its column
+OURS = {  # method in the table of results, to the head of its column; the first is the one that is compared
     "difftop_rl": "DiffTOP",
     "difftop_rl world_model=tdmpc2": "DiffTOP on TD-MPC2's model",
     "tdmpc": "TD-MPC",
     "tdmpc2": "TD-MPC2",
 }
-SAME_FRAMES = {"tdmpc-original": "TD-MPC published, same frames"}
-LATER = {
-    "tdmpc-original": "TD-MPC published, 100k",
-    "tdmpc2": "TD-MPC2 published, 100k",
-    "dreamerv3": "DreamerV3 published, 100k",
-}
-LATER_FRAMES = 100_000.0
+THEIRS = {"tdmpc-original": "TD-MPC published, 100k", "tdmpc2": "TD-MPC2 published, 100k"}
+NAMES = {"tdmpc-original": "TD-MPC", "tdmpc": "TD-MPC, run again", "tdmpc2": "TD-MPC2", "dreamerv3": "DreamerV3"}
+FRAMES = 100_000.0
+PAPER = (  # the 15 tasks of DiffTORI's tables
+    *("cartpole-swingup-sparse", "cheetah-run", "cup-catch", "finger-spin", "finger-turn-easy", "finger-turn-hard"),
+    *("hopper-stand", "pendulum-swingup", "quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard"),
+    *("walker-run", "walker-stand", "walker-walk"),
+)
+_MAX_GAP = 0.25  # evaluations farther apart than this share of the frames aren't interpolated
 
 
-def table() -> str:
-    """The table in Markdown."""
-    curves = read([RESULTS], [PUBLISHED], min_coverage=0.75).curves
-    curves = [curve for curve in curves if curve.reference or curve.label in OURS]
-    heads = ["task", "frames", *OURS.values(), *SAME_FRAMES.values(), *LATER.values()]
+@dataclass(frozen=True)
+class Score:
+    """Mean return of the seeds of a method on a task, at so many frames."""
+
+    mean: float
+    seeds: int
+    frames: float
+
+
+def ours_at(curve: Curve) -> Score:
+    """At 100,000 frames, or at the last evaluation before them; over the seeds that come so far."""
+    frames = max(min(float(series.steps[-1]), FRAMES) for series in curve.seeds.values())
+    frames = max(float(step) for series in curve.seeds.values() for step in series.steps if step <= frames)
+    return _score(curve, frames) or Score(float("nan"), 0, frames)
+
+
+def theirs_at(curve: Curve) -> Score | None:
+    """At 100,000 frames; None where the published curve has no point near enough."""
+    return _score(curve, FRAMES)
+
+
+def table(results: Path = RESULTS, published: Path = PUBLISHED) -> str:
+    """The table in Markdown, and below it how far it is."""
+    curves = [curve for curve in read_study(results) if curve.label in OURS]
+    ours = {(curve.task, curve.label): ours_at(curve) for curve in curves}
+    tasks = sorted({task for task, _ in ours})
+    theirs = {
+        (curve.task, curve.label): score for curve in read_references(published, tasks) if (score := theirs_at(curve)) is not None
+    }
+    methods = [label for label in OURS if any((task, label) in ours for task in tasks)]
+    heads = ["task", "frames", *(OURS[label] for label in methods), *THEIRS.values(), "best of the published curves here, 100k"]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
-    for task in sorted({curve.task for curve in curves if not curve.reference}):
-        mine = [curve for curve in curves if curve.task == task]
-        frames = common_frames([curve for curve in mine if not curve.reference])
-        now, later = _scores(mine, frames), _scores(mine, LATER_FRAMES)
-        cells = [_cell(now.get(Method(False, label))) for label in OURS]
-        cells += [_cell(now.get(Method(True, label))) for label in SAME_FRAMES]
-        cells += [_cell(later.get(Method(True, label))) for label in LATER]
-        lines.append(_line([task, f"{frames:,.0f}", *cells]))
-    return "\n".join(lines) + "\n"
+    for task in tasks:
+        mine = [ours.get((task, label)) for label in methods]
+        frames = max(score.frames for score in mine if score)
+        cells = [_cell(score, frames) for score in mine] + [_cell(theirs.get((task, label))) for label in THEIRS]
+        lines.append(_line([task, f"{frames:,.0f}", *cells, _best_cell(task, theirs)]))
+    return "\n".join([*lines, "", *_standing(tasks, ours, theirs), _cost(results)]) + "\n"
 
 
-def in_step(text: str) -> str:
-    """The README with the table of today.
+def in_step(text: str, page: str = "README.md") -> str:
+    """A page with the table of today.
 
     Raises:
         ValueError: the markers aren't there, or not in this order.
@@ -62,17 +92,79 @@ def in_step(text: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md: wants a line {BEGIN.strip()!r} and after it a line {END.strip()!r}.")
+        raise ValueError(f"{page}: wants a line {BEGIN.strip()!r} and after it a line {END.strip()!r}.")
     return before + begin + table() + end + after
 
 
-def _scores(curves: Sequence[Curve], frames: float) -> dict[Method, TaskScore]:
-    return {method: score for (method, _), score in scores_at(curves, frames)[0].items()}
+def draw() -> None:
+    """The picture: a panel per task, ours and published."""
+    ours = sorted((c for c in read_study(RESULTS) if c.label in OURS), key=lambda c: (c.task, list(OURS).index(c.label)))
+    tasks = list(dict.fromkeys(curve.task for curve in ours))
+    plot_curves([*ours, *read_references(PUBLISHED, tasks)], PICTURE)
 
 
-def _cell(score: TaskScore | None) -> str:
-    """Mean over seeds, and how many there are."""
-    return "—" if score is None else f"{score.mean.point:.0f} ({len(score.values)})"
+def _score(curve: Curve, frames: float) -> Score | None:
+    found = [score_at(series, frames, _MAX_GAP) for series in curve.seeds.values()]
+    values = [value[0] for value in found if value is not None]
+    return Score(sum(values) / len(values), len(values), frames) if values else None
+
+
+def _standing(tasks: Sequence[str], ours: dict[tuple[str, str], Score], theirs: dict[tuple[str, str], Score]) -> list[str]:
+    """Sentences: how many of the papers' tasks are there, and how they compare."""
+    label = next(iter(OURS))
+    there = [task for task in PAPER if (task, label) in ours and ours[task, label].frames >= FRAMES]
+    lines = [f"{OURS[label]} has {FRAMES:,.0f} frames on {len(there)} of the papers' {len(PAPER)} tasks."]
+    begun = [task for task in PAPER if (task, label) in ours and task not in there]
+    absent = [task for task in PAPER if (task, label) not in ours]
+    lines += [f"Shorter: {listed(begun, most=15)}."] if begun else []
+    lines += [f"Not run: {listed(absent, most=15)}."] if absent else []
+    known = [task for task in there if (task, "tdmpc2") in theirs]
+    if known:
+        above = sum(ours[task, label].mean >= theirs[task, "tdmpc2"].mean for task in known)
+        best = sum(ours[task, label].mean >= _best(task, theirs)[1].mean for task in known)
+        means = [sum(values) / len(known) for values in zip(*_triples(known, label, ours, theirs), strict=True)]
+        lines.append(
+            f"On the {len(known)} of them with published curves here it is at or above TD-MPC2 on {above}, at or above the best "
+            f"of them on {best}; means: {means[0]:.0f}, TD-MPC2 {means[1]:.0f}, the best of each task {means[2]:.0f}."
+        )
+    return lines
+
+
+def _triples(
+    tasks: Sequence[str], label: str, ours: dict[tuple[str, str], Score], theirs: dict[tuple[str, str], Score]
+) -> list[tuple[float, float, float]]:
+    return [(ours[task, label].mean, theirs[task, "tdmpc2"].mean, _best(task, theirs)[1].mean) for task in tasks]
+
+
+def _best(task: str, theirs: dict[tuple[str, str], Score]) -> tuple[str, Score]:
+    return max(((label, score) for (t, label), score in theirs.items() if t == task), key=lambda item: item[1].mean)
+
+
+def _best_cell(task: str, theirs: dict[tuple[str, str], Score]) -> str:
+    if not any(t == task for t, _ in theirs):
+        return "—"
+    label, score = _best(task, theirs)
+    return f"{score.mean:.0f} ({NAMES.get(label, label)})"
+
+
+def _cost(results: Path) -> str:
+    """A sentence: what our runs took by their own clocks."""
+    last: dict[tuple[str, ...], float] = {}
+    with results.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["method"] in OURS and row["wall_s"]:
+                key = (row["method"], row["task"], row["obs"], row["seed"])
+                last[key] = max(last.get(key, 0.0), float(row["wall_s"]))
+    hours = plural(round(sum(last.values()) / 3600), "hour")
+    return f"These {plural(len(last), 'run')} took {hours} by their own clocks, evaluations included."
+
+
+def _cell(score: Score | None, frames: float | None = None) -> str:
+    """Mean over seeds, how many there are, and at how many frames where it is not at `frames`."""
+    if score is None or not score.seeds:
+        return "—"
+    where = "" if frames in (None, score.frames) else f" at {score.frames:,.0f}"
+    return f"{score.mean:.0f} ({score.seeds}){where}"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -84,14 +176,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(arguments)
-    path = ROOT / "README.md"
-    text = path.read_text()
-    new = in_step(text)
-    if options.check:
-        sys.stdout.write("README.md is in step.\n" if new == text else "README.md: run `python tools/readme_table.py`.\n")
-        return int(new != text)
-    path.write_text(new)
-    return 0
+    late = 0
+    for path in PAGES:
+        text, name = path.read_text(), str(path.relative_to(ROOT))
+        new = in_step(text, name)
+        if options.check:
+            late += new != text
+            sys.stdout.write(f"{name} is in step.\n" if new == text else f"{name}: run `python tools/readme_table.py`.\n")
+        else:
+            path.write_text(new)
+    if not options.check:
+        draw()
+    return int(late > 0)
 
 
 if __name__ == "__main__":
