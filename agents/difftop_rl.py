@@ -80,6 +80,7 @@ class ScaledActingConfig(LMActingConfig):
         0.1, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
     )
     noise_colour: str = noise_option("mixed")
+    explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ WORLDS: Mapping[str, OnWorld] = {
 }
 
 
-def make_difftop_rl(config: DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any) -> LatentAgent:
+def make_difftop_rl(
+    config: DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any
+) -> LatentAgent:
     """`agent=difftop_rl`: the world of a paper, a planner, and the policy gradient through it; see `LatentAgent`."""
     return LatentAgent(config, spec, lambda: WORLDS[config.world_model].make(config, spec), config.policy_gradient, **how)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,10 @@ def coloured_noise(steps: int, size: int, exponent: float, generator: torch.Gene
     power = amplitude.square()
     power[1:-1] *= 2
     std = (2 * power.sum()).sqrt() / even
-    return (wave[:steps] / std).float()
+    noise: Tensor = (wave[:steps] / std).float()
+    return noise
 
 
-def mixed_noise(steps: int, size: int, generator: torch.Generator) -> Tensor:
-    """`coloured_noise` of an exponent drawn from `EXPONENTS`: each episode explores on a time scale of its own."""
-    which = int(torch.randint(len(EXPONENTS), (), generator=generator))
-    return coloured_noise(steps, size, EXPONENTS[which], generator)
+def mixed_noise(steps: int, size: int, seed: int) -> Tensor:
+    """`coloured_noise` of an exponent that `seed` draws from `EXPONENTS`: each episode explores on a time scale of its own."""
+    return coloured_noise(steps, size, random.Random(seed).choice(EXPONENTS), torch.Generator().manual_seed(seed))

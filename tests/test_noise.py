@@ -28,7 +28,7 @@ def test_power_falls_as_the_exponent_says(exponent: float) -> None:
 
 def test_mixed_noise_draws_every_colour_and_repeats_itself() -> None:
     def roughness(seed: int) -> float:
-        noise = mixed_noise(200, 8, torch.Generator().manual_seed(seed))
+        noise = mixed_noise(200, 8, seed)
         return float(noise.diff(dim=0).square().mean() / noise.square().mean())
 
     found = [roughness(seed) for seed in range(40)]

@@ -68,7 +68,8 @@ class PlanningActor:
         self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
         self.playing = [True] * num_envs
         self._rows: Tensor | slice = slice(None)  # of those that play
-        self._noise = [EpisodeNoise() for _ in range(num_envs)] if explore and settings.noise_colour == "mixed" else []
+        coloured = explore and settings.noise_colour == "mixed"
+        self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if coloured else 0)]
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
         self._counters = torch.zeros(4, dtype=torch.float64, device=device)
@@ -97,7 +98,10 @@ class PlanningActor:
             z = full_precision(self.world.model.encode(seen))
         horizon = self.settings.plan_length(steps)
         previous = _shifted(self.previous[rows], t0)[:, :horizon]
-        noise = torch.stack([self._noise[i].draw() for i, plays in enumerate(self.playing) if plays]) if self._noise else None
+        noise = None
+        if self._noise:
+            noise = torch.stack([self._noise[i].draw() for i, plays in enumerate(self.playing) if plays])
+            noise = noise.to(device, non_blocking=True)
         decision = self.planner.decide(Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise))
         if decision.plan is not None:
             self._remember(rows, decision)
@@ -160,16 +164,16 @@ class PlanningActor:
 class EpisodeNoise:
     """One environment's exploration noise, a function of its episode's seed and of how many steps it has played."""
 
-    def __init__(self) -> None:
-        self.seed, self.drawn, self._steps = 0, 0, torch.empty(0, 0)
+    def __init__(self, seed: int, spec: EnvSpec) -> None:
+        self.begin(seed, spec)
 
     def begin(self, seed: int, spec: EnvSpec) -> None:
         """Draws the episode's noise."""
         self.seed, self.drawn = seed, 0
-        self._steps = mixed_noise(spec.episode_steps, spec.action_dim, torch.Generator().manual_seed(seed))
+        self._steps = mixed_noise(spec.episode_steps, spec.action_dim, seed)
 
     def draw(self) -> Tensor:
-        """Noise of the next step `[A]`; zeros before the first episode, and from the start again in one that is too long."""
+        """Noise of the next step `[A]`; from the start again in an episode that is too long."""
         self.drawn += 1
         return self._steps[(self.drawn - 1) % len(self._steps)]
 

@@ -31,8 +31,10 @@ class LMPlanning:
             scale=world.step_scale(),
             generator=generator,
         )
-        std = settings.std(situation.agent_steps) if situation.explore and settings.noise else 0.0
-        return Decision(situation.explored(found.actions[:, 0], std), found, start)
+        action = found.actions[:, 0]
+        if settings.noise:
+            action = situation.explored(action, settings, world.reward_size.largest)
+        return Decision(action, found, start)
 
 
 def lm_start(

@@ -33,6 +33,7 @@ class PlanSettings:
     std_start: float = option(0.5, "std of exploration at the start, in action units", low=0)
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
+    explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
     noise_colour: str = noise_option("white")
@@ -85,11 +86,24 @@ class Situation:
     autocast: Callable[[], AbstractContextManager[object]]
     noise: Tensor | None = None
 
-    def explored(self, mean: Tensor, std: float) -> Tensor:
-        """Actions `[K, A]` with exploration noise of `std`, in the box."""
-        if self.noise is None or std == 0:
-            return add_noise(mean, std, self.generator)
-        return (mean + std * self.noise.to(mean)).clamp(-1, 1)
+    def explored(self, mean: Tensor, settings: PlanSettings, largest_reward: Tensor) -> Tensor:
+        """Actions `[K, A]` with exploration noise, in the box; as they are where the action isn't to explore.
+
+        Args:
+            mean: `[K, A]`.
+            settings: schedule of the noise.
+            largest_reward: that was seen yet, 0-d, for `explore_until_reward`; on a GPU nothing waits for it.
+        """
+        if not self.explore:
+            return mean
+        std = settings.std(self.agent_steps)
+        noise = self.noise
+        if not settings.explore_until_reward:
+            return add_noise(mean, std, self.generator) if noise is None else (mean + std * noise.to(mean)).clamp(-1, 1)
+        if noise is None:
+            noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
+        spread = torch.where(largest_reward > 0, std, settings.std_start)
+        return (mean + spread * noise.to(mean)).clamp(-1, 1)
 
     @property
     def horizon(self) -> int:

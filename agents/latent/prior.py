@@ -27,5 +27,5 @@ class PriorActing:
 
     def decide(self, situation: Situation) -> Decision:
         """See `Planner`."""
-        std = self.settings.std(situation.agent_steps) if situation.explore else 0.0
-        return Decision(situation.explored(self.world.model.policy(situation.z), std))
+        mean = self.world.model.policy(situation.z)
+        return Decision(situation.explored(mean, self.settings, self.world.reward_size.largest))

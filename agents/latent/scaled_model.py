@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -37,14 +38,13 @@ class ScaledModel(ScalarModel):
         super().__init__()
         z, a, width = config.latent_dim, spec.action_dim, config.mlp_dim
         seen = one_observation(spec)[1]
-        made = {"activation": nn.SiLU, "initialize_": orthogonal_}
+        net = partial(normed_mlp, activation=nn.SiLU, initialize_=orthogonal_)
         if seen.kind == "vector":
             inputs = seen.shape[0]
-            net = normed_mlp([inputs, config.encoder_dim, z], last=nn.Identity(), **made)
-            self.encoder = nn.Sequential(RunningNorm(inputs), net)
+            self.encoder = nn.Sequential(RunningNorm(inputs), net([inputs, config.encoder_dim, z], last=nn.Identity()))
         else:
             self.encoder = nn.Sequential(PixelEncoder(seen.shape, config.channels, z), nn.LayerNorm(z))
-        self.dynamics = normed_mlp([z + a, width, width, z], last=nn.Identity(), **made)
-        self.reward = normed_mlp([z + a, width, width, 1], zero_last=True, **made)
-        self.pi = normed_mlp([z, width, width, a], **made)
-        self.q = normed_ensemble(config.members, [z + a, width, width, 1], **made)
+        self.dynamics = net([z + a, width, width, z], last=nn.Identity())
+        self.reward = net([z + a, width, width, 1], zero_last=True)
+        self.pi = net([z, width, width, a])
+        self.q = normed_ensemble(config.members, [z + a, width, width, 1], activation=nn.SiLU, initialize_=orthogonal_)

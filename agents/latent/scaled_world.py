@@ -1,12 +1,12 @@
-"""A world whose errors are measured in the size of what they predict, so that no loss owns the latents, whatever the task's units.
+"""A world whose errors are measured in the size of what they predict: no loss owns the latents, whatever the task's units.
 
     L = mean_i w_i 1/T sum_t rho^t [ c1 mean_k (z_{t+1} - sg h(s_{t+1}))_k^2 / v + c2 H((R(z_t, a_t) - r_t) / S_r)
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
-    y_t = r_t + gamma min_j Q'_j(h(s_{t+1}), pi(h(s_{t+1})) + noise)
+    y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m min_j Q'_j(z', pi(z') + noise),   z' = h(s_{t+m}),   m = min(n, T - t)
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
 
-H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of TD targets,
-Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it.
+H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
+targets, Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class ScaledWorld(World):
 
     model: ScaledModel
     config: ScaledLossConfig
+    prior_std: float
 
     def __init__(
         self, spec: EnvSpec, sizes: ScaledModelConfig, config: ScaledLossConfig, *, discount: float, prior_std: float

@@ -106,7 +106,8 @@ def _of_experiment(error: ConfigError, given: Sequence[str]) -> ConfigError:
     """The error; or, where an agent is named beside an experiment whose options it hasn't, one that says so."""
     words = {text.partition("=")[0]: text for text in given}
     key = str(error).partition(":")[0]
-    if "experiment" in words and "agent" in words and "unknown option" in str(error) and key not in words:
+    foreign = "unknown option" in str(error) or "has its own" in str(error)
+    if "experiment" in words and "agent" in words and foreign and key.partition("=")[0] not in words:
         return ConfigError(f"{words['experiment']}: sets options that {words['agent']} hasn't; leave out {words['agent']}.")
     return error
 

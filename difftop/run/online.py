@@ -17,7 +17,7 @@ from difftop.losses import NonFiniteLossError
 from difftop.noise import mixed_noise
 from difftop.options import option
 from difftop.run.rollouts import Array, Environments, Rollouts, roll_out
-from difftop.run.seeding import stream, torch_generator
+from difftop.run.seeding import stream
 from difftop.types import Batch
 
 
@@ -212,8 +212,8 @@ class OnlineRun:
             return torch.rand(len(self.slots), self.spec.action_dim, generator=self.random) * 2 - 1
         for slot in self.slots:
             if slot.noise is None:
-                generator = torch_generator(self.seed, "seed_noise", slot.number)
-                slot.noise = mixed_noise(self.spec.episode_steps, self.spec.action_dim, generator).clamp(-1, 1)
+                seed = stream(self.seed, "seed_noise", slot.number)
+                slot.noise = mixed_noise(self.spec.episode_steps, self.spec.action_dim, seed).clamp(-1, 1)
         return torch.stack([slot.noise[len(slot.actions) % len(slot.noise)] for slot in self.slots if slot.noise is not None])
 
     def _finish(self, index: int, terminated: bool) -> None:

@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from difftop.options import ConfigError, build, option, suggest
 from difftop.qp.heads import HEADS
+from difftop.run.config_folder import config_folder
+from difftop.run.experiments import experiment_names, read_experiment
 from difftop.run.offline import OfflineConfig
 from difftop.run.online import RunConfig
 
@@ -181,11 +183,21 @@ def _name_of_groups(settings: Settings) -> str:
     chosen = settings.choices
     usual = {"obs": ("state", "low_dim"), "preset": ("standard",), "experiment": ("None",)}
     parts = [chosen[group] for group in usual if chosen[group] not in usual[group]]
-    if chosen.get("world_model", "auto") != "auto":
+    if chosen.get("world_model", "auto") not in ("auto", _world_of(chosen["experiment"])):
         parts.append(f"world_model-{chosen['world_model']}")
     if settings.top.planner != "auto":
         parts.append(f"planner-{settings.top.planner}")
     return "-".join(parts).replace("/", "-")
+
+
+def _world_of(experiment: str) -> str:
+    """The world model that an experiment chooses, auto where it leaves it."""
+    folder = config_folder()
+    return (
+        read_experiment(folder, experiment).groups.get("world_model", "auto")
+        if experiment in experiment_names(folder)
+        else "auto"
+    )
 
 
 def _short(value: Any) -> str:

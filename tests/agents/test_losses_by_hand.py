@@ -20,7 +20,8 @@ GAMMA, RHO = 0.99, 0.5
 
 def no_noise(name: str, **more: object) -> LatentAgent:
     acting = SMALL["acting"] | {"min_std": 0.0, "start_std": 0.0}
-    agent = make_agent({"name": name, **SMALL, **more, "acting": acting}, STATE, seed=3)
+    world = {"world_model": "tdmpc"} if name == "difftop_rl" else {}
+    agent = make_agent({"name": name, **world, **SMALL, **more, "acting": acting}, STATE, seed=3)
     assert isinstance(agent, LatentAgent) and isinstance(agent.world, TDMPCWorld)
     with torch.no_grad():  # heads start at zero, which would hide mistakes
         for parameter in [*agent.parameters()]:
@@ -190,7 +191,12 @@ def make_unrolled_agent() -> LatentAgent:
     """A planner without stopped gradients: all iterations are unrolled, targets don't move with the prior."""
     acting = {"lm": {"backward": "unroll", "damping": 1.0, "iterations": 3, "target": "fixed"}}
     agent = no_noise("difftop_rl")
-    config = {"name": "difftop_rl", **SMALL, "acting": SMALL["acting"] | {"min_std": 0.0, "start_std": 0.0} | acting}
+    config = {
+        "name": "difftop_rl",
+        "world_model": "tdmpc",
+        **SMALL,
+        "acting": SMALL["acting"] | {"min_std": 0.0, "start_std": 0.0} | acting,
+    }
     unrolled = make_agent(config, STATE, seed=3)
     unrolled.double().load_state_dict(agent.state_dict())
     return unrolled

@@ -18,7 +18,13 @@ GAMMA, RHO = 0.99, 0.9
 
 
 def scaled(n_step: int = 1, **acting: object) -> LatentAgent:
-    options = {"name": "difftop_rl", "world_model": "scaled", **SMALL, "policy_gradient": {"mode": "none"}, "loss": {"n_step": n_step}}
+    options = {
+        "name": "difftop_rl",
+        "world_model": "scaled",
+        **SMALL,
+        "policy_gradient": {"mode": "none"},
+        "loss": {"n_step": n_step},
+    }
     agent = make_agent(options | {"acting": SMALL["acting"] | acting}, STATE, seed=3)
     assert isinstance(agent, LatentAgent) and isinstance(agent.world, ScaledWorld)
     with torch.no_grad():  # heads start at zero, which would hide mistakes

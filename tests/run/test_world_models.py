@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.difftop_rl import DiffTOPConfig, DiffTOPOnTDMPC2Config
+from agents.difftop_rl import DiffTOPConfig, DiffTOPOnTDMPC2Config, DiffTOPOnTDMPCConfig
 from agents.registry import make_agent
 from difftop.command import main, make_registry
 from difftop.options import ConfigError, build, defaults
@@ -34,11 +34,17 @@ def again(registry: Registry, settings: Settings) -> Settings:
     return checked(registry, plain["top"] | {key: plain[key] for key in ("run", "agent", "env")}, plain["choices"])
 
 
-@pytest.mark.parametrize("world", ["auto", "tdmpc"])
+@pytest.mark.parametrize("world", ["auto", "scaled"])
 def test_difftop_on_its_own_world_model(registry: Registry, world: str) -> None:
     settings = composed(registry, ["agent=difftop_rl", f"world_model={world}"])
     assert settings.agent == defaults(DiffTOPConfig)
-    assert settings.run.batch_size == 512 and settings.run.prioritized
+    assert (settings.run.batch_size, settings.run.updates_per_step, settings.run.prioritized) == (64, 4, False)
+
+
+def test_difftop_on_tdmpc_s(registry: Registry) -> None:
+    settings = composed(registry, ["agent=difftop_rl", "world_model=tdmpc"])
+    assert settings.agent == defaults(DiffTOPOnTDMPCConfig)
+    assert settings.run == composed(registry, ["agent=tdmpc"]).run
 
 
 def test_difftop_on_tdmpc2_s(registry: Registry) -> None:
@@ -54,7 +60,7 @@ def test_difftop_on_tdmpc2_s(registry: Registry) -> None:
 def test_tdmpc2_on_its_batches(registry: Registry) -> None:
     settings = composed(registry, ["agent=tdmpc2", "planner=lm", "preset=cpu"])
     assert settings.agent["acting"]["planner"] == "lm" and settings.agent["model"]["mlp_dim"] == 256
-    assert settings.run.batch_size == 256 and not settings.run.prioritized
+    assert settings.run.batch_size == 64 and not settings.run.prioritized
     assert composed(registry, ["agent=tdmpc2", "run.batch_size=64"]).run.batch_size == 64
 
 
@@ -74,7 +80,7 @@ def test_names_of_runs_tell_the_world_model(registry: Registry) -> None:
     [
         (["agent=tdmpc", "world_model=tdmpc2"], "world_model=tdmpc2: agent=tdmpc has its own; one can be chosen for difftop_rl."),
         (["agent=tdmpc2", "world_model=tdmpc"], "world_model=tdmpc: agent=tdmpc2 has its own"),
-        (["world_model=tdmcp2"], "world_model=tdmcp2: unknown. Did you mean 'tdmpc2'? Known: auto, tdmpc, tdmpc2."),
+        (["world_model=tdmcp2"], "world_model=tdmcp2: unknown. Did you mean 'tdmpc2'? Known: auto, scaled, tdmpc, tdmpc2."),
         (["world_model=tdmpc2", "agent.model.size=7M"], "agent.model.size=7M: must be 1M | 5M."),
         (["agent.model.size=5M"], "agent.model.size: unknown option."),
     ],
