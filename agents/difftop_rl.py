@@ -32,6 +32,7 @@ from agents.latent.world import World
 from agents.tdmpc import TDMPCActingConfig, TDMPCConfig
 from agents.tdmpc2 import TDMPC2ActingConfig, TDMPC2Config
 from difftop.options import option
+from difftop.planning.config import LMConfig
 from difftop.types import EnvSpec
 
 
@@ -70,17 +71,26 @@ class DiffTOPOnTDMPC2Config(TDMPC2Config):
 
 
 @dataclass(frozen=True)
+class WiderLMConfig(LMConfig):
+    """Longer steps from the prior: this world's values can be trusted further than TD-MPC's."""
+
+    damping: float = option(3.0, "lambda, in normalised units: larger means smaller steps, nearer the prior", above=0.0)
+
+
+@dataclass(frozen=True)
 class ScaledActingConfig(LMActingConfig):
-    """Plans as long as the model is trained for, from the start; noise of every colour."""
+    """Plans as long as the model is trained for, from the start; noise of every colour, which stays large."""
 
     horizon: int = option(3, "longest plan, in agent steps", low=1)
     horizon_start: int = option(3, "plan length at the start of training, in agent steps", low=1)
+    std_end: float = option(0.2, "std of exploration at the end", low=0)
     std_steps: int = option(5_000, "agent steps until exploration's std has reached its end", low=0)
     min_std: float = option(
         0.1, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
     )
     noise_colour: str = noise_option("mixed")
     explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
+    lm: WiderLMConfig = option(WiderLMConfig, "settings of planner=lm")
 
 
 @dataclass(frozen=True)
