@@ -43,9 +43,11 @@ _ACTS_OTHERWISE = ("top.head", "agent.execute", "agent.samples", "run.protocol",
 
 def record_demonstrations(settings: Settings, factories: Factories) -> RunEnd:
     """`mode=demos`: writes demonstrations by the task's expert, to a file in the folder of the result."""
-    top = settings.top
+    top, count = settings.top, settings.run.demos
+    if not count:
+        raise ConfigError("run.demos=0: how many demonstrations are to be written? At least 1.")
     how = {"noise": settings.run.expert_noise, "labels": settings.run.expert_labels}
-    path = factories.record(settings.env, top.episodes or 50, seed=top.seed, folder=top.data, **how)
+    path = factories.record(settings.env, count, seed=top.seed, folder=top.data, **how)
     demonstrations = open_demonstrations(path)
     steps = int(demonstrations.length.sum())
     log.info("%s: %d demonstrations, %d steps, checked", path, len(demonstrations), steps)

@@ -98,8 +98,6 @@ def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
             capacity=settings.run.capacity,
             horizon=int(settings.agent["loss"]["horizon"]),
             prioritized=settings.run.prioritized,
-            alpha=settings.run.priority_alpha,
-            beta=settings.run.priority_beta,
             device=settings.run.replay_device,
         )
     except ValueError as error:

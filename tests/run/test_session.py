@@ -178,7 +178,7 @@ def test_a_run_of_an_older_version_goes_on_and_can_be_played(
     shutil.copytree(finished, folder, symlinks=True)
 
     def older(config: dict[str, Any]) -> None:
-        del config["run"]["log_every"], config["env"]["render_quality"], config["agent"]["loss"]["rho"], config["top"]["swept"]
+        del config["run"]["num_envs"], config["env"]["render_quality"], config["agent"]["loss"]["rho"], config["top"]["swept"]
         config["run"]["warmup"], config["agent"]["loss"]["bisimulation"] = 3, {"coef": 2.0}
 
     saved_otherwise(folder, older)
@@ -206,7 +206,7 @@ def test_a_run_of_an_older_version_goes_on_and_can_be_played(
         (["checkpoint=/nowhere"], "checkpoint=/nowhere: is for mode=eval; training goes on by the same command line"),
         (["head=clip"], "head=clip: is for mode=eval"),
         (["dataset=/nowhere.hdf5"], "dataset=/nowhere.hdf5: is for agents that imitate"),
-        (["episodes=5"], "episodes=5: is for mode=demos; training takes run.demos"),
+        (["episodes=5"], "episodes: this option is gone; run.demos is the number of demonstrations, of mode=demos too. Leave it"),
         (["root=/proc/nope"], "can't be made (No such file or directory); choose a folder to write to by root=FOLDER"),
     ],
 )
