@@ -20,6 +20,7 @@ from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
 from difftop.run.ownership import sole_owner
 from difftop.run.protocols import PROTOCOLS
+from difftop.run.records import nonfinite_batch
 from difftop.run.rollouts import Environments, Rollouts, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import (
@@ -113,7 +114,7 @@ def _train_in(
         agent.fit_normalizer_(training)
     with StopOnSignal() as stop:
         records = ImitationRecords(folder, settings, spec, checkpoint) if workers.leads else None
-        others = OfflineHooks(stop, lambda _: ImitationRecords.nonfinite_batch(folder))
+        others = OfflineHooks(stop, lambda _: nonfinite_batch(folder))
         hooks = _hooks(records, stop, envs, factories, settings) if records else others
         loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks, workers=workers)
         if checkpoint:
