@@ -26,7 +26,7 @@ def test_a_benchmark_explains_itself(script: str) -> None:
     assert "usage:" in done.stdout and len(done.stdout) > 200
 
 
-# Those whose numbers docs/planner.md and docs/results quote of today's agents; the others need a published table, a GPU or another solver.
+# What docs/planner.md and docs/results quote of today's agents; the others need published tables, a GPU or other solvers.
 QUICK = {
     "planner.py": (["--quick"], "over_hand_lm_b1"),
     "planner_quality.py": (["--quick"], "warm start, gain"),
