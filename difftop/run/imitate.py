@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,8 @@ def _train_in(
     training, held_out = split(demonstrations, run.valid_fraction, stream(settings.top.seed, "split"))
     if checkpoint is None:  # which holds all that was taken from them
         agent.fit_normalizer_(training)
-    with StopOnSignal() as stop:
-        records = ImitationRecords(folder, settings, spec, checkpoint) if workers.leads else None
+    with StopOnSignal() as stop, ExitStack() as written:
+        records = written.enter_context(ImitationRecords(folder, settings, spec, checkpoint)) if workers.leads else None
         others = OfflineHooks(stop, lambda _: nonfinite_batch(folder))
         hooks = _hooks(records, stop, envs, factories, settings) if records else others
         loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks, workers=workers)

@@ -33,7 +33,7 @@ class ImitationRecords(Records):
         self.say_begin(run.count.grad_steps, resumed)
 
     def end(self, run: OfflineRun, finished: bool) -> None:
-        """Closes the records and says how it ended."""
+        """Says how it ended."""
         self.close(run.count.grad_steps, run.count.wall_s, "trained" if finished else None)
 
     def on_metrics(self, run: OfflineRun, metrics: Mapping[str, float]) -> None:

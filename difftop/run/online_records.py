@@ -27,7 +27,7 @@ class OnlineRecords(Records):
         self.say_begin(run.frames, resumed)
 
     def end(self, run: OnlineRun, finished: bool) -> None:
-        """Closes the records and says how it ended."""
+        """Says how it ended."""
         self.close(run.frames, run.count.wall_s, "finished" if finished else None)
 
     def on_eval(self, run: OnlineRun, found: Rollouts) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -54,15 +55,22 @@ class Records:
         self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=done, rows=rows)
         self.progress = Progress(length, frames=done, unit=unit)
 
+    def __enter__(self) -> Self:
+        """Itself; it is left with everything closed, however the run ends."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(OSError) if kind else nullcontext():  # what ended the run is said, not what followed from it
+            self.logger.close()
+
     def say_begin(self, done: int, resumed: bool) -> None:
         """Says what is run, and where."""
         verb = f"continues at {done:,} of" if resumed else "runs for"
         log.info("%s %s %s %s in %s", run_name(self.settings), verb, f"{self.length:,}", self.unit, self.folder)
 
     def close(self, done: int, wall_s: float, how: str | None) -> None:
-        """Closes the records and says how the run ended; None: before its end."""
+        """Ends the progress line and says how the run ended; None: before its end."""
         self.progress.close()
-        self.logger.close()
         state = how or "stopped and saved; the same command goes on"
         log.info("%s at %s %s after %.0f s: %s", state, f"{done:,}", self.unit, wall_s, self.folder)
 

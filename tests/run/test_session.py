@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -315,7 +316,7 @@ def test_no_saved_file_names_a_place_of_this_machine(finished: Path) -> None:
 def test_a_disk_that_fills_up_while_a_row_is_written_loses_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row: int
 ) -> None:
-    write, written = CsvLog.write, 0
+    write, written, before = CsvLog.write, 0, set(threading.enumerate())
 
     def full(self: CsvLog, cells: Any) -> None:
         nonlocal written
@@ -331,6 +332,7 @@ def test_a_disk_that_fills_up_while_a_row_is_written_loses_nothing(
         assert run(tmp_path) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device; the last checkpoint is whole: mend this and run the same command again" in said
+    assert set(threading.enumerate()) <= before  # nothing of a run that has ended goes on writing
     assert run(tmp_path) == 0
     mine = without_clock(tmp_path / FOLDER / "eval.csv")
     assert mine == without_clock(finished / "eval.csv")[: len(mine)] and len(mine) == 3
