@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from agents.policies.chunks import PolicyConfig, WindowPolicy
 from agents.policies.noise import Noise
 from agents.policies.training import WindowShape
-from agents.rnn_gmm import LOW_NOISE_STD
+from agents.rnn_gmm import ACTING_STD, LEAST_STD
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.distributions import MixtureHead
@@ -36,8 +36,6 @@ class BCConfig(PolicyConfig):
     hidden_dims: list[int] = option([1024, 1024], "widths of the MLP's hidden layers", low=1)
     distribution: str = option("gmm", "mixture of Gaussians, or one action by squared error", choices=("gmm", "deterministic"))
     modes: int = option(5, "distribution=gmm: Gaussians in the mixture", low=1)
-    min_std: float = option(1e-4, "distribution=gmm: smallest standard deviation, action units", above=0)
-    low_noise: bool = option(True, "distribution=gmm: act with a standard deviation of 1e-4: a mode is drawn, and its mean taken")
 
 
 class BC(WindowPolicy):
@@ -53,7 +51,7 @@ class BC(WindowPolicy):
             sizes = [self.observer.out * config.window, *config.hidden_dims]
             self.body = nn.Sequential(mlp(sizes), nn.ELU()) if config.hidden_dims else nn.Identity()
             if config.distribution == "gmm":
-                self.mixture = MixtureHead(sizes[-1], self.limits.size, config.modes, config.min_std)
+                self.mixture = MixtureHead(sizes[-1], self.limits.size, config.modes, LEAST_STD)
             else:
                 self.linear = nn.Linear(sizes[-1], self.limits.size)
 
@@ -80,8 +78,7 @@ class BC(WindowPolicy):
         if self.config.distribution == "deterministic":
             actions: Tensor = self.linear(features).tanh()
         else:
-            std = LOW_NOISE_STD if self.config.low_noise else None
-            actions = self.mixture(features).sample(noise.uniform(), noise.normal(self.limits.size), std)
+            actions = self.mixture(features).sample(noise.uniform(), noise.normal(self.limits.size), ACTING_STD)
         return actions.view(len(actions), self.config.horizon, -1)
 
     def _features(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:

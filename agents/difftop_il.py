@@ -24,7 +24,7 @@ from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, Base
 from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
 from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
 from agents.policies.noise import Noise
-from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.training import TrainingConfig, WindowShape, schedule_option
 from agents.registry import make_policy
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
@@ -32,7 +32,7 @@ from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import option
 from difftop.planning import LMPlanner
-from difftop.planning.config import LMConfig
+from difftop.planning.config import LMConfig, objective_option
 from difftop.types import EnvSpec, PlanResult, SolveStatus
 
 _MEMORY = {"none": 1, "bc": 1, "diffusion": 2, "rnn_gmm": 10}  # observations that a base's prediction depends on, usually
@@ -42,7 +42,7 @@ _MEMORY = {"none": 1, "bc": 1, "diffusion": 2, "rnn_gmm": 10}  # observations th
 class ILPlannerConfig(LMConfig):
     """The planner's options, with defaults for a learned cost."""
 
-    objective: str = option("cost", "rows of the least squares", choices=("stagewise", "return", "cost"))
+    objective: str = objective_option("cost")
     iterations: int = option(2, "Levenberg-Marquardt iterations per plan", low=1)
     damping: float = option(0.1, "lambda: larger means smaller steps, nearer the start", above=0.0)
     proximal: float = option(1.0, "weight rho of 1/2 rho |a - start|^2: what the cost has to outweigh", low=0.0)
@@ -54,7 +54,7 @@ class ILTraining(TrainingConfig):
     """Defaults found on a synthetic task and on MetaWorld; see docs/difftop_il.md."""
 
     learning_rate: float = option(3e-3, "of Adam", above=0)
-    schedule: str = option("cosine", "of the learning rate, over the length of the run", choices=("constant", "cosine"))
+    schedule: str = schedule_option("cosine")
     clip: float = option(10.0, "largest norm of the gradient; 0 for none", low=0)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from agents.policies.chunks import PolicyConfig, WindowPolicy
 from agents.policies.noise import Noise
-from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.training import TrainingConfig, WindowShape, schedule_option
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
@@ -33,6 +33,8 @@ from difftop.nn.unet1d import UNet1d
 from difftop.options import ConfigError, option
 from difftop.types import EnvSpec
 
+_KERNEL, _GROUPS = 5, 8  # of the U-Net's convolutions and GroupNorm, in all of the paper's runs
+
 
 @dataclass(frozen=True)
 class DiffusionTraining(TrainingConfig):
@@ -40,7 +42,7 @@ class DiffusionTraining(TrainingConfig):
 
     learning_rate: float = option(1e-4, "of Adam", above=0)
     weight_decay: float = option(1e-6, "decoupled; 0 is plain Adam", low=0)
-    schedule: str = option("cosine", "of the learning rate, over the length of the run", choices=("constant", "cosine"))
+    schedule: str = schedule_option("cosine")
     warmup_steps: int = option(500, "gradient steps over which the learning rate rises from 0", low=0)
     beta1: float = option(0.95, "Adam's decay of the gradient's mean", low=0, high=1)
     ema: float = option(
@@ -71,8 +73,6 @@ class DiffusionConfig(PolicyConfig):
         choices=("hold", "mask"),
     )
     widths: list[int] = option([64, 128, 256], "channels of the U-Net, level by level; the paper's are 256, 512, 1024", low=8)
-    kernel: int = option(5, "of the convolutions, steps, odd", low=1)
-    groups: int = option(8, "of GroupNorm; divides every width", low=1)
     step_dim: int = option(64, "size of the embedding of the diffusion step; the paper's is 256", low=2)
     steps: int = option(100, "K: steps of the diffusion", low=2)
     sampler: str = option("ddim", "while acting: ddpm takes all K steps, ddim fewer ones without noise", choices=("ddpm", "ddim"))
@@ -97,8 +97,8 @@ class Diffusion(WindowPolicy):
                 self.observer.out * config.window,
                 list(config.widths),
                 step_dim=config.step_dim,
-                kernel=config.kernel,
-                groups=config.groups,
+                kernel=_KERNEL,
+                groups=_GROUPS,
             )
         self.denoising = Denoising(config.steps)
         moves = torch.tensor([i in self.limits.selected for i in range(spec.action_dim)])
@@ -177,12 +177,9 @@ def _check(config: DiffusionConfig) -> None:
             f"agent.horizon={config.horizon}: must be a multiple of {multiple} for {len(config.widths)} widths, and at least "
             f"window={config.window}."
         )
-    wrong = [width for width in config.widths if width % config.groups]
-    if not config.widths or wrong or not config.kernel % 2:
-        raise ConfigError(
-            f"agent.widths={list(config.widths)}, groups={config.groups}, kernel={config.kernel}: every width must be a multiple "
-            "of groups, and the kernel odd."
-        )
+    wrong = [width for width in config.widths if width % _GROUPS]
+    if not config.widths or wrong:
+        raise ConfigError(f"agent.widths={list(config.widths)}: every width must be a multiple of {_GROUPS}.")
     if config.ddim_steps > config.steps or config.step_dim % 2:
         raise ConfigError(
             f"agent.ddim_steps={config.ddim_steps}, steps={config.steps}, step_dim={config.step_dim}: at most as many DDIM steps "

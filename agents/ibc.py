@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from agents.policies.chunks import PolicyConfig, WindowPolicy
 from agents.policies.noise import Noise
-from agents.policies.training import TrainingConfig, WindowShape
+from agents.policies.training import TrainingConfig, WindowShape, schedule_option
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.normalize import Affine
 from difftop.data.windows import WindowBatch
@@ -32,6 +32,7 @@ from difftop.types import EnvSpec
 
 _MARGIN = 0.05  # of its range that each action may go beyond the demonstrated ones
 _POSITIVE_STD = 1e-4  # noise on demonstrated actions, of half their range
+_SHRINK = 0.5  # of the deviation of a move, from round to round
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class IBCTraining(TrainingConfig):
 
     learning_rate: float = option(1e-4, "of Adam", above=0)
     weight_decay: float = option(1e-6, "decoupled; 0 is plain Adam", low=0)
-    schedule: str = option("cosine", "of the learning rate, over the length of the run", choices=("constant", "cosine"))
+    schedule: str = schedule_option("cosine")
     warmup_steps: int = option(500, "gradient steps over which the learning rate rises from 0", low=0)
     beta1: float = option(0.95, "Adam's decay of the gradient's mean", low=0, high=1)
 
@@ -59,7 +60,6 @@ class IBCConfig(PolicyConfig):
     samples: int = option(1024, "actions that are tried while acting", low=1)
     rounds: int = option(5, "of trying, resampling and moving them", low=1)
     noise: float = option(0.33, "standard deviation of the first move, of half an action's range in the demonstrations", low=0)
-    shrink: float = option(0.5, "factor of that deviation from round to round", low=0, high=1)
 
 
 class IBC(WindowPolicy):
@@ -144,7 +144,7 @@ class IBC(WindowPolicy):
             chosen = torch.searchsorted(edges, noise.uniform(config.samples) * edges[:, -1:]).clamp_max(config.samples - 1)
             kept = samples.gather(1, chosen[..., None].expand_as(samples))
             samples = (kept + std * half * noise.normal(*samples.shape[1:])).clamp(low, high)
-            std *= config.shrink
+            std *= _SHRINK
         best = self.energies(features, samples).argmax(-1)
         return samples[torch.arange(len(best)), best].view(len(best), config.horizon, -1)
 

@@ -44,7 +44,6 @@ class LetoConfig(RecurrentConfig):
     squash: bool = option(True, "e = -tanh(x), as in LeTO's code; False: e = -x, as in the paper's text")
     head: str = option("qp", "what keeps the limits, in training too", choices=HEADS)
     alpha: float = option(1.0, "head=qp: weight of the accelerations", low=0)
-    eps: float = option(1e-4, "head=qp: added to the diagonal of L L^T", low=0)
     init: str = option(
         "identity", "head=qp: L at the start; uniform is LeTO's, under which most limits bind", choices=("identity", "uniform")
     )
@@ -182,7 +181,7 @@ class Leto(RecurrentPolicy):
 
     def _qp(self, config: LetoConfig) -> nn.Module:
         kind = QPHead if config.head_triangular else DenseQPHead
-        return kind(self.limits, alpha=config.alpha, eps=config.eps, init=config.init)
+        return kind(self.limits, alpha=config.alpha, init=config.init)
 
 
 class _Unlimited(nn.Module):

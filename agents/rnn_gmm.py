@@ -22,7 +22,8 @@ from difftop.nn.distributions import MixtureHead
 from difftop.options import option
 from difftop.types import EnvSpec
 
-LOW_NOISE_STD = 1e-4  # robomimic's, while acting
+# robomimic's: the smallest that is learned, and that of acting, where a mode is drawn and about its mean taken.
+LEAST_STD = ACTING_STD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,6 @@ class RnnGmmConfig(RecurrentConfig):
     window: int = option(10, "T_s: steps the LSTM is unrolled for in training, and after which it forgets while acting", low=1)
     horizon: int = option(1, "T_p: actions of one prediction", low=1)
     modes: int = option(5, "Gaussians in the mixture", low=1)
-    min_std: float = option(1e-4, "smallest standard deviation, action units", above=0)
-    low_noise: bool = option(True, "act with a standard deviation of 1e-4: a mode is drawn, and its mean taken")
 
 
 class RnnGmm(RecurrentPolicy):
@@ -48,7 +47,7 @@ class RnnGmm(RecurrentPolicy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(config, spec, windows)
-            self.mixture = MixtureHead(config.hidden_dim, self.limits.size, config.modes, config.min_std)
+            self.mixture = MixtureHead(config.hidden_dim, self.limits.size, config.modes, LEAST_STD)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log likelihood of the chunk at every step, per action, over steps that are no padding:
@@ -66,7 +65,5 @@ class RnnGmm(RecurrentPolicy):
     def chunk(self, features: Tensor, noise: Noise) -> Tensor:
         """See `RecurrentPolicy`."""
         mixture = self.mixture(features)
-        drawn: Tensor = mixture.sample(
-            noise.uniform(), noise.normal(self.limits.size), LOW_NOISE_STD if self.config.low_noise else None
-        )
+        drawn: Tensor = mixture.sample(noise.uniform(), noise.normal(self.limits.size), ACTING_STD)
         return drawn.view(len(drawn), self.config.horizon, -1)

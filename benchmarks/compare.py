@@ -52,7 +52,7 @@ def write_curves(folder: Path, tasks: int, random: np.random.Generator) -> None:
 def write_run(folder: Path, steps: np.ndarray, returns: np.ndarray, task: str) -> None:
     """A run folder with what the comparison reads of one."""
     folder.mkdir(parents=True)
-    run = {"frames": FRAMES, "seed_steps": 1000, "updates_per_step": 1.0, "num_envs": 1, "log_every": 1, "eval_episodes": 10}
+    run = {"frames": FRAMES, "seed_steps": 1000, "updates_per_step": 1.0, "num_envs": 1, "eval_episodes": 10}
     config = {"top": {"seed": 1}, "run": run, "env": {"name": f"dmc/{task}"}, "agent": {"name": "method"}}
     (folder / "config.json").write_text(json.dumps(config))
     evals = [f"{f},{f // 2},{r:.4f},10.0,,10,{f * 0.01:.2f}" for f, r in zip(steps, returns, strict=True)]

@@ -60,7 +60,7 @@ def trained_model(quick: bool) -> Trained:
     def states(count: int) -> tuple[Tensor, Tensor, float]:
         with torch.no_grad():
             z = model.encode(buffer.sample(count, torch.Generator().manual_seed(1)).obs[:, 0])
-            return z, policy_plan(model, z, HORIZON, 0.0, None), float(agent.step_scale())
+            return z, policy_plan(model, z, HORIZON, 0.0, None), float(agent.world.step_scale())
 
     def prior(z: Tensor) -> Tensor:
         return policy_plan(model, z, HORIZON, 0.0, None)

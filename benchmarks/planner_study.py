@@ -2,6 +2,7 @@
 
     python benchmarks/planner_study.py train  [--root runs/study] [--jobs 2]      trains what is missing (resumable)
     python benchmarks/planner_study.py report [--root runs/study] [--out docs/results/planner_study.csv]
+    python benchmarks/planner_study.py quick  --root FOLDER                       both, of three short runs: shows that it works
 
 The report plays evaluation episodes with each trained agent. At some of their states it takes the prior's plan and the
 optimized plan. The model's return of a plan is what the planner maximizes: discounted rewards and the terminal value. Its
@@ -16,17 +17,21 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from agents.latent.prior import policy_plan
 from agents.registry import make_agent
 from difftop.options import build
+from difftop.planning import LMPlanner
 from difftop.planning.rollout import rollout_return
 from difftop.plot import read_table
 from difftop.run.checkpoint import load_checkpoint
@@ -55,7 +60,94 @@ PLANNERS = {  # name to options of agent.acting; the default is damping-10: hori
     },
 }
 SEEDS = (1, 2, 3)
+QUICK = ("prior-alone", "damping-10", "papers-5")
 STATES, EPISODES = 8, 3
+
+
+class Cell(NamedTuple):
+    """One run of the study."""
+
+    task: str
+    planner: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained and reported.
+
+    Attributes:
+        root: folder of the runs.
+        tasks: environment frames of each.
+        planners, seeds: of each task.
+        extra: options of all runs.
+    """
+
+    root: Path
+    tasks: Mapping[str, int] = field(default_factory=lambda: TASKS)
+    planners: Sequence[str] = tuple(PLANNERS)
+    seeds: Sequence[int] = SEEDS
+    extra: Sequence[str] = ()
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All runs, task by task."""
+        return [Cell(task, planner, seed) for task in self.tasks for planner in self.planners for seed in self.seeds]
+
+    def command(self, cell: Cell) -> list[str]:
+        """The training run of one cell."""
+        settings = [f"agent.acting.{option}={value}" for option, value in PLANNERS[cell.planner].items()]
+        options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", *settings, f"env=dmc/{cell.task}"]
+        sizes = ["preset=cpu", "run.batch_size=128", f"run.frames={self.tasks[cell.task]}", "run.eval_every=4000"]
+        where = [f"seed={cell.seed}", f"name={cell.planner}", f"root={self.root}"]
+        return [sys.executable, "train.py", *options, *sizes, "run.video=false", "threads=1", *where, *self.extra]
+
+    def folder(self, cell: Cell) -> Path:
+        """Where that run is."""
+        return self.root / f"dmc-{cell.task}" / "difftop_rl" / cell.planner / f"seed{cell.seed}"
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether that run has reached its last frame."""
+        last = self.folder(cell) / "checkpoints" / "last"
+        frames = self.tasks[cell.task]
+        return last.exists() and float(read_table(last.parents[1] / "eval.csv", ("env_frames",))[-1, 0]) >= frames
+
+    def train(self, jobs: int) -> None:
+        """Runs all cells, `jobs` at a time; finished ones end at once."""
+
+        def work(cell: Cell) -> None:
+            subprocess.run(self.command(cell), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+            print("done", *cell, flush=True)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(work, self.cells))
+
+    def report(self, out: Path) -> None:
+        """Writes the table and, beside it, the picture. A cell without a run keeps its earlier row, or is missing."""
+        rows, earlier = [], earlier_rows(out)
+        for cell in self.cells:
+            if self.finished(cell):
+                rows.append(measure(cell, self.folder(cell)))
+                print(json.dumps(asdict(rows[-1])), flush=True)
+            elif cell in earlier:
+                rows.append(earlier[cell])
+            else:
+                print(f"missing: {cell.task}, {cell.planner}, seed {cell.seed}", flush=True)
+        if not rows:
+            raise SystemExit(f"{self.root}: no finished run of the study; run `train` first.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+        draw(rows, out.with_suffix(".png"))
+
+
+def quick(root: Path) -> Study:
+    """Three short runs on small networks."""
+    few = ["run.eval_episodes=1", "run.eval_every=1000", "run.seed_steps=100", "run.batch_size=8", "env.episode_steps=40"]
+    small = ["agent.model.mlp_dim=16", "agent.model.encoder_dim=16", "run.updates_per_step=0.1"]
+    return Study(root, {"cartpole-swingup": 1600}, QUICK, (1,), [*few, *small])
 
 
 @dataclass(frozen=True)
@@ -81,47 +173,21 @@ class Row:
     step: float
 
 
-def command(task: str, planner: str, seed: int, root: Path) -> list[str]:
-    """The training run of one cell."""
-    settings = [f"agent.acting.{option}={value}" for option, value in PLANNERS[planner].items()]
-    options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", *settings, f"env=dmc/{task}"]
-    sizes = [
-        "preset=cpu",
-        "run.batch_size=128",
-        f"run.frames={TASKS[task]}",
-        "run.eval_every=4000",
-        "run.video=false",
-        "threads=1",
-    ]
-    return [sys.executable, "train.py", *options, *sizes, f"seed={seed}", f"name={planner}", f"root={root}"]
-
-
-def folder(task: str, planner: str, seed: int, root: Path) -> Path:
-    """Where that run is."""
-    return root / f"dmc-{task}" / "difftop_rl" / planner / f"seed{seed}"
-
-
-def train_all(root: Path, jobs: int) -> None:
-    """Runs all cells, `jobs` at a time; finished ones end at once."""
-    cells = [(task, planner, seed) for planner in PLANNERS for seed in SEEDS for task in TASKS]
-
-    def work(cell: tuple[str, str, int]) -> None:
-        subprocess.run(command(*cell, root), cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-        print("done", *cell, flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, cells))
+@torch.no_grad()
+def plans_at(agent: Any, z: torch.Tensor, horizon: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The prior's and the optimized plan from a latent `[1, Z]`, and the model's return of each."""
+    world = agent.world
+    prior = policy_plan(world.model, z, horizon, 0.0, None)
+    planner = LMPlanner(agent.config.acting.lm, world.spec.action_dim)  # prior-alone acts without one
+    plans = {"prior": prior, "optimized": planner.plan(world.latent_model, z, prior, scale=world.step_scale()).actions}
+    values = {name: float(rollout_return(world.latent_model, z, plan)) for name, plan in plans.items()}
+    return {name: plan[0].numpy() for name, plan in plans.items()}, values
 
 
 @torch.no_grad()
-def plans_at(agent: Any, obs: np.ndarray, horizon: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The prior's and the optimized plan, and the model's return of each."""
-    z = agent.model.encode(torch.from_numpy(obs)[None])
-    prior = policy_plan(agent.model, z, horizon, 0.0, None)
-    optimized = agent.lm.plan(agent.latent_model, z, prior, scale=agent.step_scale()).actions
-    plans = {"prior": prior, "optimized": optimized}
-    values = {name: float(rollout_return(agent.latent_model, z, plan)) for name, plan in plans.items()}
-    return {name: plan[0].numpy() for name, plan in plans.items()}, values
+def latent(agent: Any, obs: Mapping[str, np.ndarray]) -> torch.Tensor:
+    """Of one observation, `[1, Z]`."""
+    return cast(torch.Tensor, agent.world.model.encode(torch.from_numpy(obs["state"])[None]))
 
 
 @torch.no_grad()
@@ -132,19 +198,15 @@ def true_return(env: Any, agent: Any, seed: int, before: list[np.ndarray], plan:
         env.step(action)
     rewards, over = [], False
     while not over:
-        if len(rewards) < len(plan):
-            action = plan[len(rewards)]
-        else:
-            action = agent.model.policy(agent.model.encode(torch.from_numpy(obs)[None]))[0].numpy()
+        action = plan[len(rewards)] if len(rewards) < len(plan) else agent.world.model.policy(latent(agent, obs))[0].numpy()
         obs, reward, terminated, truncated, _ = env.step(action)
         rewards.append(float(reward))
         over = terminated or truncated
-    return float(np.dot(rewards, agent.config.discount ** np.arange(len(rewards))))
+    return float(np.dot(rewards, agent.world.discount ** np.arange(len(rewards))))
 
 
-def measure(task: str, planner: str, seed: int, root: Path) -> Row:
+def measure(cell: Cell, path: Path) -> Row:
     """One row, from the run's tables and from its last checkpoint."""
-    path = folder(task, planner, seed, root)
     frames, returns = read_table(path / "eval.csv", ("env_frames", "return_mean")).T
     scores = [float(x) for x in (returns[-1], returns.max(), returns[2 * frames > frames[-1]].mean())]
     checkpoint = load_checkpoint(path)
@@ -153,34 +215,29 @@ def measure(task: str, planner: str, seed: int, root: Path) -> Row:
     agent: Any = make_agent(checkpoint.config["agent"], spec, seed=0)
     agent.load_state_dict(checkpoint.model)
     horizon = agent.config.acting.plan_length(checkpoint.step)
+    scale = float(agent.world.step_scale())
     env, other = make_env(config), make_env(config)
     gains: list[tuple[float, float, float]] = []
     for episode in range(EPISODES):
-        start = stream(seed, "planner_study", episode)
+        start = stream(cell.seed, "planner_study", episode)
         actor = agent.actor(1, seed=0, explore=False)
         obs, _ = env.reset(seed=start)
         before: list[np.ndarray] = []
         for t in range(spec.episode_steps - horizon):
             if t % (spec.episode_steps // STATES) == 0:
-                plans, values = plans_at(agent, obs, horizon)
+                plans, values = plans_at(agent, latent(agent, obs), horizon)
                 true = {name: true_return(other, agent, start, before, plan) for name, plan in plans.items()}
-                scale = float(agent.step_scale())
                 step = float(np.sqrt(np.mean((plans["optimized"] - plans["prior"]) ** 2)))
                 gains.append(((values["optimized"] - values["prior"]) / scale, (true["optimized"] - true["prior"]) / scale, step))
-            action = actor.act(torch.from_numpy(obs)[None], torch.tensor([t == 0]), checkpoint.step)[0].numpy()
+            seen = {key: torch.from_numpy(value)[None] for key, value in obs.items()}
+            action = actor.act(seen, torch.tensor([t == 0]), checkpoint.step)[0].numpy()
             before.append(action)
             obs = env.step(action)[0]
     model_gain, true_gain, step = np.mean(gains, axis=0)
-    return Row(task, planner, seed, *scores, float(model_gain), float(true_gain), float(step))
+    return Row(*cell, *scores, float(model_gain), float(true_gain), float(step))
 
 
-def finished(task: str, planner: str, seed: int, root: Path) -> bool:
-    """Whether that run has reached its last frame."""
-    last = folder(task, planner, seed, root) / "checkpoints" / "last"
-    return last.exists() and float(read_table(last.parents[1] / "eval.csv", ("env_frames",))[-1, 0]) >= TASKS[task]
-
-
-def earlier_rows(path: Path) -> dict[tuple[str, str, int], Row]:
+def earlier_rows(path: Path) -> dict[Cell, Row]:
     """Rows of an earlier report by task, planner and seed; none where there is no such file."""
     if not path.exists():
         return {}
@@ -190,31 +247,7 @@ def earlier_rows(path: Path) -> dict[tuple[str, str, int], Row]:
             for row in csv.DictReader(file)
         ]
     made = [Row(**row | {"seed": int(row["seed"])}) for row in read]  # type: ignore[arg-type]
-    return {(row.task, row.planner, row.seed): row for row in made}
-
-
-def report(root: Path, out: Path) -> None:
-    """Writes the table and, beside it, the picture. A cell without a run keeps its row of an earlier report, or is missing."""
-    rows = []
-    earlier = earlier_rows(out)
-    for task in TASKS:
-        for planner in PLANNERS:
-            for seed in SEEDS:
-                if finished(task, planner, seed, root):
-                    rows.append(measure(task, planner, seed, root))
-                    print(json.dumps(asdict(rows[-1])), flush=True)
-                elif (task, planner, seed) in earlier:
-                    rows.append(earlier[task, planner, seed])
-                else:
-                    print(f"missing: {task}, {planner}, seed {seed}", flush=True)
-    if not rows:
-        raise SystemExit(f"{root}: no finished run of the study; run `train` first.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    draw(rows, out.with_suffix(".png"))
+    return {Cell(row.task, row.planner, row.seed): row for row in made}
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -249,16 +282,20 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "report"))
+    parser.add_argument("what", choices=("train", "report", "quick"))
     parser.add_argument("--root", type=Path, default=Path("runs/study"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/planner_study.csv"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.what == "train":
-        train_all(options.root.resolve(), options.jobs)
+    if options.what == "quick":
+        study = quick(options.root.resolve())
+        study.train(options.jobs)
+        study.report(study.root / "planner_study.csv")
+    elif options.what == "train":
+        Study(options.root.resolve()).train(options.jobs)
     else:
-        report(options.root, options.out)
+        Study(options.root).report(options.out)
 
 
 if __name__ == "__main__":

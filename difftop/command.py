@@ -16,12 +16,36 @@ if TYPE_CHECKING:
     from difftop.run.cli import Registry
     from difftop.run.session import Factories, RunEnd
 
+# What `pip install .` brings, by the names that are imported.
+REQUIRED = {
+    "torch",
+    "numpy",
+    "gymnasium",
+    "hydra",
+    "omegaconf",
+    "tensorboard",
+    "matplotlib",
+    "imageio_ffmpeg",
+    "safetensors",
+    "h5py",
+}
 _READERS = ("compare", "status", "envs")  # modes that only read; their options are their own
 
 
 def run_command() -> None:
-    """Entry point of the `difftop` command."""
-    sys.exit(main(sys.argv[1:]))
+    """Entry point of the `difftop` command and of train.py; says in one sentence where this Python lacks a required package."""
+    try:
+        status = main(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in REQUIRED:
+            raise
+        sys.stderr.write(
+            f"error: {sys.executable} has no package '{package}', which difftop needs: `make setup` makes an environment with "
+            "all of them (then `. .venv/bin/activate`), `pip install .` adds them to this one; docs/install.md has the rest.\n"
+        )
+        status = 2
+    sys.exit(status)
 
 
 def make_registry() -> Registry:

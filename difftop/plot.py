@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Curve", "CurveError", "Series", "plot_curves", "plot_run", "read_curve", "read_references", "read_runs", "read_table"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, for our runs; greys and markers for published curves.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREYS = ("#444444", "#8A8A8A", "#666666", "#9E9E9E")
 _MARKERS = "osD^vPX"
 
@@ -93,9 +93,9 @@ def plot_run(folder: Path | str, out: Path | str | None = None) -> Path:
         panel.scatter(training[:, 0], training[:, 1], s=6, color="#BBBBBB", linewidths=0, label="training episode")
     steps, point, spread = rows.T
     panel.fill_between(
-        steps, point - spread, point + spread, color=_COLOURS[0], alpha=0.2, linewidth=0, label="±1 std of episodes"
+        steps, point - spread, point + spread, color=COLOURS[0], alpha=0.2, linewidth=0, label="±1 std of episodes"
     )
-    panel.plot(steps, point, color=_COLOURS[0], linewidth=1.8, marker="o", markersize=3, label="evaluation")
+    panel.plot(steps, point, color=COLOURS[0], linewidth=1.8, marker="o", markersize=3, label="evaluation")
     dress(panel, f"{task}: {agent}, {name}, seed {seed}", None)
     panel.legend(frameon=False, fontsize=8, loc="best")
     return _save(figure, Path(out) if out else folder / "curve.png")
@@ -193,8 +193,8 @@ def style_of(position: int, reference: bool) -> dict[str, Any]:
         marker = _MARKERS[position % len(_MARKERS)]
         line = {"linestyle": "--", "linewidth": 1.0, "marker": marker, "markersize": 4, "zorder": 2}
         return {"color": _GREYS[position % len(_GREYS)], **line}
-    dashes = ("-", "-.", ":")[position // len(_COLOURS) % 3]
-    return {"color": _COLOURS[position % len(_COLOURS)], "linestyle": dashes, "linewidth": 1.8, "zorder": 3}
+    dashes = ("-", "-.", ":")[position // len(COLOURS) % 3]
+    return {"color": COLOURS[position % len(COLOURS)], "linestyle": dashes, "linewidth": 1.8, "zorder": 3}
 
 
 def dress(panel: Axes, title: str, end: float | None, *, score: str = "return") -> None:

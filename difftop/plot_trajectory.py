@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from difftop.metrics import accelerations
+from difftop.plot import COLOURS
 from difftop.types import EnvSpec
 
 if TYPE_CHECKING:
     from difftop.qp.trajectory import TrajectoryLimits
-
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
 def plot_actions(
@@ -40,7 +39,7 @@ def plot_actions(
     figure = Figure(figsize=(8, 6.4), dpi=120, layout="constrained")
     for axes, (title, values) in zip(figure.subplots(3, 1, sharex=True), rows.items(), strict=True):
         for number, i in enumerate(chosen):
-            axes.plot(time_s, values[:, i], color=_COLOURS[number % len(_COLOURS)], linewidth=1.2, label=f"action {i}")
+            axes.plot(time_s, values[:, i], color=COLOURS[number % len(COLOURS)], linewidth=1.2, label=f"action {i}")
         kind = title.split()[0]
         if limits is not None and kind != "path" and chosen:
             for name in (f"{kind}_min", f"{kind}_max"):

@@ -97,7 +97,7 @@ class PlainTDMPC2:
     def sample(self, z: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Action and the logarithm of its density."""
         mean, raw = self.pi(z).chunk(2, dim=-1)
-        low, high = self.sizes.log_std_min, self.sizes.log_std_max
+        low, high = -10.0, 2.0
         log_std = low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
         u = mean + noise * log_std.exp()
         a = torch.tanh(u)

@@ -24,3 +24,25 @@ def test_a_benchmark_explains_itself(script: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout and len(done.stdout) > 200
+
+
+# What docs/planner.md and docs/results quote of today's agents; the others need published tables, a GPU or other solvers.
+QUICK = {
+    "planner.py": (["--quick"], "over_hand_lm_b1"),
+    "planner_quality.py": (["--quick"], "warm start, gain"),
+    "planner_study.py": (["quick", "--jobs", "1", "--root", "ROOT"], '"planner": "papers-5"'),
+    "loop.py": (["--quick"], "speedup_loop"),
+    "update.py": (["--quick"], "policy_gradient_cost"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", QUICK)
+def test_a_benchmark_runs_with_its_quick_setting(script: str, tmp_path: Path) -> None:
+    if script == "loop.py" and subprocess.run(["git", "cat-file", "-e", "6dbe338"], cwd=ROOT, check=False).returncode:
+        pytest.skip("the older tree is not in this checkout's history")
+    options, last = QUICK[script]
+    command = [sys.executable, f"benchmarks/{script}", *(str(tmp_path) if word == "ROOT" else word for word in options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert last in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 import train
 from agents.registry import AGENTS, config_class
+from difftop import command
 from difftop.run.config_folder import config_folder
 
 HEAVY = ("dm_control", "mujoco", "theseus", "matplotlib", "tensorboard", "imageio_ffmpeg")
@@ -248,6 +250,28 @@ def test_another_package_called_agents_is_noticed(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"`import agents` finds {tmp_path / 'agents'} instead of {train.ROOT / 'agents'}" in done.stderr
     assert python("import runpy; runpy.run_path('train.py')['guard_packages']()", train.ROOT).returncode == 0
+
+
+def test_a_python_without_the_packages_is_told_in_one_sentence() -> None:
+    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    line = [sys.executable, "-S", "train.py", "env=toy/reach"]  # -S: the standard library and this folder only
+    done = subprocess.run(line, cwd=train.ROOT, capture_output=True, text=True, timeout=60, env=alone)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {sys.executable} has no package '") and done.stderr.count("\n") == 1
+    assert "`make setup`" in done.stderr and "`pip install .`" in done.stderr
+
+
+def test_any_other_missing_module_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> int:
+        raise ModuleNotFoundError("No module named 'difftop.gone'", name="difftop.gone")
+
+    monkeypatch.setattr(command, "main", broken)
+    with pytest.raises(ModuleNotFoundError, match=r"difftop\.gone"):
+        command.run_command()
+    needed = {
+        Requirement(text).name.replace("hydra-core", "hydra").replace("-", "_") for text in PROJECT["project"]["dependencies"]
+    }
+    assert needed | {"omegaconf"} == command.REQUIRED
 
 
 def test_registry_strings_lead_to_classes() -> None:

@@ -26,6 +26,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "5M": {"latent_dim": 512, "encoder_dim": 256, "mlp_dim": 512, "members": 5},
 }
 
+LOG_STD = (-10.0, 2.0)  # of the policy prior, before its tanh
+
 
 @dataclass(frozen=True)
 class TDMPC2ModelConfig(WorldModelConfig):
@@ -40,8 +42,6 @@ class TDMPC2ModelConfig(WorldModelConfig):
     bins: int = option(101, "bins of rewards and values", low=2)
     symlog_max: float = option(10.0, "the bins reach from minus this to this, in symlog units", above=0)
     dropout: float = option(0.01, "dropout after the first layer of the value networks", low=0, high=0.9)
-    log_std_min: float = option(-10.0, "smallest log std of the policy prior, before its tanh")
-    log_std_max: float = option(2.0, "largest log std of the policy prior, before its tanh")
 
     def resolved(self) -> TDMPC2ModelConfig:
         """With all sizes set.
@@ -56,10 +56,6 @@ class TDMPC2ModelConfig(WorldModelConfig):
             )
         if made.members < 2:
             raise ConfigError(f"agent.model.members={made.members}: must be at least 2; targets take the lower of two.")
-        if made.log_std_min >= made.log_std_max:
-            raise ConfigError(
-                f"agent.model.log_std_min={made.log_std_min:g}: must be below agent.model.log_std_max={made.log_std_max:g}."
-            )
         return made
 
 
@@ -141,7 +137,7 @@ class TDMPC2Model(WorldModel):
     def policy_sample(self, z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """An action of the prior `[N, A]` and the logarithm of its density `[N]`; differentiable by the prior's weights."""
         mean, raw = full_precision(self.pi(z)).chunk(2, dim=-1)
-        log_std = bounded_log_std(raw, self.config.log_std_min, self.config.log_std_max)
+        log_std = bounded_log_std(raw, *LOG_STD)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return squashed_sample(mean, log_std, noise)
 

@@ -27,13 +27,18 @@ from difftop.run.workers import ALONE
 log = logging.getLogger(__name__)
 
 
+def schedule_option(default: str) -> Any:
+    """The option `schedule`; which schedules there are is written here, and followed in `Trainer`."""
+    return option(default, "of the learning rate, over the length of the run", choices=("constant", "cosine"))
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a policy's weights are trained."""
 
     learning_rate: float = option(1e-3, "of Adam; the papers' 1e-4 wants about ten times the gradient steps", above=0)
     weight_decay: float = option(0.0, "decoupled; 0 is plain Adam", low=0)
-    schedule: str = option("constant", "of the learning rate, over the length of the run", choices=("constant", "cosine"))
+    schedule: str = schedule_option("constant")
     warmup_steps: int = option(0, "gradient steps over which the learning rate rises from 0", low=0)
     beta1: float = option(0.9, "Adam's decay of the gradient's mean", low=0, high=0.9999)
     clip: float = option(0.0, "largest norm of the gradient; 0 for none", low=0)

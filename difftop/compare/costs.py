@@ -87,8 +87,9 @@ def cost(run: RunInfo) -> Cost:
     """
     total = run.evaluations[-1] if len(run.evaluations) else np.zeros(3)
     hours = float(total[2] / 3600 * 1e5 / total[0]) if total[0] > 0 and total[2] > 0 else None
-    settings = [run.option(f"run.{key}") for key in ("seed_steps", "updates_per_step", "num_envs", "log_every")]
-    if not all(isinstance(value, int | float) for value in settings) or settings[2] != 1 or settings[3] != 1:
+    settings = [run.option(f"run.{key}") for key in ("seed_steps", "updates_per_step", "num_envs")]
+    every_episode = run.option("run.log_every") in (None, 1)  # an option of runs made before
+    if not every_episode or not all(isinstance(value, int | float) for value in settings) or settings[2] != 1:
         return Cost(hours, None, None)
     first, per_step = float(settings[0]), float(settings[1])
     bursts, intervals = _bursts(run, first), _intervals(run, first)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from difftop.options import ConfigError, option
+
+
+def objective_option(default: str) -> Any:
+    """The option `objective`; `difftop.planning.objectives` has their rows."""
+    return option(default, "rows of the least squares", choices=("stagewise", "return", "cost"))
 
 
 @dataclass(frozen=True)
@@ -14,7 +20,7 @@ class LMConfig:
     backend: str = option(
         "auto", "who takes the iterations: our loop, or Theseus; same plans and gradients", choices=("auto", "plain", "theseus")
     )
-    objective: str = option("stagewise", "rows of the least squares", choices=("stagewise", "return", "cost"))
+    objective: str = objective_option("stagewise")
     iterations: int = option(5, "Levenberg-Marquardt iterations per plan", low=1)
     damping: float = option(10.0, "lambda, in normalised units: larger means smaller steps, nearer the prior", above=0.0)
     adaptive: bool = option(False, "raise lambda after a bad step, lower it after a good one, per sample; bad steps are undone")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
 from difftop.run.ownership import sole_owner
 from difftop.run.protocols import PROTOCOLS
+from difftop.run.records import nonfinite_batch
 from difftop.run.rollouts import Environments, Rollouts, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import (
@@ -43,9 +44,11 @@ _ACTS_OTHERWISE = ("top.head", "agent.execute", "agent.samples", "run.protocol",
 
 def record_demonstrations(settings: Settings, factories: Factories) -> RunEnd:
     """`mode=demos`: writes demonstrations by the task's expert, to a file in the folder of the result."""
-    top = settings.top
+    top, count = settings.top, settings.run.demos
+    if not count:
+        raise ConfigError("run.demos=0: how many demonstrations are to be written? At least 1.")
     how = {"noise": settings.run.expert_noise, "labels": settings.run.expert_labels}
-    path = factories.record(settings.env, top.episodes or 50, seed=top.seed, folder=top.data, **how)
+    path = factories.record(settings.env, count, seed=top.seed, folder=top.data, **how)
     demonstrations = open_demonstrations(path)
     steps = int(demonstrations.length.sum())
     log.info("%s: %d demonstrations, %d steps, checked", path, len(demonstrations), steps)
@@ -109,9 +112,9 @@ def _train_in(
     training, held_out = split(demonstrations, run.valid_fraction, stream(settings.top.seed, "split"))
     if checkpoint is None:  # which holds all that was taken from them
         agent.fit_normalizer_(training)
-    with StopOnSignal() as stop:
-        records = ImitationRecords(folder, settings, spec, checkpoint) if workers.leads else None
-        others = OfflineHooks(stop, lambda _: ImitationRecords.nonfinite_batch(folder))
+    with StopOnSignal() as stop, ExitStack() as written:
+        records = written.enter_context(ImitationRecords(folder, settings, spec, checkpoint)) if workers.leads else None
+        others = OfflineHooks(stop, lambda _: nonfinite_batch(folder))
         hooks = _hooks(records, stop, envs, factories, settings) if records else others
         loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks, workers=workers)
         if checkpoint:

@@ -2,106 +2,67 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from difftop.data.windows import WindowBatch
-from difftop.run.checkpoint import Checkpoint, save_checkpoint
-from difftop.run.cli import Settings, run_name
-from difftop.run.logger import RunLogger
+from difftop.run.checkpoint import Checkpoint
+from difftop.run.cli import Settings
 from difftop.run.offline import OfflineRun
-from difftop.run.progress import Progress
+from difftop.run.records import Records
 from difftop.run.rollouts import Rollouts
 from difftop.types import EnvSpec
 
 log = logging.getLogger(__name__)
 
 
-class ImitationRecords:
-    """What a run writes while it trains: tables, TensorBoard events, checkpoints, and the progress line."""
+class ImitationRecords(Records):
+    """It counts gradient steps; an evaluation selects the best of them."""
 
     def __init__(self, folder: Path, settings: Settings, spec: EnvSpec, checkpoint: Checkpoint | None) -> None:
-        self.folder, self.settings, self.spec = folder, settings, spec
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
-        step = checkpoint.step if checkpoint else None
-        rows = checkpoint.train_state["logger"] if checkpoint else None
-        self.logger = RunLogger(folder, seed=settings.top.seed, resume_at=step, resume_frames=step or 0, rows=rows)
-        self.progress = Progress(settings.run.grad_steps, frames=step or 0, unit="gradient steps")
+        super().__init__(folder, settings, spec, checkpoint, length=settings.run.grad_steps, unit="gradient steps")
         self.found: Rollouts | None = None
 
     def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
         """Says what is trained on what, and where."""
-        verb = f"continues at {run.count.grad_steps:,} of" if resumed else "runs for"
         windows = run.batches.windows
         short = demonstrations - len(set(windows.episode.tolist()))
         too_short = f" (none of the {short} that are shorter than one)" if short else ""
         log.info("%d demonstrations, %s windows%s: %s", demonstrations, f"{len(windows):,}", too_short, path)
-        log.info("%s %s %s gradient steps in %s", run_name(self.settings), verb, f"{run.config.grad_steps:,}", self.folder)
+        self.say_begin(run.count.grad_steps, resumed)
 
     def end(self, run: OfflineRun, finished: bool) -> None:
-        """Closes the records and says how it ended."""
-        self.progress.close()
-        self.logger.close()
-        state = "trained" if finished else "stopped and saved; the same command goes on"
-        log.info("%s at %s gradient steps after %.0f s", state, f"{run.count.grad_steps:,}", run.count.wall_s)
+        """Says how it ended."""
+        self.close(run.count.grad_steps, run.count.wall_s, "trained" if finished else None)
 
     def on_metrics(self, run: OfflineRun, metrics: Mapping[str, float]) -> None:
         """A row of metrics.csv and the progress line."""
-        steps = run.count.grad_steps
-        self.logger.training(env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics)
-        self.progress.update(steps, note=f"loss {metrics['train/loss']:.4g}" + self._found())
+        self._row(run, metrics)
+        self.progress.update(run.count.grad_steps, note=f"loss {metrics['train/loss']:.4g}" + self._found())
 
     def on_select(self, run: OfflineRun, rollouts: Rollouts | None, validation: Mapping[str, float]) -> None:
-        """A row of eval.csv."""
-        steps, metrics = run.count.grad_steps, dict(validation)
+        """A row of eval.csv; of metrics.csv where nothing was played."""
+        steps = run.count.grad_steps
         if rollouts is None:
-            self.logger.training(
-                env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics
-            )
+            self._row(run, validation)
             return
         self.found = rollouts
-        self.logger.evaluation(
-            env_frames=steps,
-            agent_steps=steps,
-            wall_s=run.count.wall_s,
-            return_mean=rollouts.return_mean,
-            return_std=rollouts.return_std,
-            success_mean=rollouts.success,
-            episodes=len(rollouts.episodes),
-            metrics=metrics | {f"eval/{tag.removeprefix('eval/')}": value for tag, value in rollouts.metrics.items()},
-        )
+        self.evaluated(rollouts, steps, steps, run.count.wall_s, validation)
         self.progress.message(f"{steps:,} gradient steps:{self._found()} of {len(rollouts.episodes)} selection episodes")
 
     def save(self, run: OfflineRun, best: bool) -> None:
         """A checkpoint that training goes on from; the best one is kept."""
-        self.logger.sync()
-        save_checkpoint(
-            self.folder,
-            step=run.count.grad_steps,
-            agent_name=str(self.settings.agent["name"]),
-            config=self.settings.plain(),
-            spec=self.spec,
-            model=run.agent.state_dict(),
-            train_state={"agent": run.agent.train_state(), "run": run.state_dict(), "logger": self.logger.state_dict()},
-            best=best,
-        )
-
-    @staticmethod
-    def nonfinite_batch(folder: Path) -> Path:
-        """Where such a batch is kept."""
-        return folder / "nonfinite_batch.safetensors"
+        self.checkpoint(run.count.grad_steps, run.agent, run.state_dict(), best=best)
 
     def save_batch(self, batch: WindowBatch) -> Path:
         """The batch that made a loss non-finite."""
-        path = self.nonfinite_batch(self.folder)
-        tensors = {f"obs/{key}": value for key, value in batch.obs.items()} | {"actions": batch.actions, "mask": batch.mask}
-        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-        return path
+        obs = {f"obs/{key}": value for key, value in batch.obs.items()}
+        return self.keep_batch(obs | {"actions": batch.actions, "mask": batch.mask})
+
+    def _row(self, run: OfflineRun, metrics: Mapping[str, float]) -> None:
+        steps = run.count.grad_steps
+        self.logger.training(env_frames=steps, agent_steps=steps, wall_s=run.count.wall_s, episode_return=None, metrics=metrics)
 
     def _found(self) -> str:
         if self.found is None:

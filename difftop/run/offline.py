@@ -33,7 +33,9 @@ class OfflineConfig:
         10_000, "length of the run, short enough for a laptop; experiment=diffusion and others: the papers'", low=1
     )
     batch_size: int = option(64, "windows per gradient step", low=1)
-    demos: int = option(50, "demonstrations to use (or to make, where dataset is empty); 0 takes all of the file", low=0)
+    demos: int = option(
+        50, "demonstrations to use, or to make (mode=demos, or where dataset is empty); 0 takes all of the file", low=0
+    )
     expert_noise: float = option(0.1, "where demonstrations are made: standard deviation added to the expert's actions", low=0)
     expert_labels: str = option(
         "executed",

@@ -41,11 +41,8 @@ class RunConfig:
     eval_envs: int = option(5, "evaluation environments that step together", low=1)
     video: bool = option(True, "record the first episode of each evaluation as mp4")
     checkpoint_every: int = option(20_000, "frames between checkpoints", low=1)
-    log_every: int = option(1, "training episodes between two rows of metrics", low=1)
     capacity: int = option(1_000_000, "replay size, in transitions", low=1)
     prioritized: bool = option(True, "prioritized replay; false samples uniformly")
-    priority_alpha: float = option(0.6, "exponent of the priorities", low=0, high=1)
-    priority_beta: float = option(0.4, "exponent of the importance weights", low=0, high=1)
     replay_device: str = option("cpu", "where the replay buffer lives", choices=("cpu", "cuda"))
 
 
@@ -237,8 +234,7 @@ class OnlineRun:
         self._gather(self.actor.metrics())
         self.count.bursting = self.count.agent_steps >= self.config.seed_steps and self.replay.num_starts > 0
         self.slots[index] = self._begin(index)
-        if slot.number % self.config.log_every == 0:
-            self._report()
+        self._report()
 
     def _update(self) -> None:
         self._batch = batch = self.replay.sample(self.config.batch_size, self.sampling)

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 
 from difftop.options import ConfigError, defaults, suggest
 from difftop.run.experiments import TABLE_KEYS, Experiment, as_named_now, experiment_names, read_experiment
+from difftop.run.gone import check_not_gone
 from difftop.run.settings import DEMONSTRATED_TASK, GROUPS, Registry
 
 _PATHS = ("checkpoint", "dataset", "data", "root", "agent.base_checkpoint")  # a path is taken as it is, whatever is in it
@@ -33,6 +34,7 @@ def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
     demos = words.get("mode") == "demos"
     if demos or agent in registry.imitators:
         _check_preset(words.get("preset", "standard"), "mode=demos" if demos else f"agent={agent}")
+    check_not_gone(overrides, offline=demos or agent in registry.imitators)
     if demos:
         _check_has_expert(registry, words.get("env", groups.get("env", "")))
     usual = usual_of_imitation(registry, [agent], demos=demos)

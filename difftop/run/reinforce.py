@@ -75,8 +75,7 @@ def _train_in(
     spec, seed = envs.difftop_spec, settings.top.seed
     agent = factories.agent(settings.agent, spec, seed=stream(seed, "agent"), device=device, precision=settings.top.precision)
     replay = make_replay(settings, spec)
-    with StopOnSignal() as stop:
-        records = OnlineRecords(folder, settings, spec, checkpoint)
+    with StopOnSignal() as stop, OnlineRecords(folder, settings, spec, checkpoint) as records:
         config = replace(settings.run, video=can_render(eval_envs, settings, factories))
         hooks = Hooks(records.on_eval, records.on_metrics, records.save, records.save_batch, stop, factories.died)
         run = OnlineRun(agent, envs, eval_envs, replay, config, seed=seed, hooks=hooks)
@@ -98,8 +97,6 @@ def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
             capacity=settings.run.capacity,
             horizon=int(settings.agent["loss"]["horizon"]),
             prioritized=settings.run.prioritized,
-            alpha=settings.run.priority_alpha,
-            beta=settings.run.priority_beta,
             device=settings.run.replay_device,
         )
     except ValueError as error:

@@ -33,7 +33,6 @@ _FREE = {
     "top.name",
     "top.swept",
     "top.data",
-    "top.episodes",
     "top.head",
     "run.frames",
     "run.video",

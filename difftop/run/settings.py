@@ -47,7 +47,6 @@ class TopConfig:
     checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")
     head: str = option("", "mode=eval, imitation: act by this head in place of the trained one: none, clip, qp or a package's")
     dataset: str = option("", "imitation: file of demonstrations; empty makes them by the task's scripted expert")
-    episodes: int = option(0, "mode=demos: demonstrations to write; 0 for 50", low=0)
     data: str = option("data", "folder of the demonstrations that are made")
     root: str = option("runs", "folder of all runs")
 
@@ -226,8 +225,6 @@ def _check_mode(top: TopConfig, *, imitates: bool) -> None:
         raise ConfigError(f"head={top.head}: is for mode=eval; in training it is agent.head.")
     if top.dataset and not imitates:
         raise ConfigError(f"dataset={top.dataset}: is for agents that imitate, such as agent=leto.")
-    if top.episodes:
-        raise ConfigError(f"episodes={top.episodes}: is for mode=demos; training takes run.demos.")
 
 
 def _check_planner(registry: Registry, planner: str, agent: Mapping[str, Any]) -> None:

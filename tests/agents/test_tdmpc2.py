@@ -146,7 +146,6 @@ def test_sizes(size: str, low: float, high: float) -> None:
     [
         ({"latent_dim": 50}, "agent.model.latent_dim=50: must be a multiple of agent.model.simplex_dim=8."),
         ({"members": 1}, "agent.model.members=1: must be at least 2"),
-        ({"log_std_min": 3.0}, "agent.model.log_std_min=3: must be below agent.model.log_std_max=2."),
     ],
 )
 def test_sizes_that_do_not_fit(options: dict[str, Any], message: str) -> None:

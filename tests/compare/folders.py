@@ -9,7 +9,7 @@ from typing import Any
 
 from difftop.run.logger import RunLogger
 
-RUN = {"frames": 200, "seed_steps": 0, "updates_per_step": 1.0, "num_envs": 1, "log_every": 1, "eval_episodes": 2}
+RUN = {"frames": 200, "seed_steps": 0, "updates_per_step": 1.0, "num_envs": 1, "eval_episodes": 2}
 
 
 def make_run(

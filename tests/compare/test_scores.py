@@ -151,7 +151,7 @@ def played(folder: Path, update: float, act: float, *, episodes: int = 12, lengt
         if k % 4 == 0:
             evaluations.append((2 * steps, steps, wall))
             wall += 3.0
-    config = {"run": {"seed_steps": seed_steps, "updates_per_step": 1.0, "num_envs": 1, "log_every": 1}}
+    config = {"run": {"seed_steps": seed_steps, "updates_per_step": 1.0, "num_envs": 1}}
     return RunInfo(folder, config, np.array(evaluations, dtype=float), np.array(training), 5)
 
 
@@ -168,5 +168,7 @@ def test_costs_that_cannot_be_told_are_none(tmp_path: Path) -> None:
     run = played(tmp_path, 0.02, 0.03)
     several = RunInfo(run.folder, {"run": run.config["run"] | {"num_envs": 4}}, run.evaluations, run.training, 5)
     assert cost(several).update_ms is None and cost(several).hours_per_100k is not None
+    sparse = RunInfo(run.folder, {"run": run.config["run"] | {"log_every": 4}}, run.evaluations, run.training, 5)
+    assert cost(sparse).update_ms is None and cost(run).update_ms is not None
     unknown = RunInfo(run.folder, {}, np.empty((0, 3)), np.empty((0, 2)), 0)
     assert cost(unknown).hours_per_100k is None and cost(unknown).act_ms is None

@@ -169,11 +169,11 @@ def test_a_protocol_sets_episodes_their_length_and_seeds(finished: Path, monkeyp
 
 
 def test_demonstrations_can_be_made_alone_and_trained_on_without_a_simulator(tmp_path: Path) -> None:
-    assert main(["mode=demos", "env=toy/reach", "episodes=5", "seed=3", f"data={tmp_path}"]) == 0
+    assert main(["mode=demos", "env=toy/reach", "run.demos=5", "seed=3", f"data={tmp_path}"]) == 0
     path = tmp_path / "toy-reach" / "expert-5-seed3.hdf5"
     assert path.exists()
     other = ["run.expert_noise=0.3", "run.expert_labels=intended"]
-    assert main(["mode=demos", "env=toy/reach", "episodes=5", "seed=3", f"data={tmp_path}", *other]) == 0
+    assert main(["mode=demos", "env=toy/reach", "run.demos=5", "seed=3", f"data={tmp_path}", *other]) == 0
     assert (path.parent / "expert-noise0.3-intended-5-seed3.hdf5").exists()
     assert run(tmp_path, f"dataset={path}", "run.eval_episodes=0", "run.select_episodes=0") == 0
     folder = tmp_path / FOLDER

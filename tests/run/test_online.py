@@ -212,7 +212,7 @@ def test_a_non_finite_loss_kept_on_a_device_stops_the_run_before_a_checkpoint(tm
     harness.run.run()
     assert harness.agent.grad_steps > 0 and (tmp_path / "checkpoints").exists()
 
-    broken = Harness(tmp_path / "broken", "tdmpc", eval_every=1000, checkpoint_every=100, log_every=1000)
+    broken = Harness(tmp_path / "broken", "tdmpc", eval_every=1000, checkpoint_every=100)
     broken.agent.finite = FiniteWatch(torch.device("cpu"), deferred=True)
     with torch.no_grad():
         broken.agent.world.target.encoder[0].weight.fill_(torch.nan)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,7 @@ def test_a_run_of_an_older_version_goes_on_and_can_be_played(
     shutil.copytree(finished, folder, symlinks=True)
 
     def older(config: dict[str, Any]) -> None:
-        del config["run"]["log_every"], config["env"]["render_quality"], config["agent"]["loss"]["rho"], config["top"]["swept"]
+        del config["run"]["num_envs"], config["env"]["render_quality"], config["agent"]["loss"]["rho"], config["top"]["swept"]
         config["run"]["warmup"], config["agent"]["loss"]["bisimulation"] = 3, {"coef": 2.0}
 
     saved_otherwise(folder, older)
@@ -206,7 +207,7 @@ def test_a_run_of_an_older_version_goes_on_and_can_be_played(
         (["checkpoint=/nowhere"], "checkpoint=/nowhere: is for mode=eval; training goes on by the same command line"),
         (["head=clip"], "head=clip: is for mode=eval"),
         (["dataset=/nowhere.hdf5"], "dataset=/nowhere.hdf5: is for agents that imitate"),
-        (["episodes=5"], "episodes=5: is for mode=demos; training takes run.demos"),
+        (["episodes=5"], "episodes: this option is gone; run.demos is the number of demonstrations, of mode=demos too. Leave it"),
         (["root=/proc/nope"], "can't be made (No such file or directory); choose a folder to write to by root=FOLDER"),
     ],
 )
@@ -315,7 +316,7 @@ def test_no_saved_file_names_a_place_of_this_machine(finished: Path) -> None:
 def test_a_disk_that_fills_up_while_a_row_is_written_loses_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], row: int
 ) -> None:
-    write, written = CsvLog.write, 0
+    write, written, before = CsvLog.write, 0, set(threading.enumerate())
 
     def full(self: CsvLog, cells: Any) -> None:
         nonlocal written
@@ -331,6 +332,7 @@ def test_a_disk_that_fills_up_while_a_row_is_written_loses_nothing(
         assert run(tmp_path) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device; the last checkpoint is whole: mend this and run the same command again" in said
+    assert set(threading.enumerate()) <= before  # nothing of a run that has ended goes on writing
     assert run(tmp_path) == 0
     mine = without_clock(tmp_path / FOLDER / "eval.csv")
     assert mine == without_clock(finished / "eval.csv")[: len(mine)] and len(mine) == 3
