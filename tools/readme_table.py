@@ -33,7 +33,16 @@ OURS = {  # method in the table of results, to the head of its column; the first
     "tdmpc2": "TD-MPC2",
 }
 THEIRS = {"tdmpc-original": "TD-MPC published, 100k", "tdmpc2": "TD-MPC2 published, 100k"}
-NAMES = {"tdmpc-original": "TD-MPC", "tdmpc": "TD-MPC, run again", "tdmpc2": "TD-MPC2", "dreamerv3": "DreamerV3"}
+NAMES = {
+    "tdmpc-original": "TD-MPC",
+    "tdmpc": "TD-MPC, run again",
+    "tdmpc2": "TD-MPC2",
+    "dreamerv3": "DreamerV3",
+    "bro-utd10": "BRO",
+    "simbav2-utd2": "SimbaV2, 2 updates",
+    "simbav2-utd8": "SimbaV2",
+    "mrq": "MR.Q",
+}
 FRAMES = 100_000.0
 PAPER = (  # the 15 tasks of DiffTORI's tables
     *("cartpole-swingup-sparse", "cheetah-run", "cup-catch", "finger-spin", "finger-turn-easy", "finger-turn-hard"),

@@ -85,7 +85,7 @@ def usual_of_imitation(registry: Registry, agents: Sequence[str], *, demos: bool
     """
     imitating = [name in registry.imitators for name in agents]
     if demos:
-        return {"run": "offline", "obs": "low_dim"}
+        return {"run": "offline", "obs": "low_dim", "agent": next(iter(registry.imitators))}
     if not any(imitating):
         return {}
     if not all(imitating):
