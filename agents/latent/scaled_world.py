@@ -6,8 +6,9 @@
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S + c4 mean pi_raw^2
 
 H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
-targets, Q' moving averages of Q, S the size of one step's reward: what one action can change is of that size, and S_y, by which good
-states differ from bad ones, can be a hundred times as large. The prior learns at the first latent of each slice and at some of those predicted after it.
+targets, Q' moving averages of Q. S is the size of one step's reward: what one action can change is of that size, and S_y, by
+which good states differ from bad ones, can be a hundred times as large. The prior learns at the first latent of each slice and
+at some of those predicted after it.
 """
 
 from __future__ import annotations
