@@ -40,6 +40,7 @@ def make_registry() -> Registry:
         list_envs=envs.list_envs,
         canonical_env=envs.canonical_name,
         gives=envs.gives,
+        env_of=envs.env_of,
         planners=tuple(import_module("agents.latent.planners").PLANNERS),
         config_dir=config_folder(),
     )
@@ -55,6 +56,7 @@ def make_factories() -> Factories:
         envs=envs.make_vector_env,
         record=envs.record,
         recorded_as=envs.recorded_as,
+        recorded_name=envs.recorded_name,
         render_error=envs.RenderError,
         died=envs.WorkerDiedError,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from envs.base import SimulatedEnv
@@ -23,12 +24,12 @@ from envs.vector import VectorEnv, make_vector_env
 
 register_all()
 
+_WITH_TORCH = {"record": "envs.demos", "env_of": "envs.recorded", "recorded_name": "envs.recorded"}  # which no worker needs
+
 
 def __getattr__(name: str) -> Any:
-    if name == "record":  # it takes torch with it, which no worker of an environment needs
-        from envs.demos import record
-
-        return record
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module 'envs' has no attribute {name!r}")
 
 
@@ -40,6 +41,7 @@ __all__ = [
     "VectorEnv",
     "WorkerDiedError",
     "canonical_name",
+    "env_of",
     "env_spec",
     "gives",
     "list_envs",
@@ -49,6 +51,7 @@ __all__ = [
     "make_vector_env",
     "record",
     "recorded_as",
+    "recorded_name",
     "register_all",
     "table",
 ]

@@ -23,7 +23,7 @@ def format_of(path: Path) -> Format:
         DemonstrationError: no such file, no format knows it (the message says which there are), or an entry is no format.
     """
     if not path.exists():
-        raise DemonstrationError(f"{path}: no such file.")
+        raise DemonstrationError(f"{path}: no such file or folder.")
     known = []
     for name, made in FORMATS.items():  # packages of others are imported only if none of ours matches
         if not isinstance(made, Format):
@@ -47,6 +47,8 @@ def open_demonstrations(
     filter_key: str = "",
     limit: int = 0,
     cache_bytes: int = 2**31,
+    successful_only: bool = True,
+    bad: str = "stop",
 ) -> Demonstrations:
     """Opens, checks and loads a file.
 
@@ -56,8 +58,18 @@ def open_demonstrations(
         filter_key: use only the demonstrations of this filter, where the format has filters; empty for all.
         limit: use the first so many; 0 for all.
         cache_bytes: memory for images.
+        successful_only: leave out episodes that the file calls failed, where the format says so.
+        bad: what is done about faults: stop, skip, or clip; see `difftop.data.faults`.
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
     path = Path(path)
-    return format_of(path).open(path, obs_keys=obs_keys, filter_key=filter_key, limit=limit, cache_bytes=cache_bytes)
+    return format_of(path).open(
+        path,
+        obs_keys=obs_keys,
+        filter_key=filter_key,
+        limit=limit,
+        cache_bytes=cache_bytes,
+        successful_only=successful_only,
+        bad=bad,
+    )

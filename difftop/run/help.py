@@ -23,7 +23,7 @@ _NOT_IN_FILES = {  # options of groups that have no file, because they set nothi
 _FIRST = ("state", "pixels", "low_dim")  # of observations, the usual ones
 # What people change. Of two loops that have an option of the same name, the help is that of the first.
 _USUAL = (
-    "seed", "name", "device", "threads", "planner", "dataset", "run.frames", "run.grad_steps", "run.demos", "run.eval_every",
+    "seed", "name", "device", "threads", "planner", "dataset.path", "run.frames", "run.grad_steps", "run.demos", "run.eval_every",
     "env.action_repeat",
 )  # fmt: skip
 

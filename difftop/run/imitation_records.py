@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.run.checkpoint import Checkpoint, save_checkpoint
 from difftop.run.cli import Settings, run_name
@@ -34,13 +35,27 @@ class ImitationRecords:
         self.progress = Progress(settings.run.grad_steps, frames=step or 0, unit="gradient steps")
         self.found: Rollouts | None = None
 
-    def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
+    def begin(
+        self,
+        run: OfflineRun,
+        demonstrations: Demonstrations,
+        training: Demonstrations,
+        held_out: Demonstrations | None,
+        *,
+        resumed: bool,
+    ) -> None:
         """Says what is trained on what, and where."""
         verb = f"continues at {run.count.grad_steps:,} of" if resumed else "runs for"
         windows = run.batches.windows
-        short = demonstrations - len(set(windows.episode.tolist()))
+        short = len(training) - len(set(windows.episode.tolist()))
         too_short = f" (none of the {short} that are shorter than one)" if short else ""
-        log.info("%d demonstrations, %s windows%s: %s", demonstrations, f"{len(windows):,}", too_short, path)
+        limit = self.settings.run.demos
+        which = "the first" if limit and len(demonstrations) == limit else "all"
+        held = f"{len(held_out)} held out for the validation loss" if held_out else "none held out"
+        log.info("%s: %s %d demonstrations used, %d trained on and %s", demonstrations.path, which, *(
+            len(demonstrations), len(training), held
+        ))  # fmt: skip
+        log.info("%s windows%s", f"{len(windows):,}", too_short)
         log.info("%s %s %s gradient steps in %s", run_name(self.settings), verb, f"{run.config.grad_steps:,}", self.folder)
 
     def end(self, run: OfflineRun, finished: bool) -> None:

@@ -20,7 +20,7 @@ import torch
 def recorded_env(path):
     return EnvInfo("toy/reach")
 
-def open_words(path, *, obs_keys, filter_key, limit, cache_bytes):
+def open_words(path, *, obs_keys, filter_key, limit, cache_bytes, successful_only, bad):
     numbers = torch.tensor([[float(word)] for word in path.read_text().split()])
     return Demonstrations.of(path, recorded_env(path), [Demonstration("all", numbers, {"state": 2 * numbers})])
 
@@ -51,7 +51,7 @@ def test_a_file_is_opened_by_its_format(tmp_path: Path) -> None:
     assert made.names == ("demo_0", "demo_2") and list(made.low_dim) == ["object"]
     assert open_demonstrations(str(maniskill), limit=1).names == ("traj_0",)
     assert open_demonstrations(robomimic.rename(tmp_path / "no_suffix")).length.tolist() == [19, 5, 17, 40, 6]
-    with pytest.raises(DemonstrationError, match=r"has no filters; leave run\.filter_key=train out"):
+    with pytest.raises(DemonstrationError, match=r"has no filters; leave dataset\.filter=train out"):
         open_demonstrations(maniskill, filter_key="train")
 
 
