@@ -10,13 +10,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from difftop.data.exchange import Reader
+    from difftop.datasets.convert import ConvertConfig
     from difftop.run.cli import Registry
     from difftop.run.session import Factories, RunEnd
 
-_READERS = ("compare", "status", "envs")  # modes that only read; their options are their own
+_READERS = ("compare", "status", "envs", "data", "convert")  # modes that only read; their options are their own
 
 
 def run_command() -> None:
@@ -87,6 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("difftop").setLevel(logging.INFO)
     logging.getLogger("envs").setLevel(logging.INFO)
     try:
+        if {"mode=data", "mode=convert"} & set(arguments) and not {"--help", "-h"} & set(arguments):
+            return run(arguments).status  # which need no registry, and have flags of their own
         registry = make_registry()
         if "--help" in arguments or "-h" in arguments:
             sys.stdout.write(help_text(registry, arguments))
@@ -116,6 +121,9 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
     Raises:
         ConfigError and the others of `known_errors`: one sentence each.
     """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.get("mode") in _READERS:
+        return _read(given["mode"], arguments)
     from difftop.options import ConfigError
     from difftop.run.cli import composed
     from difftop.run.imitate import record_demonstrations, train_imitation
@@ -123,9 +131,6 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
     from difftop.run.workers import started_by_torchrun
 
     registry = registry or make_registry()
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.get("mode") in _READERS:
-        return _read(given["mode"], arguments)
     if given.get("mode") in ("eval", "diagnose"):
         return _evaluate(registry, given, arguments)
     settings, factories = composed(registry, arguments), make_factories()
@@ -158,16 +163,32 @@ def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str
 
 def _read(mode: str, arguments: Sequence[str]) -> RunEnd:
     """The modes that only read."""
-    from pathlib import Path
-
     from difftop.compare import compare_command, status_command
     from difftop.run.session import RunEnd
 
-    if mode == "envs":
+    if mode == "data":
+        from difftop.datasets import data_command
+        from difftop.datasets.look import Known
+
+        envs = import_module("envs")
+        data_command(arguments, Known(envs.env_of, envs.installed_version))
+    elif mode == "convert":
+        from difftop.datasets import convert_command
+
+        return RunEnd(convert_command(arguments, _playback))
+    elif mode == "envs":
         sys.stdout.write(import_module("envs.listing").text())
     else:
         (compare_command if mode == "compare" else status_command)(arguments)
     return RunEnd(Path())
+
+
+def _playback(path: Path, config: ConvertConfig) -> Reader:
+    """Reads raw teleoperation by playing it back."""
+    envs = import_module("envs")
+    shown = {key: getattr(config, key) for key in ("obs", "cameras", "image_size", "render_quality")}
+    reader: Reader = import_module("envs.robosuite.playback").PlaybackReader(path, envs.EnvConfig(**shown))
+    return reader
 
 
 def _multirun(registry: Registry) -> int:

@@ -24,7 +24,12 @@ from envs.vector import VectorEnv, make_vector_env
 
 register_all()
 
-_WITH_TORCH = {"record": "envs.demos", "env_of": "envs.recorded", "recorded_name": "envs.recorded"}  # which no worker needs
+_WITH_TORCH = {  # which no worker of an environment needs
+    "record": "envs.demos",
+    "env_of": "envs.recorded",
+    "installed_version": "envs.recorded",
+    "recorded_name": "envs.recorded",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -44,6 +49,7 @@ __all__ = [
     "env_of",
     "env_spec",
     "gives",
+    "installed_version",
     "list_envs",
     "make_env",
     "make_expert",

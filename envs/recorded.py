@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from difftop.data.demonstrations import EnvInfo
 from difftop.options import ConfigError
-from envs.registry import canonical_name, find_task, gives
+from envs.registry import canonical_name, find_task, gives, suites
 from envs.robosuite.tasks import ROBOMIMIC
 
 _ROBOSUITE, _GYM = 1, 2  # RoboMimic's numbers
@@ -49,3 +51,15 @@ def _candidates(info: EnvInfo) -> list[str]:
         people = [f"robomimic/{ours}" for ours, theirs in ROBOMIMIC.items() if theirs == info.name]
         return [*people, f"robosuite/{info.name}"]
     return [f"maniskill/{info.name}", f"gym/{info.name}"] if kind == _GYM else []
+
+
+def installed_version(name: str) -> str:
+    """Version of the simulator of the environment `name` that is installed; empty where none is, or it has none."""
+    task = find_task(name)
+    package = suites()[task.suite].package
+    if not package or find_spec(package) is None:
+        return str(task.module.version()) if task.suite == "toy" else ""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -86,12 +86,14 @@ class Format:
         matches: whether a path that exists is one of these. It looks at names, or at little of the contents, and raises nothing.
         recorded_env: the environment that a file was recorded in; raises `DemonstrationError`.
         open: see `Opener`; raises `DemonstrationError`.
+        survey: a path to its `difftop.data.survey.Survey`, which reads no image; None: what `open` gives.
     """
 
     layout: str
     matches: Callable[[Path], bool]
     recorded_env: Callable[[Path], EnvInfo]
     open: Opener
+    survey: Callable[[Path], Any] | None = None
 
 
 class ImagesInMemory:
@@ -121,6 +123,7 @@ class Demonstrations:
         notes: sentences on what was left out or mended.
         part: number of the data set that each episode is of `[E]`, where there are several.
         shares: of each data set in the batches, empty where every window counts the same.
+        action_low, action_high: what -1 and 1 stand for `[A]`, where actions were scaled; see `difftop.data.scaling`.
     """
 
     path: Path
@@ -135,6 +138,8 @@ class Demonstrations:
     notes: tuple[str, ...] = ()
     part: Tensor | None = None
     shares: tuple[float, ...] = ()
+    action_low: Tensor | None = None
+    action_high: Tensor | None = None
 
     @classmethod
     def of(
@@ -174,7 +179,7 @@ class Demonstrations:
                 for key, rows in found[1].items():
                     obs.setdefault(key, []).append(rows)
         if not names:
-            raise faults.nothing_left() if faults.first else DemonstrationError(f"{path}: it has no demonstration.")
+            raise faults.nothing_left() if faults.left_out else DemonstrationError(f"{path}: it has no demonstration.")
         return joined(path, env, names, actions, obs, notes=faults.lines())
 
     def __len__(self) -> int:
@@ -194,6 +199,10 @@ class Demonstrations:
                 steps = torch.arange(int(self.length[i]))[None]
                 obs |= {key: lazy.gather(self.source[i : i + 1], steps)[0] for key, lazy in self.images.items()}
             yield Demonstration(name, self.actions[rows], obs)
+
+    def with_images(self, images: Mapping[str, Images]) -> Demonstrations:
+        """The same with images too, which are numbered as these episodes are."""
+        return replace(self, images={**self.images, **images}, source=torch.arange(len(self)))
 
     def only(self, index: Sequence[int]) -> Demonstrations:
         """The episodes `index`, for a split into training and validation; tensors and cache are shared."""

@@ -85,7 +85,8 @@ class Faults:
     def nothing_left(self) -> DemonstrationError:
         """Where every episode was left out."""
         counted = "; ".join(self.lines())
-        return DemonstrationError(f"{self.path}: no demonstration is left ({counted}). The first: {self.first}")
+        first = f" The first: {self.first}" if self.first else ""
+        return DemonstrationError(f"{self.path}: no demonstration is left ({counted}).{first}")
 
 
 @dataclass(frozen=True)
@@ -112,20 +113,20 @@ class Columns:
     extra_rows: int = 0
 
 
-def checked(columns: Columns, faults: Faults) -> tuple[Tensor, dict[str, Tensor]] | None:
-    """Actions `[T, A]` in [-1, 1] and vectors by key `[T, *shape]`, float32; None where the episode is left out.
+def checked(columns: Columns, faults: Faults, *, boxed: bool = True) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Actions `[T, A]`, in [-1, 1] where `boxed`, and vectors by key `[T, *shape]`, float32; None where the episode is left out.
 
     Raises:
         DemonstrationError: the episode has a fault, and `faults` stops at it.
     """
     try:
-        return _checked(columns, faults)
+        return _checked(columns, faults, boxed)
     except FaultyEpisodeError as error:
         faults.leave_out(columns.name, error)
         return None
 
 
-def _checked(columns: Columns, faults: Faults) -> tuple[Tensor, dict[str, Tensor]]:
+def _checked(columns: Columns, faults: Faults, boxed: bool) -> tuple[Tensor, dict[str, Tensor]]:
     values, where = columns.actions, columns.places["actions"]
     if values.ndim != 2 or 0 in values.shape:
         raise FaultyEpisodeError(CUT_OFF, f"{where} has shape {list(values.shape)}; it must be [T, A], with at least one step.")
@@ -141,10 +142,11 @@ def _checked(columns: Columns, faults: Faults) -> tuple[Tensor, dict[str, Tensor
                 raise FaultyEpisodeError(NAN, message)
             faults.mend(columns.name, NAN, message)
             steps = step
-    message = beyond(where, actions[:steps])
+    message = beyond(where, actions[:steps]) if boxed else ""
     if message:
         faults.mend(columns.name, BEYOND, message)
-    return actions[:steps].clamp(-1, 1), {key: rows[:steps] for key, rows in vectors.items()}
+    inside = actions[:steps].clamp(-1, 1) if boxed else actions[:steps]
+    return inside, {key: rows[:steps] for key, rows in vectors.items()}
 
 
 def _common_length(columns: Columns, faults: Faults) -> int:

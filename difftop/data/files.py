@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from difftop.data import maniskill, robomimic
+from difftop.data import lerobot, maniskill, robomimic, robosuite, zarr
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.data.survey import Survey, survey_of
 from difftop.entry_points import Extended
 
-FORMATS: Extended[Format] = Extended({"maniskill": maniskill.FORMAT, "robomimic": robomimic.FORMAT}, "difftop.datasets")
+FORMATS: Extended[Format] = Extended(
+    {
+        "maniskill": maniskill.FORMAT,
+        "robosuite": robosuite.FORMAT,
+        "robomimic": robomimic.FORMAT,
+        "lerobot": lerobot.FORMAT,
+        "zarr": zarr.FORMAT,
+    },
+    "difftop.datasets",
+)
 
 
 def format_of(path: Path) -> Format:
@@ -31,7 +41,21 @@ def format_of(path: Path) -> Format:
         if made.matches(path):
             return made
         known.append(f"{name} ({made.layout})")
-    raise DemonstrationError(f"{path}: no format knows this file; there are {', '.join(known)}.")
+    if path.is_dir() and (inside := sorted(f.name for f in path.iterdir() if f.suffix in (".hdf5", ".h5"))):
+        more = ", ..." if len(inside) > 3 else ""
+        raise DemonstrationError(f"{path}: a folder of files, {', '.join(inside[:3])}{more}; name them, dataset=[A,B].")
+    kind = "folder" if path.is_dir() else "file"
+    raise DemonstrationError(f"{path}: no format knows this {kind}; there are {', '.join(known)}.")
+
+
+def survey(path: Path | str) -> Survey:
+    """What is in a data set; no image is read. Raises `DemonstrationError`."""
+    path = Path(path)
+    made = format_of(path)
+    if made.survey is not None:
+        return made.survey(path)
+    name = next(name for name, known in FORMATS.items() if known is made)
+    return survey_of(name, open_demonstrations(path, bad="skip"))
 
 
 def recorded_env(path: Path | str) -> EnvInfo:

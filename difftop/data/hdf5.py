@@ -194,7 +194,7 @@ def read_demonstrations(
             break
         reading.add(source)
     if not reading.names:
-        raise faults.nothing_left() if faults.first else DemonstrationError(f"{path}: it has no demonstration.")
+        raise faults.nothing_left() if faults.left_out else DemonstrationError(f"{path}: it has no demonstration.")
     cache = BlockCache(path, cache_bytes)
     lazy = {key: ImageRows(cache, datasets, file[datasets[0]]) for key, datasets in reading.images.items()}
     return joined(path, env, reading.names, reading.actions, reading.vectors, lazy, faults.lines())

@@ -22,6 +22,8 @@ import h5py
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.faults import Faults
 from difftop.data.hdf5 import Source, open_hdf5, read_demonstrations
+from difftop.data.survey import Survey, Surveyor
+from difftop.data.survey_hdf5 import add_source
 
 
 def open_maniskill(
@@ -63,7 +65,7 @@ def open_maniskill(
             raise DemonstrationError(
                 f"{path}: no episode is left of {len(episodes)}, all failed; dataset.successful_only=false takes failed ones."
             )
-        sources = (_source(path, file, episode) for episode in kept)
+        sources = (source_of(path, file, episode) for episode in kept)
         return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes, faults, limit)
 
 
@@ -123,7 +125,8 @@ def _generation(env_id: str) -> str | None:
     return {"v0": "0.5", "v1": "3.0"}.get(env_id.rpartition("-")[2])
 
 
-def _source(path: Path, file: Any, episode: Mapping[str, Any]) -> Source:
+def source_of(path: Path, file: Any, episode: Mapping[str, Any]) -> Source:
+    """Where an episode of the .json is in the file."""
     name = f"traj_{int(episode['episode_id'])}"
     group = file.get(name)
     if not isinstance(group, h5py.Group):
@@ -157,4 +160,17 @@ def _key(path: str) -> str:
     return f"{parts[1]}_image" if len(parts) == 3 and parts[0] == "sensor_data" and parts[2] == "rgb" else path
 
 
-FORMAT = Format("ManiSkill's .h5 with its .json beside it", matches, recorded_env, open_maniskill)
+def survey(path: Path) -> Survey:
+    """See `difftop.data.survey`."""
+    surveyor = Surveyor()
+    env, episodes = read_metadata(path.with_suffix(".json"))
+    with open_hdf5(path) as file:
+        for episode in sorted(episodes, key=lambda e: int(e["episode_id"])):
+            source = source_of(path, file, episode)
+            add_source(surveyor, file, source, rewards=f"{source.name}/rewards", success=succeeded(episode))
+    controls = sorted({str(e["control_mode"]) for e in episodes if "control_mode" in e})
+    notes = (f"control mode: {', '.join(controls)}",) if controls else ()
+    return surveyor.survey(path, "maniskill", env, notes=notes)
+
+
+FORMAT = Format("ManiSkill's .h5 with its .json beside it", matches, recorded_env, open_maniskill, survey)

@@ -27,6 +27,9 @@ import numpy as np
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
 from difftop.data.faults import TOTAL, Faults
 from difftop.data.hdf5 import Source, is_hdf5, open_hdf5, read_demonstrations
+from difftop.data.robosuite import filter_sizes
+from difftop.data.survey import Survey, Surveyor
+from difftop.data.survey_hdf5 import add_source
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Recording:
         dones: `[T]`, None for an episode that is done at its end.
         states: simulator states `[T, D]` to rebuild observations from, if there are any.
         attributes: strings to keep with it: `model_file`, `ep_meta`.
-        last_obs: by key `[...]`, observed after the last action; with it `next_obs` is written, the observation after each action.
+        last_obs: by key `[...]`, observed after the last action; with it `next_obs` is written, what follows each action.
     """
 
     obs: Mapping[str, Array]
@@ -86,7 +89,7 @@ def open_robomimic(
     path, faults = Path(path), Faults(Path(path), bad)
     with open_hdf5(path) as file:
         env, data = read_env(path, file), file["data"]
-        names = _all_names(path, data, faults)
+        names = all_names(path, data, faults)
         if filter_key:
             names = _filtered(path, file, filter_key, names)
         if limit and limit != len(names):
@@ -125,7 +128,7 @@ def write_demonstrations(
         with h5py.File(partial, "w") as file:
             data = file.create_group("data")
             for episode in episodes:
-                total += _write(data.create_group(f"demo_{count}"), episode, f"{path}: demo_{count}")
+                total += write_episode(data.create_group(f"demo_{count}"), episode, f"{path}: demo_{count}")
                 count += 1
             if not count:
                 raise DemonstrationError(f"{path}: there is no episode to write.")
@@ -139,7 +142,7 @@ def write_demonstrations(
         partial.unlink(missing_ok=True)
 
 
-def _write(group: Any, episode: Recording, where: str) -> int:
+def write_episode(group: Any, episode: Recording, where: str) -> int:
     """Writes one episode and returns its number of steps."""
     steps = len(check_actions(f"{where}/actions", np.asarray(episode.actions)))
     dones = np.arange(1, steps + 1) == steps if episode.dones is None else episode.dones
@@ -212,7 +215,7 @@ def read_env(path: Path, file: Any) -> EnvInfo:
     return EnvInfo(name=name, kwargs=kwargs, version=raw.get("env_version"), raw=raw)
 
 
-def _all_names(path: Path, data: Any, faults: Faults) -> list[str]:
+def all_names(path: Path, data: Any, faults: Faults) -> list[str]:
     """Names of all demonstrations, in numeric order."""
     strange = [name for name in data if not re.fullmatch(r"demo_\d+", name)]
     if strange:
@@ -260,4 +263,27 @@ def _source(path: Path, group: Any, action_key: str, with_next: bool = False) ->
     return Source(name, f"{group.name}/{action_key}", obs, None if length is None else int(length), "num_samples", fault=fault)
 
 
-FORMAT = Format("RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic)
+def survey(path: Path) -> Survey:
+    """See `difftop.data.survey`. An episode counts as solved where its last reward is positive, if any reward is."""
+    surveyor = Surveyor()
+    with open_hdf5(path) as file:
+        env, data = read_env(path, file), file["data"]
+        faults = Faults(path, "skip")
+        names = all_names(path, data, faults)
+        rewarded = any("rewards" in data[name] and bool(np.any(data[name]["rewards"][()] > 0)) for name in names[:20])
+        for name in names:
+            rewards = data[name].get("rewards")
+            solved = bool(np.any(rewards[()] > 0)) if rewarded and rewards is not None and len(rewards) else None
+            add_source(surveyor, file, _source(path, data[name], "actions"), rewards=f"data/{name}/rewards", success=solved)
+        filters, more = filter_sizes(file), _more(data, names)
+    return surveyor.survey(path, "robomimic", env, filters=filters, notes=(*faults.lines(), *more))
+
+
+def _more(data: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """What the first demonstration has beside what is used."""
+    first = data[names[0]] if names else {}
+    beside = [key for key in first if key not in ("actions", "obs", "rewards", "dones")]
+    return (f"beside observations: {', '.join(beside)}",) if beside else ()
+
+
+FORMAT = Format("RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic, survey)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations
+from difftop.data.scaling import range_of
 from difftop.data.windows import Images
 
 
@@ -54,6 +55,11 @@ def together(parts: Sequence[Demonstrations], shares: Sequence[float] = ()) -> D
         if differ or first.actions.shape[1] != other.actions.shape[1]:
             what = f"{differ[0]} {other.shapes.get(differ[0])} for {first.shapes.get(differ[0])}" if differ else "actions"
             raise DemonstrationError(f"{other.path}: it has other observations or actions than {first.path} ({what}).")
+        if range_of(first) != range_of(other):
+            raise DemonstrationError(
+                f"{other.path}: its actions have another range than those of {first.path}, by which they are scaled to [-1, 1]; "
+                "convert both to one data set, or scale them yourself."
+            )
     if len(parts) == 1:
         return first
     rows = torch.tensor([0, *(len(part.actions) for part in parts)]).cumsum(0)

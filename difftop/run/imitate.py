@@ -12,6 +12,7 @@ from typing import Any
 
 from difftop.data.demonstrations import Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations, recorded_env
+from difftop.data.scaling import range_of
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings
@@ -279,10 +280,11 @@ def _seen_as_recorded(env: Any, info: EnvInfo, path: Path) -> Any:
 
 def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> EnvSpec:
     """Without a simulator: what the demonstrations say of the task; their control period is robosuite's where they don't."""
-    rate = float(demonstrations.env.kwargs.get("control_freq") or 20.0)
+    rate = float(demonstrations.env.kwargs.get("control_freq") or demonstrations.env.raw.get("fps") or 20.0)
     steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
     obs = {key: ObsSpec.of(shape) for key, shape in demonstrations.shapes.items()}
-    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate)
+    low, high = range_of(demonstrations)
+    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate, action_low=low, action_high=high)
 
 
 def _agent(settings: Settings, factories: Factories, spec: EnvSpec, device: str) -> Any:

@@ -21,6 +21,8 @@ MODES: Mapping[str, str] = {
     "train": "train, or continue a stopped run",
     "eval": "play and record a checkpoint: mode=eval checkpoint=RUN",
     "demos": "write demonstrations by the task's scripted expert: mode=demos env=SUITE/TASK",
+    "data": "look at a data set of any format: mode=data dataset=PATH",
+    "convert": "another format, or observations from raw teleoperation: mode=convert dataset=IN out=OUT",
     "compare": "report of runs beside published curves: mode=compare runs=RUNS",
     "status": "what of a sweep is finished, stopped or missing: mode=status root=RUNS",
     "diagnose": "is a checkpoint's world model worth planning with: mode=diagnose checkpoint=RUN",
@@ -184,7 +186,7 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
 
 
 def in_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved configuration, with what its version called otherwise: `dataset` was one path, `dataset.filter` `run.filter_key`."""
+    """A saved configuration, with what its version called otherwise: one `dataset`, and its filter `run.filter_key`."""
     top, run = dict(config["top"]), dict(config["run"])
     if isinstance(top.get("dataset"), str):
         plain = OmegaConf.to_container(OmegaConf.structured(DatasetConfig))

@@ -64,8 +64,9 @@ def test_what_no_format_knows_is_one_sentence_that_names_them(tmp_path: Path) ->
                 DemonstrationError, match=r"no format knows this file; there are maniskill \(.*\), robomimic \(.*\)\.$"
             ):
                 ask(path)
-    with pytest.raises(DemonstrationError, match="no format knows this file"):
-        open_demonstrations(tmp_path)  # a folder
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DemonstrationError, match="no format knows this folder"):
+        open_demonstrations(tmp_path / "folder")
     with pytest.raises(DemonstrationError, match="no such file"):
         open_demonstrations(tmp_path / "gone.hdf5")
     (broken := tmp_path / "page.hdf5").write_text("<html>404</html>")
@@ -77,7 +78,7 @@ def test_a_format_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     install(tmp_path, "words = words:FORMAT")
     (path := tmp_path / "f.words").write_text("0.5 -1 0.25")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(FORMATS) == ["maniskill", "robomimic", "words"]
+    assert list(FORMATS) == ["maniskill", "robosuite", "robomimic", "lerobot", "zarr", "words"]
     assert recorded_env(path).name == "toy/reach"
     assert open_demonstrations(path).low_dim["state"].flatten().tolist() == [1.0, -2.0, 0.5]
 
