@@ -45,12 +45,17 @@ class Reader(Protocol):
         rate_hz: of control; 0 where it isn't known.
         count: episodes.
         filters: numbers of episodes by filter key.
+        notes: sentences to say when all are read.
     """
 
     env: EnvInfo
     rate_hz: float
     count: int
     filters: Mapping[str, list[int]]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See above."""
 
     def episodes(self, start: int = 0) -> Iterator[RawEpisode]:
         """The episodes from number `start` on, one at a time."""

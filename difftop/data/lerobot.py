@@ -44,6 +44,8 @@ class LeRobotReader:
         keys: our name of each feature that is observed, to the feature.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`: another version, or something is missing."""
         self.path, self.info = path, read_info(path)

@@ -92,13 +92,17 @@ class RobomimicParts(Parts):
             episode.obs, episode.actions, rewards, states=episode.states, attributes=episode.attributes, last_obs=episode.last_obs
         )
         write_episode(group, recording, f"{self.out}: {episode.name}")
+        if episode.success is not None:
+            group.attrs["success"] = int(episode.success)
 
     def _end(self, file: Any, count: int, env_args: dict[str, Any], filters: Mapping[str, Sequence[int]]) -> None:
         data = file["data"]
         env_args = {"env_name": "", "type": 2, "env_version": None, "env_kwargs": {}} | env_args
         data.attrs["env_args"] = json.dumps(env_args, indent=4)
         data.attrs["total"] = sum(int(data[f"demo_{number}"].attrs["num_samples"]) for number in range(count))
-        for name, members in filters.items():
+        told = {k: data[f"demo_{k}"].attrs["success"] for k in range(count) if "success" in data[f"demo_{k}"].attrs}
+        judged = {"success": [k for k, solved in told.items() if solved]} if len(told) == count else {}
+        for name, members in {**judged, **filters}.items():
             file[f"mask/{name}"] = np.array([f"demo_{k}".encode() for k in members if k < count], dtype="S")
 
 

@@ -19,6 +19,8 @@ from difftop.data.robosuite import text
 class RobomimicReader:
     """A RoboMimic file; see `difftop.data.exchange.Reader`."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`."""
         self.path = path
@@ -59,6 +61,8 @@ class RobomimicReader:
 
 class ManiSkillReader:
     """A ManiSkill file; see `difftop.data.exchange.Reader`."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`."""

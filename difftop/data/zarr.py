@@ -107,6 +107,8 @@ def _decoded(path: Path, codec: Mapping[str, Any] | None) -> bytes:
 class ZarrReader:
     """A whole data set; see `difftop.data.exchange.Reader`."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`: something is missing."""
         self.path, self.env, self.rate_hz = path, recorded_env(path), 0.0

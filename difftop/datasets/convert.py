@@ -76,6 +76,8 @@ def convert_command(arguments: Sequence[str], playback: Playback) -> Path:
     count = min(config.episodes or reader.count, reader.count)
     _copy(reader, writer, count, out)
     _about(out).unlink()
+    for note in reader.notes:
+        log.info("%s: %s", out, note)
     log.info("%s: %d episodes, %s; look at it by: difftop mode=data dataset=%s", out, count, kind, out)
     return out
 
@@ -121,9 +123,7 @@ def _copy(reader: Reader, writer: Any, count: int, out: Path) -> None:
     """Writes what isn't yet written, with progress."""
     start = writer.count
     begun = told = time.monotonic()
-    for number, episode in enumerate(reader.episodes(start), start):
-        if number >= count:
-            break
+    for number, episode in zip(range(start, count), reader.episodes(start), strict=False):
         writer.add(episode)
         now = time.monotonic()
         if now - told > _TELL_EVERY_S:
