@@ -9,8 +9,8 @@ one thread; beside other work the first is longer than the second.
 
 **Share of a step.** LeTO on two 84x84 cameras as in RoboMimic's image files. Files as they are and gzip-compressed; a cache that
 holds all images, and one of 16 MB, a fifth of them. One thread, medians of process CPU time, loading and update interleaved. The
-bar: loading is at most 10 % of a step. On a GPU a step is much shorter: compare the milliseconds per batch with your step's; a run
-says its own share as `time/loading_share`.
+bar: loading is at most 10 % of a step. On a GPU a step is much shorter: compare the milliseconds per batch with your step's; a
+run says its own share as `time/loading_share`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ class Reader(Protocol):
     env: EnvInfo
     rate_hz: float
     count: int
-    filters: Mapping[str, list[int]]
+
+    @property
+    def filters(self) -> Mapping[str, list[int]]:
+        """See above."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -53,7 +53,8 @@ def survey(path: Path | str) -> Survey:
     path = Path(path)
     made = format_of(path)
     if made.survey is not None:
-        return made.survey(path)
+        found: Survey = made.survey(path)
+        return found
     name = next(name for name, known in FORMATS.items() if known is made)
     return survey_of(name, open_demonstrations(path, bad="skip"))
 

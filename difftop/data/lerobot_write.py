@@ -90,7 +90,7 @@ class LeRobotWriter:
         row |= {"data/chunk_index": number // 1000, "data/file_index": number % 1000}
         row |= {"dataset_from_index": self._steps, "dataset_to_index": self._steps + steps}
         row |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
-        shown = {feature: rows for key, feature in self.keys.items() if (rows := episode.obs.get(key)) is not None}
+        shown = {feature: episode.obs[key] for key, feature in self.keys.items() if key in episode.obs}
         row |= _statistics({**columns, **own, **shown})
         self._rows.append(row)
         self._steps += steps
@@ -211,6 +211,7 @@ def vars_of(writer: LeRobotWriter) -> dict[str, Any]:
 def _statistics(columns: Mapping[str, Array]) -> dict[str, Any]:
     """`stats/<feature>/<name>` of one episode, as LeRobot has them: of images in [0, 1], per channel."""
     found: dict[str, Any] = {}
+    shape: tuple[int, ...]
     for name, rows in columns.items():
         if rows.ndim == 4:
             chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _FRAMES_IN_STATISTICS)).astype(int)] / 255.0

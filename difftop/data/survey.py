@@ -135,7 +135,8 @@ class Surveyor:
             boxed: whether actions must be in [-1, 1]; else they have units of their own, and are scaled by their range.
             more: further fields of `Survey`.
         """
-        if not boxed and self.faults.pop(BEYOND, None):
+        if not boxed and BEYOND in self.faults:
+            del self.faults[BEYOND]
             note = "actions have units of their own: a run scales them to [-1, 1] by their range, and its policy acts in them"
             more["notes"] = (*more.get("notes", ()), note)
         rewards, successes = np.array(self._rewards), np.array(self._successes, np.int64)

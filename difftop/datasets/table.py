@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def draw(summary: Summary, path: Path) -> None:
     columns = min(count, 4)
     rows = -(-count // columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(rows, columns)).flatten()
     axes[0].hist(survey.lengths, 20, color="tab:gray")
     axes[0].set_title("length of an episode, steps", fontsize=9)
