@@ -29,7 +29,7 @@ from difftop.data.robosuite import demonstrations, read_env, text
 from envs.config import EnvConfig
 from envs.registry import recorded_as
 from envs.robosuite.proof import RecordedKinematics
-from envs.robosuite.simulator import RobosuiteSimulator
+from envs.robosuite.simulator import RobosuiteSimulator, import_robosuite
 from envs.robosuite.tasks import TASKS
 from envs.suites import Array, Observation
 
@@ -81,7 +81,8 @@ class RecordedScene:
         recorded, own = _joints(root), _joints(ElementTree.fromstring(simulator.model_xml()))
         self.width = 1 + sum(sum(_WIDTHS[kind]) for kind in recorded.values())
         self._columns = np.arange(self.width)
-        if list(recorded.items()) == list(own.items()) and _loaded(simulator, model_xml):
+        if list(recorded.items()) == list(own.items()) and _files_are_here(root):
+            simulator.load_scene(model_xml)
             return
         renamed = {_current_name(name): kind for name, kind in recorded.items()}
         if renamed != own:
@@ -123,6 +124,10 @@ class PlaybackReader:
         self.path, self.largest_m = path, 0.0
         with open_hdf5(path) as file:
             info = read_env(path, file)
+            if not info.kwargs:
+                raise DemonstrationError(
+                    f"{path}: data has no env_info; which robot and controller its actions are of isn't known."
+                )
             if info.name not in TASKS:
                 raise DemonstrationError(f"{path}: it was recorded in {info.name}; there are {', '.join(TASKS)}.")
             self.names = demonstrations(path, file)
@@ -297,13 +302,16 @@ def _object_shapes(root: ElementTree.Element, known: Sequence[str]) -> dict[str,
     return shapes
 
 
-def _loaded(simulator: RobosuiteSimulator, xml: str) -> bool:
-    """Takes the recorded scene as it is; False where one of its files isn't here."""
-    try:
-        simulator.load_scene(xml)
-    except (ValueError, OSError):
-        simulator.reset(0)
-        return False
+def _files_are_here(root: ElementTree.Element) -> bool:
+    """Whether every mesh and texture of a scene is in the installed robosuite, where it will be looked for, or in its place."""
+    here = Path(str(import_robosuite().__file__)).parent
+    for element in root.findall("./asset/"):
+        path = Path(element.get("file", "."))
+        names = path.parts
+        if "robosuite" in names:
+            path = here.joinpath(*names[len(names) - names[::-1].index("robosuite") :])
+        if not path.exists():
+            return False
     return True
 
 

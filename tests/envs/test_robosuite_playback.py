@@ -209,7 +209,8 @@ def test_bad_files_are_named(tmp_path, lifted):
     )
     broken(
         "recorded in Door; there are Lift",
-        lambda file, demo: file["data"].attrs.__setitem__("env_info", json.dumps({"env_name": "Door"})),
+        lambda file, demo: file["data"].attrs.__setitem__("env_info", json.dumps({"env_name": "Door", "robots": "Panda"})),
     )
-    broken("this is no robosuite file", lambda file, demo: file["data"].attrs.__delitem__("env_info"))
+    broken("data has no env_info", lambda file, demo: file["data"].attrs.__delitem__("env_info"))
+    broken("this is no robosuite file", lambda file, demo: [file["data"].attrs.__delitem__(key) for key in ("env", "env_info")])
     broken("no demonstrations", lambda file, demo: file["data"].move("demo_1", "episode"))
