@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 
 from difftop.command import main, make_registry
+from difftop.data.lerobot_write import LeRobotWriter
 from difftop.data.robomimic import Recording, write_demonstrations
 from difftop.options import ConfigError
+from difftop.policy import load_policy
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import composed
 from difftop.run.settings import in_new_names
+from tests.datasets.files import episodes, zarr_folder
 
 ENV_ARGS = {"env_name": "reach", "type": 2, "env_version": "1.0", "env_kwargs": {"suite": "toy", "obs": "low_dim"}}
 OFF = ["run.select_episodes=0", "run.eval_episodes=0"]
@@ -123,3 +127,27 @@ def test_weights_are_one_for_each_path(tmp_path: Path) -> None:
     path = write(tmp_path / "people.hdf5")
     with pytest.raises(ConfigError, match=r"dataset\.weights=\[1\.0, 2\.0\]: one is needed for each of the 1 paths"):
         composed(make_registry(), ["agent=bc", f"dataset={path}", "dataset.weights=[1,2]"])
+
+
+def test_actions_in_units_of_their_own_are_learnt_and_acted_in(tmp_path: Path, capsys: Any) -> None:
+    made = zarr_folder(tmp_path / "pusht.zarr")
+    assert run(tmp_path, f"dataset={tmp_path / 'pusht.zarr'}") == 0
+    policy = load_policy(tmp_path / "runs/data-pusht/bc/default/seed1")
+    low, high = made["action"].min(0), made["action"].max(0)
+    np.testing.assert_allclose(policy.spec.action_low, low, rtol=1e-6)
+    action = policy.act({"state": made["state"][0]})
+    assert action.shape == (2,) and (action >= low - 1e-3).all() and (action <= high + 1e-3).all()
+
+
+def test_a_lerobot_data_set_trains_with_images(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    writer = LeRobotWriter(tmp_path / "set", 10.0)
+    for episode in episodes((20, 24, 22)):
+        large = episode.obs["top_image"].repeat(3, 1).repeat(3, 2)
+        writer.add(replace(episode, success=None, obs={**episode.obs, "top_image": large}))
+    writer.finish(None, {})
+    look = ["env.obs=image", "agent.obs_keys=[state,top_image]"]
+    assert run(tmp_path, f"dataset={tmp_path / 'set'}", *look) == 0
+    folders = [folder.parent for folder in (tmp_path / "runs").rglob("checkpoints")]
+    spec = load_checkpoint(folders[0]).spec
+    assert spec.name == "data/set" and spec.shapes["top_image"] == (3, 48, 72) and spec.control_dt_s == 0.1
