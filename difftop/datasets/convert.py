@@ -40,6 +40,7 @@ class ConvertConfig:
     dataset: str = option("", "file or folder of demonstrations: raw robosuite, RoboMimic, ManiSkill, LeRobot, Zarr")
     out: str = option("", "what is written: FILE.hdf5 is RoboMimic's, FILE.h5 ManiSkill's, a FOLDER LeRobot's")
     episodes: int = option(0, "convert the first so many; 0 for all", low=0)
+    playback: bool = option(False, "RoboMimic: make the observations anew from the recorded states, in the installed robosuite")
     video: bool = option(False, "LeRobot: images as mp4, which changes them a little; false: PNG, which doesn't")
     obs: str = option(
         "low_dim", "raw robosuite: what is observed; image: cameras beside the arms' vectors", choices=("low_dim", "image")
@@ -69,8 +70,13 @@ def convert_command(arguments: Sequence[str], playback: Playback) -> Path:
     name = next(name for name, known in FORMATS.items() if known is format_of(source))
     if name != "robosuite" and name not in READERS:
         raise ConfigError(f"dataset={source}: mode=convert reads {', '.join(['robosuite', *READERS])}, not {name}.")
+    if config.playback and name not in ("robosuite", "robomimic"):
+        raise ConfigError(
+            f"playback=true: dataset={source} is {name}'s; states are played back of robosuite and RoboMimic files."
+        )
     _begin(config, source, out, kind)
-    reader = playback(source, config) if name == "robosuite" else READERS[name](source)
+    plays = name == "robosuite" or config.playback
+    reader = playback(source, config) if plays else READERS[name](source)
     writer: Any = {"robomimic": RobomimicParts, "maniskill": ManiSkillParts}.get(kind, LeRobotWriter)
     writer = writer(out, reader.rate_hz, video=config.video) if kind == "lerobot" else writer(out)
     count = min(config.episodes or reader.count, reader.count)

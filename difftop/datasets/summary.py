@@ -169,7 +169,7 @@ def _warnings(survey: Survey, actions: Sequence[ActionSummary], idle: float, env
     if installed and not survey.env.same_version(installed):
         found.append(
             f"recorded with version {recorded or '(unknown)'} of its simulator, {installed} is installed here: it can be trained "
-            "on, and evaluation needs the recorded version, or mode=convert"
+            "on, and evaluation needs the recorded version, or mode=convert playback=true"
         )
     if env.startswith("data/"):
         found.append("no simulator of it is known here: policies are trained on it, and not evaluated")

@@ -86,7 +86,7 @@ def _train(
     simulated: EnvSpec | None,
 ) -> RunEnd:
     """The run on the demonstrations at `paths`; `simulated` is the task as its simulator has it, None without one."""
-    demonstrations = opened(paths, settings, simulated, evaluated=envs is not None or not workers.leads)
+    demonstrations = opened(paths, settings, simulated, evaluated=settings.run.simulates)
     spec = simulated if simulated and settings.run.simulates else _recorded_spec(settings, demonstrations)
     folder = run_folder(settings)
     with sole_owner(folder) if workers.leads else nullcontext():
@@ -263,10 +263,13 @@ def _check_env(path: Path, info: EnvInfo, settings: Settings, factories: Factori
 
 def _unevaluated(path: Path, info: EnvInfo, installed: str) -> str:
     """What to say where a policy can be trained on a data set, and not be evaluated here."""
+    anew = f"make its observations anew: mode=convert playback=true dataset={path} out=FILE"
+    if info.raw.get("type", info.raw.get("env_type")) != 1:  # no robosuite
+        anew = "record the demonstrations anew there"
     return (
         f"{path}: {info.name} was recorded with version {info.version or '(unknown)'} of its simulator, and {installed} is "
         "installed: it is trained on and not evaluated, since a policy may silently score 0 there. To evaluate, install the "
-        f"recorded version, or make the observations anew from the recorded states, mode=convert dataset={path} out=FILE."
+        f"recorded version, or {anew}."
     )
 
 

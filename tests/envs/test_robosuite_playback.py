@@ -145,6 +145,8 @@ def test_scenes_beside_the_file_and_meshes_of_another_machine(tmp_path, lifted, 
     for key, seen in lifted["obs"].items():
         np.testing.assert_allclose(obs[key], seen, atol=2e-6, err_msg=key)
     assert open_robomimic(out, filter_key="success").length.tolist() == [45]
+    assert main(["mode=convert", f"dataset={out}", f"out={tmp_path / 'anew.hdf5'}", "playback=true"]) == 0
+    np.testing.assert_allclose(read(tmp_path / "anew.hdf5")[1]["object"], obs["object"], atol=2e-6)
     (tmp_path / "models" / "model_1.xml").unlink()
     with pytest.raises(DemonstrationError, match=r"its scene model_1\.xml is neither in .*models nor beside"):
         convert_raw(raw, tmp_path / "again.hdf5")

@@ -90,7 +90,9 @@ def test_another_environment_is_refused_with_evaluation_off_too(tmp_path: Path, 
 def test_another_version_is_trained_on_and_says_what_evaluation_needs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "people.hdf5", env_args={**ENV_ARGS, "env_version": "0.9"})
     assert run(tmp_path, f"dataset={path}") == 0
-    assert re.search(r"version 0\.9 .* and 1\.0 is installed: it is trained on and not evaluated.*mode=convert", caplog.text)
+    assert re.search(
+        r"version 0\.9 .* and 1\.0 is installed: it is trained on and not evaluated.*record the demonstrations anew", caplog.text
+    )
     folder = tmp_path / "runs/toy-reach/bc/default/seed1"
     assert load_checkpoint(folder).step == 2 and not (folder / "evaluation").exists()
     assert run(tmp_path, f"dataset={path}", "run.grad_steps=4") == 0  # goes on
