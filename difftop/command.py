@@ -10,9 +10,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from difftop.data.exchange import Reader
+    from difftop.datasets.convert import ConvertConfig
     from difftop.run.cli import Registry
     from difftop.run.session import Factories, RunEnd
 
@@ -29,7 +32,7 @@ REQUIRED = {
     "safetensors",
     "h5py",
 }
-_READERS = ("compare", "status", "envs")  # modes that only read; their options are their own
+_READERS = ("compare", "status", "envs", "data", "convert")  # modes that only read; their options are their own
 
 
 def run_command() -> None:
@@ -64,6 +67,7 @@ def make_registry() -> Registry:
         list_envs=envs.list_envs,
         canonical_env=envs.canonical_name,
         gives=envs.gives,
+        env_of=envs.env_of,
         planners=tuple(import_module("agents.latent.planners").PLANNERS),
         config_dir=config_folder(),
     )
@@ -79,6 +83,7 @@ def make_factories() -> Factories:
         envs=envs.make_vector_env,
         record=envs.record,
         recorded_as=envs.recorded_as,
+        recorded_name=envs.recorded_name,
         render_error=envs.RenderError,
         died=envs.WorkerDiedError,
     )
@@ -109,6 +114,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("difftop").setLevel(logging.INFO)
     logging.getLogger("envs").setLevel(logging.INFO)
     try:
+        if {"mode=data", "mode=convert"} & set(arguments) and not {"--help", "-h"} & set(arguments):
+            return run(arguments).status  # which need no registry, and have flags of their own
         registry = make_registry()
         if "--help" in arguments or "-h" in arguments:
             sys.stdout.write(help_text(registry, arguments))
@@ -138,6 +145,9 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
     Raises:
         ConfigError and the others of `known_errors`: one sentence each.
     """
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if given.get("mode") in _READERS:
+        return _read(given["mode"], arguments)
     from difftop.options import ConfigError
     from difftop.run.cli import composed
     from difftop.run.imitate import record_demonstrations, train_imitation
@@ -145,9 +155,6 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
     from difftop.run.workers import started_by_torchrun
 
     registry = registry or make_registry()
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.get("mode") in _READERS:
-        return _read(given["mode"], arguments)
     if given.get("mode") in ("eval", "diagnose"):
         return _evaluate(registry, given, arguments)
     settings, factories = composed(registry, arguments), make_factories()
@@ -180,16 +187,32 @@ def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str
 
 def _read(mode: str, arguments: Sequence[str]) -> RunEnd:
     """The modes that only read."""
-    from pathlib import Path
-
     from difftop.compare import compare_command, status_command
     from difftop.run.session import RunEnd
 
-    if mode == "envs":
+    if mode == "data":
+        from difftop.datasets import data_command
+        from difftop.datasets.look import Known
+
+        envs = import_module("envs")
+        data_command(arguments, Known(envs.env_of, envs.installed_version))
+    elif mode == "convert":
+        from difftop.datasets import convert_command
+
+        return RunEnd(convert_command(arguments, _playback))
+    elif mode == "envs":
         sys.stdout.write(import_module("envs.listing").text())
     else:
         (compare_command if mode == "compare" else status_command)(arguments)
     return RunEnd(Path())
+
+
+def _playback(path: Path, config: ConvertConfig) -> Reader:
+    """Reads raw teleoperation by playing it back."""
+    envs = import_module("envs")
+    shown = {key: getattr(config, key) for key in ("obs", "cameras", "image_size", "render_quality")}
+    reader: Reader = import_module("envs.robosuite.playback").PlaybackReader(path, envs.EnvConfig(**shown))
+    return reader
 
 
 def _multirun(registry: Registry) -> int:

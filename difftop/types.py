@@ -58,6 +58,7 @@ class EnvSpec:
         action_repeat: simulator steps per action; `env_frames = agent_steps * action_repeat`.
         frame_stack: frames in one image (1 where images aren't stacked).
         gives: of `GIVES`: rewards, success in `info`, a scripted expert, simulator states to play back.
+        action_low, action_high: what -1 and 1 stand for in a data set's own units, A numbers each; empty for themselves.
     """
 
     name: str
@@ -68,6 +69,8 @@ class EnvSpec:
     action_repeat: int = 1
     frame_stack: int = 1
     gives: frozenset[str] = frozenset()
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -94,7 +97,8 @@ class EnvSpec:
     def from_plain(values: Mapping[str, Any]) -> EnvSpec:
         """The spec that `plain` wrote."""
         obs = {key: ObsSpec(seen["kind"], tuple(seen["shape"])) for key, seen in values["obs"].items()}
-        return EnvSpec(**{**values, "obs": obs, "gives": frozenset(values["gives"])})
+        bounds = {key: tuple(values.get(key, ())) for key in ("action_low", "action_high")}
+        return EnvSpec(**{**values, **bounds, "obs": obs, "gives": frozenset(values["gives"])})
 
 
 @dataclass(frozen=True)

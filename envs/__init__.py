@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from envs.base import SimulatedEnv
@@ -23,12 +24,17 @@ from envs.vector import VectorEnv, make_vector_env
 
 register_all()
 
+_WITH_TORCH = {  # which no worker of an environment needs
+    "record": "envs.demos",
+    "env_of": "envs.recorded",
+    "installed_version": "envs.recorded",
+    "recorded_name": "envs.recorded",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "record":  # it takes torch with it, which no worker of an environment needs
-        from envs.demos import record
-
-        return record
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module 'envs' has no attribute {name!r}")
 
 
@@ -40,8 +46,10 @@ __all__ = [
     "VectorEnv",
     "WorkerDiedError",
     "canonical_name",
+    "env_of",
     "env_spec",
     "gives",
+    "installed_version",
     "list_envs",
     "make_env",
     "make_expert",
@@ -49,6 +57,7 @@ __all__ = [
     "make_vector_env",
     "record",
     "recorded_as",
+    "recorded_name",
     "register_all",
     "table",
 ]

@@ -175,11 +175,16 @@ def version() -> str:
 def env_args(task: str, config: EnvConfig) -> dict[str, Any]:
     """What a demonstration file says of its environment; `type` 2 is RoboMimic's number for Gym."""
     return {
-        "env_name": f"{task}-v3",
+        "env_name": recorded_name(task),
         "type": 2,
         "env_version": version(),
         "env_kwargs": {"suite": "metaworld", "obs": config.obs},
     }
+
+
+def recorded_name(task: str) -> str:
+    """Meta-World's, with its version."""
+    return f"{task}-v3"
 
 
 def _shown(config: EnvConfig) -> dict[str, str]:

@@ -30,3 +30,8 @@ def load(task: str, config: EnvConfig) -> RobosuiteSimulator:
 def env_args(task: str, config: EnvConfig) -> dict[str, Any]:
     """What a RoboMimic file says of its environment."""
     return robosuite.env_args(ROBOMIMIC[task], replace(config, reward="sparse"))
+
+
+def recorded_name(task: str) -> str:
+    """robosuite's."""
+    return ROBOMIMIC[task]

@@ -13,6 +13,7 @@ and, where it can,
     make_demonstrations(task, episodes, ...)       instead of `expert`, where the suite has its own planner and format
     canonical(task) -> str | None                  the name that `task` means, where more names are accepted than TASKS has
     info(task) -> TaskInfo                         where there are tasks beyond TASKS
+    recorded_name(task) -> str                     where demonstration files call a task otherwise
 
 Packages of others add suites by entry points of the group `difftop.envs`, whose name is the suite's and whose value its module.
 """
@@ -142,4 +143,5 @@ SUITES: Mapping[str, Suite] = {
     "robomimic": Suite("envs.robomimic", "the same tasks as RoboMimic's files name them", "robosuite", "robosuite"),
     "maniskill": Suite("envs.maniskill", "ManiSkill 3's tasks, with motion planners for some", "maniskill", "mani_skill"),
     "toy": Suite("envs.toy", "point-mass and reach: no simulator, for tests and first steps"),
+    "data": Suite("envs.data", "tasks known from a data set only: to train on, without a simulator to evaluate in"),
 }

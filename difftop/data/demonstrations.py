@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,15 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difftop.data.faults import MISSING, Columns, Faults, FaultyEpisodeError, beyond, checked, numbers
+from difftop.data.faults import Array as Array
+from difftop.data.faults import DemonstrationError as DemonstrationError
 from difftop.data.windows import Images, Windows
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-_BOX_TOLERANCE = 1e-6  # rounding of actions stored as float32
-
-
-class DemonstrationError(ValueError):
-    """A demonstration file that can't be used."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +36,13 @@ class EnvInfo:
     version: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
 
-    def check_version(self, installed: str, where: str = "the demonstrations") -> None:
-        """Refuses demonstrations of another simulator version: features and controllers changed, and a policy silently scores 0.
+    def same_version(self, installed: str) -> bool:
+        """Whether it was recorded with the installed version of its simulator, the first two numbers being equal.
 
-        Raises:
-            DemonstrationError: the first two numbers of the versions differ, or the file names none.
+        In another one features and controllers changed, and a policy may silently score 0; where the file names none, that isn't
+        known.
         """
-        if self.version is None or self.version.split(".")[:2] != installed.split(".")[:2]:
-            recorded = self.version or "(unknown)"
-            raise DemonstrationError(
-                f"{where}: {self.name} was recorded with version {recorded} of its simulator, but {installed} is installed; "
-                "install the recorded version, or make the observations anew from the recorded states."
-            )
+        return self.version is not None and self.version.split(".")[:2] == installed.split(".")[:2]
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,15 @@ class Opener(Protocol):
     """Opens, checks and loads a file."""
 
     def __call__(
-        self, path: Path, *, obs_keys: Sequence[str] | None, filter_key: str, limit: int, cache_bytes: int
+        self,
+        path: Path,
+        *,
+        obs_keys: Sequence[str] | None,
+        filter_key: str,
+        limit: int,
+        cache_bytes: int,
+        successful_only: bool,
+        bad: str,
     ) -> Demonstrations:
         """See `difftop.data.files.open_demonstrations`."""
 
@@ -89,12 +86,14 @@ class Format:
         matches: whether a path that exists is one of these. It looks at names, or at little of the contents, and raises nothing.
         recorded_env: the environment that a file was recorded in; raises `DemonstrationError`.
         open: see `Opener`; raises `DemonstrationError`.
+        survey: a path to its `difftop.data.survey.Survey`, which reads no image; None: what `open` gives.
     """
 
     layout: str
     matches: Callable[[Path], bool]
     recorded_env: Callable[[Path], EnvInfo]
     open: Opener
+    survey: Callable[[Path], Any] | None = None
 
 
 class ImagesInMemory:
@@ -121,6 +120,10 @@ class Demonstrations:
         actions: `[R, A]`, float32, in [-1, 1].
         low_dim: by key `[R, *shape]`, float32.
         images: by key; they may stay in the file until they are needed.
+        notes: sentences on what was left out or mended.
+        part: number of the data set that each episode is of `[E]`, where there are several.
+        shares: of each data set in the batches, empty where every window counts the same.
+        action_low, action_high: what -1 and 1 stand for `[A]`, where actions were scaled; see `difftop.data.scaling`.
     """
 
     path: Path
@@ -132,6 +135,11 @@ class Demonstrations:
     actions: Tensor
     low_dim: Mapping[str, Tensor]
     images: Mapping[str, Images] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    part: Tensor | None = None
+    shares: tuple[float, ...] = ()
+    action_low: Tensor | None = None
+    action_high: Tensor | None = None
 
     @classmethod
     def of(
@@ -142,6 +150,7 @@ class Demonstrations:
         *,
         obs_keys: Sequence[str] | None = None,
         limit: int = 0,
+        bad: str = "stop",
     ) -> Demonstrations:
         """Checks episodes and keeps them in memory.
 
@@ -150,21 +159,28 @@ class Demonstrations:
             episodes: at least one; read as they come, and no more of them than needed.
             obs_keys: observations to use, in this order; None for all that are no images.
             limit: use the first so many; 0 for all.
+            bad: what is done about an episode with a fault, see `difftop.data.faults`.
         Raises:
             DemonstrationError: anything that is missing, has the wrong length or shape, is not finite, or is outside of the box.
         """
-        taken = list(islice(episodes, limit or None))
-        if not taken:
-            raise DemonstrationError(f"{path}: it has no demonstration.")
-        if obs_keys is None:
-            obs_keys = [key for key, values in taken[0].obs.items() if values.dim() < 4]
-        return joined(
-            path,
-            env,
-            [episode.name for episode in taken],
-            [check_actions(f"{path}: {episode.name}, actions", episode.actions.numpy()) for episode in taken],
-            {key: [_checked(path, episode, key, taken[0]) for episode in taken] for key in obs_keys},
-        )
+        faults = Faults(path, bad)
+        names: list[str] = []
+        actions: list[Tensor] = []
+        obs: dict[str, list[Tensor]] = {}
+        for episode in episodes:
+            if limit and len(names) == limit:
+                break
+            if not obs:
+                keys = [key for key, values in episode.obs.items() if values.dim() < 4] if obs_keys is None else obs_keys
+            found = _checked(path, episode, keys, {key: rows[0] for key, rows in obs.items()}, faults)
+            if found is not None:
+                names.append(episode.name)
+                actions.append(found[0])
+                for key, rows in found[1].items():
+                    obs.setdefault(key, []).append(rows)
+        if not names:
+            raise faults.nothing_left() if faults.left_out else DemonstrationError(f"{path}: it has no demonstration.")
+        return joined(path, env, names, actions, obs, notes=faults.lines())
 
     def __len__(self) -> int:
         return len(self.names)
@@ -184,6 +200,10 @@ class Demonstrations:
                 obs |= {key: lazy.gather(self.source[i : i + 1], steps)[0] for key, lazy in self.images.items()}
             yield Demonstration(name, self.actions[rows], obs)
 
+    def with_images(self, images: Mapping[str, Images]) -> Demonstrations:
+        """The same with images too, which are numbered as these episodes are."""
+        return replace(self, images={**self.images, **images}, source=torch.arange(len(self)))
+
     def only(self, index: Sequence[int]) -> Demonstrations:
         """The episodes `index`, for a split into training and validation; tensors and cache are shared."""
         chosen = torch.tensor(list(index), dtype=torch.int64)
@@ -193,6 +213,7 @@ class Demonstrations:
             first=self.first[chosen],
             length=self.length[chosen],
             source=self.source[chosen],
+            part=None if self.part is None else self.part[chosen],
         )
 
     def rows(self, key: str) -> Tensor:
@@ -212,6 +233,7 @@ def joined(
     actions: Sequence[Tensor],
     obs: Mapping[str, Sequence[Tensor]],
     images: Mapping[str, Images] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Demonstrations:
     """Episodes that were checked, end to end.
 
@@ -220,6 +242,7 @@ def joined(
         names, actions: of E episodes, `[T, A]` each.
         obs: by key, one tensor `[T, *shape]` per episode; those of 4 axes are images.
         images: further keys, which are kept elsewhere.
+        notes: sentences on what was left out or mended.
     Raises:
         DemonstrationError: the number of entries of an action is not the same everywhere.
     """
@@ -237,6 +260,7 @@ def joined(
         actions=torch.cat(list(actions)),
         low_dim={key: torch.cat(list(rows)) for key, rows in obs.items() if rows[0].dim() < 4},
         images=dict(images or {}) | {key: ImagesInMemory(rows) for key, rows in obs.items() if rows[0].dim() >= 4},
+        notes=notes,
     )
 
 
@@ -249,13 +273,9 @@ def check_actions(where: str, values: Array) -> Tensor:
     if values.ndim != 2 or 0 in values.shape:
         raise DemonstrationError(f"{where} has shape {list(values.shape)}; it must be [T, A], with at least one step.")
     actions = check_values(where, values)
-    outside = actions.abs().amax(1) > 1 + _BOX_TOLERANCE
-    if bool(outside.any()):
-        step = int(outside.nonzero()[0])
-        raise DemonstrationError(
-            f"{where} step {step} is {[round(x, 4) for x in actions[step].tolist()]} and {int(outside.sum())} steps leave "
-            "[-1, 1]; use normalized delta actions (ManiSkill: replay with -c pd_ee_delta_pose)."
-        )
+    message = beyond(where, actions)
+    if message:
+        raise DemonstrationError(message)
     return actions.clamp(-1, 1)
 
 
@@ -265,26 +285,48 @@ def check_values(where: str, values: Array) -> Tensor:
     Raises:
         DemonstrationError: not numbers, or not finite.
     """
-    if values.dtype.kind not in "fiub":
-        raise DemonstrationError(f"{where} holds {values.dtype}; it must hold numbers.")
+    rows = numbers(where, values)
     finite = np.isfinite(values)
     if not finite.all():
         step = int(np.argwhere(~finite)[0][0])
         raise DemonstrationError(f"{where} has NaN or infinity at step {step} of {len(values)}; leave this demonstration out.")
-    numbers = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
-    return numbers[:, None] if numbers.dim() == 1 else numbers
+    return rows
 
 
-def _checked(path: Path, episode: Demonstration, key: str, first: Demonstration) -> Tensor:
-    """Observation `key` of an episode, whose rows must have the shape of the first episode's."""
-    if key not in episode.obs:
-        raise DemonstrationError(f"{path}: {episode.name} has no observation {key!r}; it has {', '.join(episode.obs)}.")
-    values, where = episode.obs[key], f"{path}: {episode.name}, {key}"
-    if len(values) != len(episode.actions):
-        raise DemonstrationError(
-            f"{where} has {len(values)} rows for {len(episode.actions)} actions; it must have one per action."
-        )
-    if values.shape[1:] != first.obs[key].shape[1:]:
-        shapes = list(values.shape[1:]), list(first.obs[key].shape[1:])
-        raise DemonstrationError(f"{where} has rows of shape {shapes[0]}, the first episode's are {shapes[1]}.")
-    return values if values.dim() >= 4 else check_values(where, values.numpy())
+def _checked(
+    path: Path, episode: Demonstration, keys: Sequence[str], first: Mapping[str, Tensor], faults: Faults
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Actions and observations of an episode, whose rows must have the shape of the first one's; None where it is left out."""
+    try:
+        for key in keys:
+            if key not in episode.obs:
+                raise missing_key(path, episode.name, key, episode.obs)
+            if key in first and episode.obs[key].shape[1:] != first[key].shape[1:]:
+                raise other_shape(f"{path}: {episode.name}, {key}", episode.obs[key].shape[1:], first[key].shape[1:])
+    except FaultyEpisodeError as error:
+        faults.leave_out(episode.name, error)
+        return None
+    images = {key: episode.obs[key] for key in keys if episode.obs[key].dim() >= 4}
+    columns = Columns(
+        name=episode.name,
+        actions=episode.actions.numpy(),
+        vectors={key: episode.obs[key].numpy() for key in keys if key not in images},
+        rows={key: len(rows) for key, rows in images.items()},
+        places={key: f"{path}: {episode.name}, {key}" for key in ("actions", *keys)},
+    )
+    found = checked(columns, faults)
+    if found is None:
+        return None
+    actions, vectors = found
+    shown = {key: rows[: len(actions)] for key, rows in images.items()}
+    return actions, {key: shown[key] if key in shown else vectors[key] for key in keys}
+
+
+def missing_key(path: Path, episode: str, key: str, there: Iterable[str]) -> FaultyEpisodeError:
+    """Of an episode without an observation that is wanted."""
+    return FaultyEpisodeError(MISSING, f"{path}: {episode} has no observation {key!r}; it has {', '.join(there)}.")
+
+
+def other_shape(where: str, shape: Sequence[int], first: Sequence[int]) -> FaultyEpisodeError:
+    """Of an episode whose rows aren't like those of the first."""
+    return FaultyEpisodeError(MISSING, f"{where} has rows of shape {list(shape)}, the first episode's are {list(first)}.")

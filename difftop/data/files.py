@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from difftop.data import maniskill, robomimic
+from difftop.data import lerobot, maniskill, robomimic, robosuite, zarr
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.data.survey import Survey, survey_of
 from difftop.entry_points import Extended
 
-FORMATS: Extended[Format] = Extended({"maniskill": maniskill.FORMAT, "robomimic": robomimic.FORMAT}, "difftop.datasets")
+FORMATS: Extended[Format] = Extended(
+    {
+        "maniskill": maniskill.FORMAT,
+        "robosuite": robosuite.FORMAT,
+        "robomimic": robomimic.FORMAT,
+        "lerobot": lerobot.FORMAT,
+        "zarr": zarr.FORMAT,
+    },
+    "difftop.datasets",
+)
 
 
 def format_of(path: Path) -> Format:
@@ -23,7 +33,7 @@ def format_of(path: Path) -> Format:
         DemonstrationError: no such file, no format knows it (the message says which there are), or an entry is no format.
     """
     if not path.exists():
-        raise DemonstrationError(f"{path}: no such file.")
+        raise DemonstrationError(f"{path}: no such file or folder.")
     known = []
     for name, made in FORMATS.items():  # packages of others are imported only if none of ours matches
         if not isinstance(made, Format):
@@ -31,7 +41,22 @@ def format_of(path: Path) -> Format:
         if made.matches(path):
             return made
         known.append(f"{name} ({made.layout})")
-    raise DemonstrationError(f"{path}: no format knows this file; there are {', '.join(known)}.")
+    if path.is_dir() and (inside := sorted(f.name for f in path.iterdir() if f.suffix in (".hdf5", ".h5"))):
+        more = ", ..." if len(inside) > 3 else ""
+        raise DemonstrationError(f"{path}: a folder of files, {', '.join(inside[:3])}{more}; name them, dataset=[A,B].")
+    kind = "folder" if path.is_dir() else "file"
+    raise DemonstrationError(f"{path}: no format knows this {kind}; there are {', '.join(known)}.")
+
+
+def survey(path: Path | str) -> Survey:
+    """What is in a data set; no image is read. Raises `DemonstrationError`."""
+    path = Path(path)
+    made = format_of(path)
+    if made.survey is not None:
+        found: Survey = made.survey(path)
+        return found
+    name = next(name for name, known in FORMATS.items() if known is made)
+    return survey_of(name, open_demonstrations(path, bad="skip"))
 
 
 def recorded_env(path: Path | str) -> EnvInfo:
@@ -47,6 +72,8 @@ def open_demonstrations(
     filter_key: str = "",
     limit: int = 0,
     cache_bytes: int = 2**31,
+    successful_only: bool = True,
+    bad: str = "stop",
 ) -> Demonstrations:
     """Opens, checks and loads a file.
 
@@ -56,8 +83,18 @@ def open_demonstrations(
         filter_key: use only the demonstrations of this filter, where the format has filters; empty for all.
         limit: use the first so many; 0 for all.
         cache_bytes: memory for images.
+        successful_only: leave out episodes that the file calls failed, where the format says so.
+        bad: what is done about faults: stop, skip, or clip; see `difftop.data.faults`.
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
     path = Path(path)
-    return format_of(path).open(path, obs_keys=obs_keys, filter_key=filter_key, limit=limit, cache_bytes=cache_bytes)
+    return format_of(path).open(
+        path,
+        obs_keys=obs_keys,
+        filter_key=filter_key,
+        limit=limit,
+        cache_bytes=cache_bytes,
+        successful_only=successful_only,
+        bad=bad,
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, check_actions, check_values, joined
+from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, joined, missing_key, other_shape
+from difftop.data.faults import CUT_OFF, MISSING, Columns, Faults, FaultyEpisodeError, checked
 
 _BLOCK_ROWS = 16  # images are read in blocks of this many steps: a window of 12 touches one or two
 
@@ -34,6 +35,7 @@ class Source:
         length: T as the file's metadata promise it, None if they don't.
         promise: what to call that promise in a message.
         extra_rows: observations beyond T, after the last action; they are not used.
+        fault: what is wrong with the episode at first sight, empty for nothing; `promise` and the lengths then don't matter.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Source:
     length: int | None
     promise: str
     extra_rows: int = 0
+    fault: str = ""
 
 
 class BlockCache:
@@ -72,7 +75,7 @@ class BlockCache:
             stored = self._file[dataset][_BLOCK_ROWS * number : _BLOCK_ROWS * (number + 1)]
         except (OSError, KeyError) as error:
             raise DemonstrationError(f"{self.path}: {dataset} can't be read ({error}); is the file damaged or gone?") from error
-        block = np.ascontiguousarray(np.moveaxis(stored, -1, 1))
+        block = np.ascontiguousarray(np.moveaxis(pixels(f"{self.path}: {dataset}", stored), -1, 1))
         self._blocks[key] = block
         self.used_bytes += block.nbytes
         while self.used_bytes > self.capacity_bytes:
@@ -97,7 +100,8 @@ class ImageRows:
 
     def __init__(self, cache: BlockCache, datasets: Sequence[str], first: Any) -> None:
         height, width, channels = first.shape[1:]
-        self.cache, self.datasets, self.shape, self.dtype = cache, tuple(datasets), (channels, height, width), first.dtype
+        self.cache, self.datasets, self.shape = cache, tuple(datasets), (channels, height, width)
+        self.dtype = np.dtype(np.uint8 if first.dtype == np.uint8 else np.float32)
 
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """See `difftop.data.windows.Images`."""
@@ -108,6 +112,24 @@ class ImageRows:
                 here = blocks == block
                 out[b, here] = self.cache.block(self.datasets[number], int(block))[rows[here] % _BLOCK_ROWS]
         return torch.from_numpy(out)
+
+
+def pixels(where: str, stored: Array) -> Array:
+    """Images as networks take them, 0 to 255: uint8 as they are; floats in [0, 1] as float32 times 255, not rounded.
+
+    Raises:
+        DemonstrationError: another type, or floats beyond [0, 1].
+    """
+    if stored.dtype == np.uint8:
+        return stored
+    if stored.dtype.kind != "f":
+        raise DemonstrationError(f"{where} has images of {stored.dtype}; they must be uint8, or floats in [0, 1].")
+    if stored.size and not (stored.min() >= 0 and stored.max() <= 1):
+        raise DemonstrationError(
+            f"{where} has images of {stored.dtype} from {stored.min():g} to {stored.max():g}; floats must be in [0, 1], "
+            "bytes (0 to 255) uint8: store them anew as one of these."
+        )
+    return np.multiply(stored, 255, dtype=np.float32)
 
 
 def is_hdf5(path: Path) -> bool:
@@ -133,66 +155,108 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
             raise  # not h5py's: an environment's, say, while a file is played back
+        if isinstance(error, BlockingIOError) or "unable to lock file" in str(error):
+            raise DemonstrationError(
+                f"{path}: open in another program, which writes to it; close it there, or read a copy."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise DemonstrationError(f"{path}: you may not read it ({error.strerror}).") from error
         raise DemonstrationError(f"{path}: not a whole HDF5 file ({error}); a download or a copy may be incomplete.") from error
 
 
 def read_demonstrations(
-    path: Path, file: Any, sources: Sequence[Source], env: EnvInfo, keys: Sequence[str] | None, cache_bytes: int
+    path: Path,
+    file: Any,
+    sources: Iterable[Source],
+    env: EnvInfo,
+    keys: Sequence[str] | None,
+    cache_bytes: int,
+    faults: Faults | None = None,
+    limit: int = 0,
 ) -> Demonstrations:
     """Checks and loads episodes.
 
     Args:
         path, file: the file, and it opened.
-        sources: its episodes, at least one, in order.
+        sources: its episodes, in order; no more of them are read than wanted.
         env: what it was recorded in.
         keys: observations to use, in this order; None for all that are no images.
         cache_bytes: memory for images.
+        faults: what is done about faults, and where they are counted.
+        limit: use the first so many that have none; 0 for all.
     Raises:
         DemonstrationError: anything that is missing, has the wrong length or shape, is not finite, or is outside of the box.
     """
-    if keys is None:
-        keys = [key for key, dataset in sources[0].obs.items() if len(_dataset(path, file, dataset).shape) < 4]
-    actions, cache = [], BlockCache(path, cache_bytes)
-    low_dim: dict[str, list[Tensor]] = {key: [] for key in keys}
-    images: dict[str, list[str]] = {}
+    faults = faults or Faults(path)
+    reading = _Reading(path, file, keys, faults)
     for source in sources:
-        action = check_actions(f"{path}: {source.actions}", _dataset(path, file, source.actions)[()])
-        if source.length is not None and source.length != len(action):
-            raise DemonstrationError(
-                f"{path}: {source.name} has {len(action)} actions but {source.promise} is {source.length}; the file is damaged "
-                "or was edited."
-            )
-        actions.append(action)
-        for key in keys:
+        if limit and len(reading.names) == limit:
+            break
+        reading.add(source)
+    if not reading.names:
+        raise faults.nothing_left() if faults.left_out else DemonstrationError(f"{path}: it has no demonstration.")
+    cache = BlockCache(path, cache_bytes)
+    lazy = {key: ImageRows(cache, datasets, file[datasets[0]]) for key, datasets in reading.images.items()}
+    return joined(path, env, reading.names, reading.actions, reading.vectors, lazy, faults.lines())
+
+
+class _Reading:
+    """The episodes of a file that have been read."""
+
+    def __init__(self, path: Path, file: Any, keys: Sequence[str] | None, faults: Faults) -> None:
+        self.path, self.file, self.keys, self.faults = path, file, keys, faults
+        self.names: list[str] = []
+        self.actions: list[Tensor] = []
+        self.vectors: dict[str, list[Tensor]] = {}
+        self.images: dict[str, list[str]] = {}
+        self._rows: dict[str, tuple[int, ...]] = {}  # shape of one observation by key
+
+    def add(self, source: Source) -> None:
+        """Reads an episode, unless it is left out."""
+        try:
+            columns, images = self._columns(source)
+        except FaultyEpisodeError as error:
+            self.faults.leave_out(source.name, error)
+            return
+        found = checked(columns, self.faults)
+        if found is None:
+            return
+        self.names.append(source.name)
+        self.actions.append(found[0])
+        for key, rows in found[1].items():
+            self.vectors.setdefault(key, []).append(rows)
+        for key, dataset in images.items():
+            self.images.setdefault(key, []).append(dataset)
+
+    def _columns(self, source: Source) -> tuple[Columns, dict[str, str]]:
+        """The columns of an episode, and the datasets of its images; raises `FaultyEpisodeError`."""
+        if source.fault and (self.faults.bad != "clip" or not source.obs):
+            raise FaultyEpisodeError(CUT_OFF if source.obs else MISSING, source.fault)
+        if source.fault:
+            self.faults.mend(source.name, CUT_OFF, source.fault)
+        actions = self._dataset(source.actions)
+        if self.keys is None:
+            self.keys = [key for key, dataset in source.obs.items() if len(self._dataset(dataset).shape) < 4]
+        vectors, images, rows = {}, {}, {}
+        for key in self.keys:
             if key not in source.obs:
-                raise DemonstrationError(f"{path}: {source.name} has no observation {key!r}; it has {', '.join(source.obs)}.")
-            dataset = _dataset(path, file, source.obs[key])
-            _check_shape(path, source, key, dataset, len(action), file[sources[0].obs[key]].shape[1:])
+                raise missing_key(self.path, source.name, key, source.obs)
+            dataset = self._dataset(source.obs[key])
+            where = f"{self.path}: {source.obs[key]}"
+            if dataset.shape[1:] != self._rows.setdefault(key, dataset.shape[1:]):
+                raise other_shape(where, dataset.shape[1:], self._rows[key])
             if len(dataset.shape) >= 4:
-                images.setdefault(key, []).append(source.obs[key])
+                pixels(where, dataset[:1])
+                images[key], rows[key] = source.obs[key], dataset.shape[0]
             else:
-                low_dim[key].append(check_values(f"{path}: {source.obs[key]}", dataset[: len(action)]))
-    lazy = {key: ImageRows(cache, datasets, file[datasets[0]]) for key, datasets in images.items()}
-    names = [source.name for source in sources]
-    return joined(path, env, names, actions, {key: rows for key, rows in low_dim.items() if rows}, lazy)
+                vectors[key] = dataset[()] if dataset.shape else np.zeros(0)
+        places = {"actions": f"{self.path}: {source.actions}"} | {k: f"{self.path}: {source.obs[k]}" for k in self.keys}
+        length = None if source.fault else source.length
+        return Columns(source.name, actions[()], vectors, rows, places, length, source.promise, source.extra_rows), images
 
-
-def _dataset(path: Path, file: Any, name: str) -> Any:
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
-        raise DemonstrationError(f"{path}: {name} is {'missing' if found is None else 'a group'}; it must be a dataset.")
-    return found
-
-
-def _check_shape(path: Path, source: Source, key: str, dataset: Any, steps: int, row: tuple[int, ...]) -> None:
-    """Raises DemonstrationError unless the dataset has the right number of rows, each of the first episode's shape."""
-    rows = dataset.shape[0] if dataset.shape else 0
-    if rows != steps + source.extra_rows:
-        after = f" and {source.extra_rows} after the last" if source.extra_rows else ""
-        raise DemonstrationError(
-            f"{path}: {source.obs[key]} has {rows} rows for {steps} actions; it must have one per action{after}."
-        )
-    if dataset.shape[1:] != row:
-        raise DemonstrationError(
-            f"{path}: {source.obs[key]} has rows of shape {list(dataset.shape[1:])}, the first episode's are {list(row)}."
-        )
+    def _dataset(self, name: str) -> Any:
+        found = self.file.get(name)
+        if not isinstance(found, h5py.Dataset):
+            what = "missing" if found is None else "a group"
+            raise FaultyEpisodeError(MISSING, f"{self.path}: {name} is {what}; it must be a dataset.")
+        return found

@@ -20,7 +20,10 @@ from typing import Any
 import h5py
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.data.faults import Faults
 from difftop.data.hdf5 import Source, open_hdf5, read_demonstrations
+from difftop.data.survey import Survey, Surveyor
+from difftop.data.survey_hdf5 import add_source
 
 
 def open_maniskill(
@@ -28,9 +31,10 @@ def open_maniskill(
     *,
     obs_keys: Sequence[str] | None = None,
     filter_key: str = "",
-    successful_only: bool = False,
+    successful_only: bool = True,
     limit: int = 0,
     cache_bytes: int = 2**30,
+    bad: str = "stop",
 ) -> Demonstrations:
     """Opens, checks and loads a file.
 
@@ -38,31 +42,57 @@ def open_maniskill(
         path: the .h5 file.
         obs_keys: observations to use, in this order; None for all that are no images.
         filter_key: must be empty; these files have no filters.
-        successful_only: leave out episodes that the .json doesn't call successful.
+        successful_only: leave out episodes that the .json calls failed.
         limit: use the first so many; 0 for all.
         cache_bytes: memory for images.
+        bad: what is done about faults, see `difftop.data.faults`.
     Raises:
         DemonstrationError: the first thing that is wrong with either file. Raw files (control mode pd_joint_pos, no
             observations) have to be replayed before.
     """
     path = Path(path)
     if filter_key:
-        raise DemonstrationError(f"{path}: a ManiSkill file has no filters; leave run.filter_key={filter_key} out.")
+        raise DemonstrationError(f"{path}: a ManiSkill file has no filters; leave dataset.filter={filter_key} out.")
     env, episodes = read_metadata(path.with_suffix(".json"))
+    episodes = sorted(episodes, key=lambda e: int(e["episode_id"]))
+    failed = [f"traj_{int(e['episode_id'])}" for e in episodes if successful_only and succeeded(e) is False]
+    kept = [e for e in episodes if f"traj_{int(e['episode_id'])}" not in failed]
+    faults = Faults(path, bad)
+    if failed:
+        faults.left_out["failed episodes (dataset.successful_only=false takes them)"] = failed
     with open_hdf5(path) as file:
-        sources = [
-            _source(path, file, episode)
-            for episode in sorted(episodes, key=lambda e: int(e["episode_id"]))
-            if not successful_only or bool(episode.get("success"))
-        ]
-        if not sources:
-            raise DemonstrationError(f"{path}: no episode is left of {len(episodes)} (successful_only={successful_only}).")
-        return read_demonstrations(path, file, sources[: limit or None], env, obs_keys, cache_bytes)
+        if not kept:
+            raise DemonstrationError(
+                f"{path}: no episode is left of {len(episodes)}, all failed; dataset.successful_only=false takes failed ones."
+            )
+        sources = (source_of(path, file, episode) for episode in kept)
+        return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes, faults, limit)
+
+
+def succeeded(episode: Mapping[str, Any]) -> bool | None:
+    """Whether the .json calls an episode successful; ManiSkill 2 says it under `info`. None where it says nothing."""
+    info = episode.get("info")
+    found = episode.get("success", info.get("success") if isinstance(info, dict) else None)
+    return None if found is None else bool(found)
 
 
 def matches(path: Path) -> bool:
-    """Whether it is called .h5 or .hdf5 and a .json of the same name is beside it."""
-    return path.suffix in (".h5", ".hdf5") and path.with_suffix(".json").is_file()
+    """Whether it is called .h5 or .hdf5, isn't RoboMimic's, and a .json of its name that describes trajectories is beside it."""
+    if path.suffix not in (".h5", ".hdf5") or not path.with_suffix(".json").is_file():
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            if "data" in file:
+                return False
+            if any(name.startswith("traj_") for name in file):
+                return True
+    except OSError:
+        pass  # opening it says what is wrong
+    try:
+        raw = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and bool({"env_info", "episodes"} & raw.keys())
 
 
 def recorded_env(path: Path) -> EnvInfo:
@@ -95,19 +125,21 @@ def _generation(env_id: str) -> str | None:
     return {"v0": "0.5", "v1": "3.0"}.get(env_id.rpartition("-")[2])
 
 
-def _source(path: Path, file: Any, episode: Mapping[str, Any]) -> Source:
+def source_of(path: Path, file: Any, episode: Mapping[str, Any]) -> Source:
+    """Where an episode of the .json is in the file."""
     name = f"traj_{int(episode['episode_id'])}"
     group = file.get(name)
     if not isinstance(group, h5py.Group):
-        raise DemonstrationError(f"{path}: {name} is in the .json but not in the .h5; they don't belong together.")
-    obs = dict(_observations(group))
+        fault = f"{path}: {name} is in the .json but not in the .h5; they don't belong together, or a copy was cut off."
+        return Source(name, f"{name}/actions", {}, None, "elapsed_steps", fault=fault)
+    obs, elapsed, fault = dict(_observations(group)), episode.get("elapsed_steps"), ""
     if not obs:
-        raise DemonstrationError(
+        fault = (
             f"{path}: {name} has no observations, only {', '.join(group)}; make them with "
             "`python -m mani_skill.trajectory.replay_trajectory --traj-path FILE -o state -c pd_ee_delta_pose --save-traj`."
         )
-    elapsed = episode.get("elapsed_steps")
-    return Source(name, f"{name}/actions", obs, None if elapsed is None else int(elapsed), "elapsed_steps", extra_rows=1)
+    length = None if elapsed is None else int(elapsed)
+    return Source(name, f"{name}/actions", obs, length, "elapsed_steps", extra_rows=1, fault=fault)
 
 
 def _observations(group: Any) -> Iterator[tuple[str, str]]:
@@ -128,4 +160,17 @@ def _key(path: str) -> str:
     return f"{parts[1]}_image" if len(parts) == 3 and parts[0] == "sensor_data" and parts[2] == "rgb" else path
 
 
-FORMAT = Format("ManiSkill's .h5 with its .json beside it", matches, recorded_env, open_maniskill)
+def survey(path: Path) -> Survey:
+    """See `difftop.data.survey`."""
+    surveyor = Surveyor()
+    env, episodes = read_metadata(path.with_suffix(".json"))
+    with open_hdf5(path) as file:
+        for episode in sorted(episodes, key=lambda e: int(e["episode_id"])):
+            source = source_of(path, file, episode)
+            add_source(surveyor, file, source, rewards=f"{source.name}/rewards", success=succeeded(episode))
+    controls = sorted({str(e["control_mode"]) for e in episodes if "control_mode" in e})
+    notes = (f"control mode: {', '.join(controls)}",) if controls else ()
+    return surveyor.survey(path, "maniskill", env, notes=notes)
+
+
+FORMAT = Format("ManiSkill's .h5 with its .json beside it", matches, recorded_env, open_maniskill, survey)

@@ -25,10 +25,15 @@ import h5py
 import numpy as np
 
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
+from difftop.data.faults import TOTAL, Faults
 from difftop.data.hdf5 import Source, is_hdf5, open_hdf5, read_demonstrations
+from difftop.data.robosuite import filter_sizes
+from difftop.data.survey import Survey, Surveyor
+from difftop.data.survey_hdf5 import add_source
 
 log = logging.getLogger(__name__)
 
+_NEXT = "next_obs/"
 LOW_DIM_KEYS = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")  # the papers'; more of them halve success
 
 
@@ -43,6 +48,7 @@ class Recording:
         dones: `[T]`, None for an episode that is done at its end.
         states: simulator states `[T, D]` to rebuild observations from, if there are any.
         attributes: strings to keep with it: `model_file`, `ep_meta`.
+        last_obs: by key `[...]`, observed after the last action; with it `next_obs` is written, what follows each action.
     """
 
     obs: Mapping[str, Array]
@@ -51,6 +57,7 @@ class Recording:
     dones: Array | None = None
     states: Array | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    last_obs: Mapping[str, Array] | None = None
 
 
 def open_robomimic(
@@ -61,31 +68,39 @@ def open_robomimic(
     limit: int = 0,
     action_key: str = "actions",
     cache_bytes: int = 2**30,
+    successful_only: bool = True,
+    bad: str = "stop",
 ) -> Demonstrations:
     """Opens, checks and loads a file.
 
     Args:
         path: the HDF5 file.
-        obs_keys: observations to use, in this order (`LOW_DIM_KEYS`, camera images); None for all that are no images.
+        obs_keys: observations to use, in this order (`LOW_DIM_KEYS`, camera images, `next_obs/KEY`); None for all of `obs` that
+            are no images.
         filter_key: use the demonstrations of `mask/<filter_key>` only: train, valid, better, 20_percent, ...; empty for all.
         limit: use the first so many of them; 0 for all.
         action_key: dataset of actions.
         cache_bytes: memory for images.
+        successful_only: has no effect, the files don't say; see their filters.
+        bad: what is done about faults, see `difftop.data.faults`.
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
-    path = Path(path)
+    path, faults = Path(path), Faults(Path(path), bad)
     with open_hdf5(path) as file:
         env, data = read_env(path, file), file["data"]
-        names = _all_names(path, data)
+        names = all_names(path, data, faults)
         if filter_key:
             names = _filtered(path, file, filter_key, names)
         if limit and limit != len(names):
             log.info("%s: %s of its %d demonstrations", path, f"the first {limit}" if limit < len(names) else "all", len(names))
-        sources = [_source(path, data[name], action_key) for name in names[: limit or None]]
-        if not sources:
-            raise DemonstrationError(f"{path}: it has no demonstration{f' of filter_key={filter_key}' if filter_key else ''}.")
-        return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes)
+        if not names:
+            raise DemonstrationError(
+                f"{path}: it has no demonstration{f' of dataset.filter={filter_key}' if filter_key else ''}."
+            )
+        with_next = any(key.startswith(_NEXT) for key in obs_keys or ())
+        sources = (_source(path, data[name], action_key, with_next) for name in names)
+        return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes, faults, limit)
 
 
 def write_demonstrations(
@@ -113,7 +128,7 @@ def write_demonstrations(
         with h5py.File(partial, "w") as file:
             data = file.create_group("data")
             for episode in episodes:
-                total += _write(data.create_group(f"demo_{count}"), episode, f"{path}: demo_{count}")
+                total += write_episode(data.create_group(f"demo_{count}"), episode, f"{path}: demo_{count}")
                 count += 1
             if not count:
                 raise DemonstrationError(f"{path}: there is no episode to write.")
@@ -127,7 +142,7 @@ def write_demonstrations(
         partial.unlink(missing_ok=True)
 
 
-def _write(group: Any, episode: Recording, where: str) -> int:
+def write_episode(group: Any, episode: Recording, where: str) -> int:
     """Writes one episode and returns its number of steps."""
     steps = len(check_actions(f"{where}/actions", np.asarray(episode.actions)))
     dones = np.arange(1, steps + 1) == steps if episode.dones is None else episode.dones
@@ -138,6 +153,9 @@ def _write(group: Any, episode: Recording, where: str) -> int:
     }
     columns |= {} if episode.states is None else {"states": (episode.states, np.float64)}
     columns |= {f"obs/{key}": (values, np.asarray(values).dtype) for key, values in episode.obs.items()}
+    for key, last in (episode.last_obs or {}).items():
+        after = np.concatenate([np.asarray(episode.obs[key])[1:], np.asarray(last)[None]])
+        columns[f"{_NEXT}{key}"] = (after, np.asarray(episode.obs[key]).dtype)
     for name, (values, dtype) in columns.items():
         rows = np.asarray(values)
         if len(rows) != steps:
@@ -171,6 +189,8 @@ def recorded_env(path: Path) -> EnvInfo:
 def read_env(path: Path, file: Any) -> EnvInfo:
     """The environment that an open file was recorded in.
 
+    RoboMimic's conversion of robosuite's files leaves `env_name` inside `env_kwargs` too, or only there.
+
     Raises:
         DemonstrationError: it is no RoboMimic file, or doesn't say.
     """
@@ -182,7 +202,10 @@ def read_env(path: Path, file: Any) -> EnvInfo:
     text = data.attrs.get("env_args")
     try:
         raw = json.loads(text.decode() if isinstance(text, bytes) else text)
-        name, kwargs, _ = raw["env_name"], raw["env_kwargs"], raw["type"] if "type" in raw else raw["env_type"]
+        kwargs = raw.get("env_kwargs")
+        inside = kwargs.pop("env_name", None) if isinstance(kwargs, dict) else None
+        name = raw.get("env_name") or inside or raw["env_name"]
+        kwargs, _ = raw["env_kwargs"], raw["type"] if "type" in raw else raw["env_type"]
     except (TypeError, ValueError) as error:
         raise DemonstrationError(f"{path}: attribute env_args of data is missing or no JSON ({error}).") from error
     except KeyError as error:
@@ -192,7 +215,7 @@ def read_env(path: Path, file: Any) -> EnvInfo:
     return EnvInfo(name=name, kwargs=kwargs, version=raw.get("env_version"), raw=raw)
 
 
-def _all_names(path: Path, data: Any) -> list[str]:
+def all_names(path: Path, data: Any, faults: Faults) -> list[str]:
     """Names of all demonstrations, in numeric order."""
     strange = [name for name in data if not re.fullmatch(r"demo_\d+", name)]
     if strange:
@@ -201,9 +224,10 @@ def _all_names(path: Path, data: Any) -> list[str]:
     if "total" in data.attrs:
         total, found = int(data.attrs["total"]), sum(int(data[name].attrs.get("num_samples", 0)) for name in names)
         if total != found:
-            raise DemonstrationError(
+            faults.ignore(
+                TOTAL,
                 f"{path}: its demonstrations have {found} samples but its attribute total is {total}; some are missing, or it "
-                "was edited: correct data.attrs['total'] if that was meant."
+                "was edited: correct data.attrs['total'] if that was meant.",
             )
     return names
 
@@ -223,17 +247,43 @@ def _filtered(path: Path, file: Any, filter_key: str, names: Sequence[str]) -> l
     return [name for name in names if name in chosen]
 
 
-def _source(path: Path, group: Any, action_key: str) -> Source:
-    name = group.name.rsplit("/", 1)[-1]
-    if "num_samples" not in group.attrs:
-        raise DemonstrationError(f"{path}: {name} has no attribute num_samples; was writing it interrupted?")
-    if not isinstance(group.get("obs"), h5py.Group):
-        raise DemonstrationError(
-            f"{path}: {name} has no observations, only {', '.join(group)}; make them from the states first (robomimic: "
-            "dataset_states_to_obs.py)."
+def _source(path: Path, group: Any, action_key: str, with_next: bool = False) -> Source:
+    name, length = group.name.rsplit("/", 1)[-1], group.attrs.get("num_samples")
+    fault = "" if length is not None else f"{path}: {name} has no attribute num_samples; was writing it interrupted?"
+    obs: dict[str, str] = {}
+    if isinstance(group.get("obs"), h5py.Group):
+        obs = {key: f"{group.name}/obs/{key}" for key in group["obs"]}
+    elif not fault:
+        fault = (
+            f"{path}: {name} has no observations, only {', '.join(group)}; make them from the states first: "
+            f"mode=convert dataset={path} out=FILE."
         )
-    obs = {key: f"{group.name}/obs/{key}" for key in group["obs"]}
-    return Source(name, f"{group.name}/{action_key}", obs, int(group.attrs["num_samples"]), "num_samples")
+    if with_next:
+        obs |= {f"{_NEXT}{key}": f"{group.name}/{_NEXT}{key}" for key in group.get("next_obs", ())}
+    return Source(name, f"{group.name}/{action_key}", obs, None if length is None else int(length), "num_samples", fault=fault)
 
 
-FORMAT = Format("RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic)
+def survey(path: Path) -> Survey:
+    """See `difftop.data.survey`. An episode counts as solved where its last reward is positive, if any reward is."""
+    surveyor = Surveyor()
+    with open_hdf5(path) as file:
+        env, data = read_env(path, file), file["data"]
+        faults = Faults(path, "skip")
+        names = all_names(path, data, faults)
+        rewarded = any("rewards" in data[name] and bool(np.any(data[name]["rewards"][()] > 0)) for name in names[:20])
+        for name in names:
+            rewards = data[name].get("rewards")
+            solved = bool(np.any(rewards[()] > 0)) if rewarded and rewards is not None and len(rewards) else None
+            add_source(surveyor, file, _source(path, data[name], "actions"), rewards=f"data/{name}/rewards", success=solved)
+        filters, more = filter_sizes(file), _more(data, names)
+    return surveyor.survey(path, "robomimic", env, filters=filters, notes=(*faults.lines(), *more))
+
+
+def _more(data: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """What the first demonstration has beside what is used."""
+    first = data[names[0]] if names else {}
+    beside = [key for key in first if key not in ("actions", "obs", "rewards", "dones")]
+    return (f"beside observations: {', '.join(beside)}",) if beside else ()
+
+
+FORMAT = Format("RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic, survey)

@@ -42,6 +42,14 @@ class Episodes(Protocol):
         """Number of each episode in the file `[E]`."""
 
     @property
+    def part(self) -> Tensor | None:
+        """Number of the data set that each episode is of `[E]`; None where there is one."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of each data set in the batches; empty where every window counts the same."""
+
+    @property
     def actions(self) -> Tensor:
         """`[R, A]`."""
 
@@ -129,6 +137,16 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """How often each window is drawn `[W]`, as the data sets' shares say; None for all alike."""
+        part, shares = self.demonstrations.part, self.demonstrations.shares
+        if part is None or not shares:
+            return None
+        number = part[self.episode]
+        counts = torch.bincount(number, minlength=len(shares)).clamp_min(1)
+        return (torch.tensor(shares, dtype=torch.float64) / counts)[number]
 
     def gather(self, index: Tensor) -> WindowBatch:
         """The windows `index [B]`, int64."""

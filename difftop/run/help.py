@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from difftop.compare.config import CompareConfig, StatusConfig
+from difftop.datasets.convert import ConvertConfig
+from difftop.datasets.look import DataConfig
 from difftop.options import ConfigError, describe, suggest
 from difftop.run.experiments import experiment_names, first_comment, read_experiment
 from difftop.run.settings import LOOPS, MODES, Registry, TopConfig
@@ -14,7 +16,12 @@ from difftop.run.settings import LOOPS, MODES, Registry, TopConfig
 WIDTH = 120
 _INDENT = 13
 _WORLD = "world_model"
-_MODE_OPTIONS: Mapping[str, type] = {"compare": CompareConfig, "status": StatusConfig}
+_MODE_OPTIONS: Mapping[str, type] = {
+    "compare": CompareConfig,
+    "status": StatusConfig,
+    "data": DataConfig,
+    "convert": ConvertConfig,
+}
 _LOOP_TITLES = {"online": "run, of agents that learn from rewards", "offline": "run, of agents that learn from demonstrations"}
 _NOT_IN_FILES = {  # options of groups that have no file, because they set nothing
     "preset": {"standard": "sizes of the papers"},
@@ -23,7 +30,7 @@ _NOT_IN_FILES = {  # options of groups that have no file, because they set nothi
 _FIRST = ("state", "pixels", "low_dim")  # of observations, the usual ones
 # What people change. Of two loops that have an option of the same name, the help is that of the first.
 _USUAL = (
-    "seed", "name", "device", "threads", "planner", "dataset", "run.frames", "run.grad_steps", "run.demos", "run.eval_every",
+    "seed", "name", "device", "threads", "planner", "dataset.path", "run.frames", "run.grad_steps", "run.demos", "run.eval_every",
     "env.action_repeat",
 )  # fmt: skip
 

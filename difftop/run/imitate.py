@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any
 
 from difftop.data.demonstrations import Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations, recorded_env
+from difftop.data.scaling import range_of
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings
 from difftop.run.imitation_records import ImitationRecords
 from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
+from difftop.run.opening import opened
 from difftop.run.ownership import sole_owner
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.records import nonfinite_batch
@@ -33,20 +35,20 @@ from difftop.run.session import (
     run_folder,
     with_overrides,
 )
+from difftop.run.settings import NO_SIMULATOR
 from difftop.run.signals import StopOnSignal
 from difftop.run.workers import Workers, joined
 from difftop.types import EnvSpec, ObsSpec
 
 log = logging.getLogger(__name__)
 
+EXPERT_DEMOS = 50  # where `run.demos` leaves it open
 _ACTS_OTHERWISE = ("top.head", "agent.execute", "agent.samples", "run.protocol", "env.episode_steps", "env.render_quality")
 
 
 def record_demonstrations(settings: Settings, factories: Factories) -> RunEnd:
     """`mode=demos`: writes demonstrations by the task's expert, to a file in the folder of the result."""
-    top, count = settings.top, settings.run.demos
-    if not count:
-        raise ConfigError("run.demos=0: how many demonstrations are to be written? At least 1.")
+    top, count = settings.top, settings.run.demos or EXPERT_DEMOS
     how = {"noise": settings.run.expert_noise, "labels": settings.run.expert_labels}
     path = factories.record(settings.env, count, seed=top.seed, folder=top.data, **how)
     demonstrations = open_demonstrations(path)
@@ -64,14 +66,14 @@ def train_imitation(settings: Settings, factories: Factories) -> RunEnd:
     with joined(prepare_torch(settings)) as workers:
         if not workers.leads:
             logging.getLogger("difftop").setLevel(logging.ERROR)
+        wanted = settings.run.simulates
+        paths, settings = workers.lead_first(lambda: _dataset(settings, factories))
         run: OfflineConfig = settings.run
-        path, env_config = workers.lead_first(lambda: _dataset(settings, factories))
-        most = max(run.select_episodes, run.reported_episodes)
-        settings = replace(settings, env=env_config)  # as the file says: evaluating the checkpoint needs no file
-        envs = factories.envs(env_config, min(run.eval_envs, most), run.parallel) if run.simulates and workers.leads else None
+        most = max(run.select_episodes, run.reported_episodes, 1)
+        envs = factories.envs(settings.env, min(run.eval_envs, most), run.parallel) if wanted and workers.leads else None
         try:
             spec = workers.told(None if envs is None else envs.difftop_spec)
-            return _train(settings, factories, workers, path, envs, spec)
+            return _train(settings, factories, workers, paths, envs if run.simulates else None, spec)
         finally:
             if envs is not None:
                 envs.close()
@@ -81,16 +83,16 @@ def _train(
     settings: Settings,
     factories: Factories,
     workers: Workers,
-    path: Path,
+    paths: Sequence[Path],
     envs: Environments | None,
     simulated: EnvSpec | None,
 ) -> RunEnd:
-    """The run on the demonstrations at `path`; `simulated` is the task as its simulator has it, None without one."""
-    demonstrations = _opened(path, settings, simulated)
-    spec = simulated or _recorded_spec(settings, demonstrations)
+    """The run on the demonstrations at `paths`; `simulated` is the task as its simulator has it, None without one."""
+    demonstrations = opened(paths, settings, simulated, evaluated=settings.run.simulates)
+    spec = simulated if simulated and settings.run.simulates else _recorded_spec(settings, demonstrations)
     folder = run_folder(settings)
     with sole_owner(folder) if workers.leads else nullcontext():
-        return _train_in(folder, settings, factories, workers, path, demonstrations, envs, spec)
+        return _train_in(folder, settings, factories, workers, demonstrations, envs, spec)
 
 
 def _train_in(
@@ -98,7 +100,6 @@ def _train_in(
     settings: Settings,
     factories: Factories,
     workers: Workers,
-    path: Path,
     demonstrations: Demonstrations,
     envs: Environments | None,
     spec: EnvSpec,
@@ -122,7 +123,7 @@ def _train_in(
             agent.load_train_state(checkpoint.train_state["agent"])
             loop.load_state_dict(checkpoint.train_state["run"])
         if records:
-            records.begin(loop, len(training), path, resumed=checkpoint is not None)
+            records.begin(loop, demonstrations, training, held_out, resumed=checkpoint is not None)
         finished = loop.run()
         if records:
             records.end(loop, finished)
@@ -222,31 +223,56 @@ def _reported(folder: Path, step: int) -> bool:
     return summary.is_file() and json.loads(summary.read_text())["grad_steps"] == step
 
 
-def _dataset(settings: Settings, factories: Factories) -> tuple[Path, Any]:
-    """The demonstrations' file, made if need be, and the environment with the arguments that the file names."""
+def _dataset(settings: Settings, factories: Factories) -> tuple[list[Path], Settings]:
+    """The demonstrations, made if need be, and the settings with what they name: the environment's arguments, and whether it can
+    be evaluated in."""
     run, top, env = settings.run, settings.top, settings.env
-    if top.dataset:
-        path = Path(top.dataset).expanduser()
+    paths = [Path(path).expanduser() for path in top.dataset.path]
+    for path in paths:
         if not path.exists():
-            raise ConfigError(f"dataset={top.dataset}: no such file; give a RoboMimic .hdf5 or a ManiSkill .h5 beside its .json.")
-    else:
+            raise ConfigError(f"dataset={path}: no such file or folder.")
+    if not paths:
         how = {"noise": run.expert_noise, "labels": run.expert_labels}
-        path = factories.record(env, run.demos or 50, seed=0, folder=top.data, **how)
+        paths = [factories.record(env, run.demos or EXPERT_DEMOS, seed=0, folder=top.data, **how)]
     if not env.episode_steps:
         env = replace(env, episode_steps=PROTOCOLS[run.protocol].steps(env.name))
-    info = recorded_env(path)
+    infos = [recorded_env(path) for path in paths]
+    for path, found in zip(paths, infos, strict=True):
+        _check_env(path, found, settings, factories)
+    info = infos[0]
     if env.obs != "low_dim":
-        env = _seen_as_recorded(env, info, path)
+        env = _seen_as_recorded(env, info, paths[0])
     if not run.simulates:
-        return path, env
-    made = replace(env, made_with=json.dumps(dict(info.kwargs)))
-    installed = factories.recorded_as(made)
-    if str(installed["env_name"]) != info.name:
+        return paths, replace(settings, env=env)
+    env = replace(env, made_with=json.dumps(dict(info.kwargs)))
+    installed = str(factories.recorded_as(env)["env_version"])
+    wrong = next(((path, found) for path, found in zip(paths, infos, strict=True) if not found.same_version(installed)), None)
+    if wrong:
+        log.warning("%s", _unevaluated(*wrong, installed))
+        run = replace(run, select_episodes=0, eval_episodes=0)
+    return paths, replace(settings, env=env, run=run)
+
+
+def _check_env(path: Path, info: EnvInfo, settings: Settings, factories: Factories) -> None:
+    """Raises where a data set that names its environment was recorded in another one than `env=`."""
+    name = settings.env.name
+    if info.name and not name.startswith(f"{NO_SIMULATOR}/") and factories.recorded_name(name) != info.name:
         raise ConfigError(
-            f"dataset={path} was recorded in {info.name}, but env={env.name} is {installed['env_name']}: give that of the file."
+            f"dataset={path} was recorded in {info.name}, but env={name} is {factories.recorded_name(name)}: give that of the "
+            "file, or leave env= out."
         )
-    info.check_version(str(installed["env_version"]), str(path))
-    return path, made
+
+
+def _unevaluated(path: Path, info: EnvInfo, installed: str) -> str:
+    """What to say where a policy can be trained on a data set, and not be evaluated here."""
+    anew = f"make its observations anew: mode=convert playback=true dataset={path} out=FILE"
+    if info.raw.get("type", info.raw.get("env_type")) != 1:  # no robosuite
+        anew = "record the demonstrations anew there"
+    return (
+        f"{path}: {info.name} was recorded with version {info.version or '(unknown)'} of its simulator, and {installed} is "
+        "installed: it is trained on and not evaluated, since a policy may silently score 0 there. To evaluate, install the "
+        f"recorded version, or {anew}."
+    )
 
 
 def _seen_as_recorded(env: Any, info: EnvInfo, path: Path) -> Any:
@@ -257,44 +283,13 @@ def _seen_as_recorded(env: Any, info: EnvInfo, path: Path) -> Any:
     return replace(env, render_quality=recorded)
 
 
-def _opened(path: Path, settings: Settings, spec: EnvSpec | None) -> Demonstrations:
-    run = settings.run
-
-    def opened(keys: list[str] | None) -> Demonstrations:
-        return open_demonstrations(
-            path, obs_keys=keys, filter_key=run.filter_key, limit=run.demos, cache_bytes=run.cache_mb * 2**20
-        )
-
-    if spec is None:
-        return _opened_alone(opened, settings)
-    demonstrations = opened(list(spec.shapes))
-    shapes, actions = demonstrations.shapes, demonstrations.actions.shape[1]
-    wrong = [f"{key} {shapes[key]} for {tuple(shape)}" for key, shape in spec.shapes.items() if shapes[key] != tuple(shape)]
-    if wrong or actions != spec.action_dim:
-        what = ", ".join([*wrong, *([f"{actions} actions for {spec.action_dim}"] if actions != spec.action_dim else [])])
-        raise ConfigError(f"dataset={path} doesn't fit env={spec.name}: {what}; take the observations and control of the file.")
-    return demonstrations
-
-
-def _opened_alone(opened: Callable[[list[str] | None], Demonstrations], settings: Settings) -> Demonstrations:
-    """Without a simulator to say what it shows: all vectors of the file, and what else `agent.obs_keys` names."""
-    demonstrations, named = opened(None), list(settings.agent.get("obs_keys", ()))
-    if more := [key for key in named if key not in demonstrations.shapes]:
-        return opened([*demonstrations.shapes, *more])
-    if settings.env.obs != "low_dim":
-        raise ConfigError(
-            f"env.obs={settings.env.obs}: without a simulator (run.select_episodes=0 run.eval_episodes=0) agent.obs_keys "
-            "must name what to look at, images too."
-        )
-    return demonstrations
-
-
 def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> EnvSpec:
     """Without a simulator: what the demonstrations say of the task; their control period is robosuite's where they don't."""
-    rate = float(demonstrations.env.kwargs.get("control_freq") or 20.0)
+    rate = float(demonstrations.env.kwargs.get("control_freq") or demonstrations.env.raw.get("fps") or 20.0)
     steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
     obs = {key: ObsSpec.of(shape) for key, shape in demonstrations.shapes.items()}
-    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate)
+    low, high = range_of(demonstrations)
+    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate, action_low=low, action_high=high)
 
 
 def _agent(settings: Settings, factories: Factories, spec: EnvSpec, device: str) -> Any:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.run.checkpoint import Checkpoint
 from difftop.run.cli import Settings
@@ -24,12 +25,26 @@ class ImitationRecords(Records):
         super().__init__(folder, settings, spec, checkpoint, length=settings.run.grad_steps, unit="gradient steps")
         self.found: Rollouts | None = None
 
-    def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
+    def begin(
+        self,
+        run: OfflineRun,
+        demonstrations: Demonstrations,
+        training: Demonstrations,
+        held_out: Demonstrations | None,
+        *,
+        resumed: bool,
+    ) -> None:
         """Says what is trained on what, and where."""
         windows = run.batches.windows
-        short = demonstrations - len(set(windows.episode.tolist()))
+        short = len(training) - len(set(windows.episode.tolist()))
         too_short = f" (none of the {short} that are shorter than one)" if short else ""
-        log.info("%d demonstrations, %s windows%s: %s", demonstrations, f"{len(windows):,}", too_short, path)
+        limit = self.settings.run.demos
+        which = "the first" if limit and len(demonstrations) == limit else "all"
+        held = f"{len(held_out)} held out for the validation loss" if held_out else "none held out"
+        log.info("%s: %s %d demonstrations used, %d trained on and %s", demonstrations.path, which, *(
+            len(demonstrations), len(training), held
+        ))  # fmt: skip
+        log.info("%s windows%s", f"{len(windows):,}", too_short)
         self.say_begin(run.count.grad_steps, resumed)
 
     def end(self, run: OfflineRun, finished: bool) -> None:

@@ -34,7 +34,7 @@ class OfflineConfig:
     )
     batch_size: int = option(64, "windows per gradient step", low=1)
     demos: int = option(
-        50, "demonstrations to use, or to make (mode=demos, or where dataset is empty); 0 takes all of the file", low=0
+        0, "demonstrations to use (of each file), or to make (mode=demos, no dataset); 0: all of a file, 50 of an expert", low=0
     )
     expert_noise: float = option(0.1, "where demonstrations are made: standard deviation added to the expert's actions", low=0)
     expert_labels: str = option(
@@ -42,7 +42,6 @@ class OfflineConfig:
         "actions in them: as executed, noise included, or as the expert intended",
         choices=("executed", "intended"),
     )
-    filter_key: str = option("", "use the demonstrations of this filter of a RoboMimic file only: train, better, 20_percent, ...")
     valid_fraction: float = option(0.1, "of the demonstrations that are held out for the validation loss", low=0, high=0.9)
     cache_mb: int = option(2048, "memory for images of the demonstrations, MB", low=16)
     protocol: str = option("difftop", "episodes, their length and seeds in the reported evaluation", choices=tuple(PROTOCOLS))
@@ -78,6 +77,8 @@ def split(demonstrations: Demonstrations, fraction: float, seed: int) -> tuple[D
 class Batches:
     """Batches of windows, epoch by epoch without replacement; the k-th batch is a function of k and the seed.
 
+    Where data sets have shares, the windows of an epoch are drawn with replacement, each with its data set's share.
+
     Args:
         windows: to draw from.
         batch_size: B; all windows where there are fewer. The rest of an epoch that fills no batch is left out.
@@ -102,7 +103,12 @@ class Batches:
         epoch, place = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             generator = torch_generator(self.seed, "epoch", epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.windows), generator=generator)
+            self._epoch, weights = epoch, self.windows.weights
+            if weights is None:
+                self._order = torch.randperm(len(self.windows), generator=generator)
+            else:
+                drawn = torch.rand(len(weights), generator=generator, dtype=torch.float64)
+                self._order = torch.searchsorted(weights.cumsum(0) / weights.sum(), drawn).clamp_max(len(weights) - 1)
         return self.windows.gather(self.workers.share(self._order[place * self.batch_size : (place + 1) * self.batch_size]))
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from difftop.data.files import recorded_env
 from difftop.options import ConfigError, defaults, suggest
 from difftop.run.experiments import TABLE_KEYS, Experiment, as_named_now, experiment_names, read_experiment
 from difftop.run.gone import check_not_gone
-from difftop.run.settings import DEMONSTRATED_TASK, GROUPS, Registry
+from difftop.run.settings import DEMONSTRATED_TASK, GROUPS, NO_SIMULATOR, Registry
 
 _PATHS = ("checkpoint", "dataset", "data", "root", "agent.base_checkpoint")  # a path is taken as it is, whatever is in it
+_NEW_KEYS = {"dataset": "dataset.path", "run.filter_key": "dataset.filter"}
 _IN_FOLDER = {*GROUPS, "env.name", "planner", "seed", "root", "name", "run"}  # two of these have two folders
 
 
@@ -25,7 +28,7 @@ def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one sentence that names the override.
     """
-    given = _in_new_names(registry, [_known(registry, _readable(_literal(text))) for text in overrides])
+    given = _in_new_names(registry, [_known(registry, _readable(_renamed(text))) for text in overrides])
     words = _words(given)
     experiment = chosen_experiment(registry, words)
     groups = experiment.groups if experiment else {}
@@ -38,6 +41,7 @@ def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
     if demos:
         _check_has_expert(registry, words.get("env", groups.get("env", "")))
     usual = usual_of_imitation(registry, [agent], demos=demos)
+    usual |= _usual_of_dataset(registry, words, groups) if agent in registry.imitators and not demos else {}
     usual = {key: value for key, value in usual.items() if key not in words and key not in groups}
     env = words.get("env") or groups.get("env") or usual.get("env") or default_env(registry)
     obs = words.get("obs") or groups.get("obs") or usual.get("obs", "")
@@ -60,9 +64,10 @@ def prepared_sweep(registry: Registry, arguments: Sequence[str]) -> tuple[list[s
         key, equals, _ = text.partition("=")
         expanded = _expanded(text) if equals and not text.startswith("-") else None
         if expanded is None:
-            whole.append(text)
+            whole.append(_renamed(text))
+            first += [whole[-1]] if key == "dataset" else []
             continue
-        jobs = [_known(registry, _readable(_literal(f"{key}={value}"))) for value in expanded]
+        jobs = [_known(registry, _readable(_renamed(f"{key}={value}"))) for value in expanded]
         key = jobs[0].partition("=")[0]
         values[key] = [job.partition("=")[2] for job in jobs]
         whole.append(f"{key}={','.join(values[key])}")
@@ -135,7 +140,8 @@ def _usual_of_sweep(registry: Registry, values: Mapping[str, Sequence[str]]) -> 
 def _told(arguments: Sequence[str]) -> list[str]:
     """The override that makes the runs of a sweep differ in name by what is swept; none where folders differ anyway."""
     mode = [text for text in arguments if text.startswith(("mode=", "swept="))]
-    swept = [key for key in map(_swept_key, arguments) if key and key not in _IN_FOLDER and not key.startswith("hydra")]
+    keys = [_NEW_KEYS.get(key, key) for key in map(_swept_key, arguments)]
+    swept = [key for key in keys if key and key not in _IN_FOLDER and not key.startswith("hydra")]
     return [f"swept=[{','.join(swept)}]"] if swept and mode in ([], ["mode=train"]) else []
 
 
@@ -208,6 +214,35 @@ def _check_has_expert(registry: Registry, env: str) -> None:
         raise ConfigError(
             f"env={env}: has no scripted expert, so no demonstrations; take a task such as env={DEMONSTRATED_TASK}."
         )
+
+
+def _usual_of_dataset(registry: Registry, words: Mapping[str, str], groups: Mapping[str, str]) -> dict[str, str]:
+    """The environment that a data set was recorded in, where none is named; one without a simulator isn't evaluated in."""
+    if "dataset.path" not in words or "env" in groups:
+        return {}
+    name = words.get("env") or _env_of_dataset(registry, words["dataset.path"])
+    unseen = {"run.select_episodes": "0", "run.eval_episodes": "0"} if name.startswith(f"{NO_SIMULATOR}/") else {}
+    return {"env": name, **unseen}
+
+
+def _env_of_dataset(registry: Registry, text: str) -> str:
+    """Canonical name of the environment of the first of the paths that an override `dataset.path=` has."""
+    paths = _parsed(f"dataset.path={text}", "=").value()
+    path = Path(str(paths[0] if isinstance(paths, list) else paths)).expanduser()
+    return registry.env_of(recorded_env(path), path.stem)
+
+
+def _renamed(text: str) -> str:
+    """The override with the option's name of now, and with `dataset=PATH` or `dataset=[A,B]` as the list that it means."""
+    key, equals, value = text.partition("=")
+    if not equals or key not in _NEW_KEYS:
+        return _literal(text)
+    if key != "dataset":
+        return _literal(f"{_NEW_KEYS[key]}={value}")
+    several = value.startswith("[") and value.endswith("]") and not Path(value).exists()
+    paths = value[1:-1].split(",") if several else [value]
+    quoted = [_literal(f"dataset={path.strip()}").partition("=")[2] for path in paths if path.strip()]
+    return f"dataset.path=[{','.join(quoted)}]"
 
 
 def _literal(text: str) -> str:

@@ -15,7 +15,7 @@ from difftop.options import ConfigError, defaults, still_known
 from difftop.run.checkpoint import Checkpoint, has_checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings, checked, run_name
 from difftop.run.rollouts import Array, Environments
-from difftop.run.settings import flat
+from difftop.run.settings import flat, in_new_names
 from difftop.run.video import VideoError, write_video
 from difftop.types import EnvSpec
 
@@ -51,6 +51,7 @@ class Factories:
         envs: `(options, n, parallel)` to n environments, each in a process of its own if `parallel`.
         record: `(options, episodes, seed=, folder=, noise=, labels=)` to the path of demonstrations by the task's expert.
         recorded_as: environment options to what a file recorded there says of its environment, simulator version included.
+        recorded_name: environment's name to what a file recorded there calls it; needs no simulator.
         render_error: raised where no frame can be drawn.
         died: raised where the process of an environment is gone.
     """
@@ -59,6 +60,7 @@ class Factories:
     envs: Callable[[Any, int, bool], Environments]
     record: Callable[..., Path]
     recorded_as: Callable[[Any], Mapping[str, Any]]
+    recorded_name: Callable[[str], str]
     render_error: type[Exception]
     died: type[Exception]
 
@@ -150,7 +152,10 @@ def last_checkpoint(folder: Path, settings: Settings, free: frozenset[str] = fro
         raise ConfigError(
             f"{folder} holds a run of another configuration ({shown}{more}): choose another name=NAME, or remove the folder."
         )
-    _say_gone([key for key in flat(checkpoint.config) if key not in new and not key.startswith("choices.")], checkpoint.path)
+    _say_gone(
+        [key for key in flat(in_new_names(checkpoint.config)) if key not in new and not key.startswith("choices.")],
+        checkpoint.path,
+    )
     return checkpoint
 
 
@@ -170,7 +175,7 @@ def evaluation_folder(saved: Checkpoint, settings: Settings, keys: Sequence[str]
 
 def _as_known_now(saved: Checkpoint, registry: Registry) -> dict[str, Any]:
     """A checkpoint's configuration without the options that are gone since; the log names them."""
-    config, gone = dict(saved.config), []
+    config, gone = in_new_names(saved.config), []
     for group, kind in registry.kinds(config["agent"]).items():
         config[group], lost = still_known(kind, config[group], group)
         gone += lost
@@ -180,7 +185,7 @@ def _as_known_now(saved: Checkpoint, registry: Registry) -> dict[str, Any]:
 
 def _completed(config: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """A saved configuration by dotted keys, with the defaults of options that its version didn't have."""
-    return flat({group: defaults(kind) for group, kind in settings.kinds.items()}) | flat(config)
+    return flat({group: defaults(kind) for group, kind in settings.kinds.items()}) | flat(in_new_names(config))
 
 
 def _say_gone(keys: Sequence[str], where: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from difftop.data.demonstrations import EnvInfo
+from difftop.data.faults import BAD
 from difftop.options import ConfigError, build, option, suggest
 from difftop.qp.heads import HEADS
 from difftop.run.config_folder import config_folder
@@ -21,15 +23,43 @@ MODES: Mapping[str, str] = {
     "train": "train, or continue a stopped run",
     "eval": "play and record a checkpoint: mode=eval checkpoint=RUN",
     "demos": "write demonstrations by the task's scripted expert: mode=demos env=SUITE/TASK",
+    "data": "look at a data set of any format: mode=data dataset=PATH",
+    "convert": "another format, or observations from raw teleoperation: mode=convert dataset=IN out=OUT",
     "compare": "report of runs beside published curves: mode=compare runs=RUNS",
     "status": "what of a sweep is finished, stopped or missing: mode=status root=RUNS",
     "diagnose": "is a checkpoint's world model worth planning with: mode=diagnose checkpoint=RUN",
     "envs": "table of all environments, and what each gives",
 }
 DEMONSTRATED_TASK = "metaworld/button-press-topdown"  # of imitation, where none is named
+NO_SIMULATOR = "data"  # suite of the environments that are known from demonstrations only
 LOOPS: Mapping[str, type] = {"online": RunConfig, "offline": OfflineConfig}
 GROUPS = ("agent", "world_model", "env", "obs", "preset", "experiment")
 REWARD_OBS = ("state", "pixels")  # what agents that learn from rewards see; imitation has the others
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which demonstrations, and which of them."""
+
+    path: list[str] = option([], "files or folders of demonstrations; dataset=PATH and dataset=[A,B] set it")
+    weights: list[float] = option([], "share of each path in the batches; empty: each window counts the same", above=0)
+    filter: str = option("", "use a filter of the file, where the format has filters: train, valid, better, 20_percent, ...")
+    successful_only: bool = option(True, "leave out episodes that the file calls failed (ManiSkill)")
+    bad: str = option(
+        "stop",
+        "NaN rows, actions beyond [-1, 1], episodes that are cut off: stop; skip: leave such episodes out; clip: mend them",
+        choices=BAD,
+    )
+
+    @property
+    def named(self) -> str:
+        """As the command line says it."""
+        return f"dataset={self.path[0]}" if len(self.path) == 1 else f"dataset=[{','.join(self.path)}]"
+
+    def check(self, where: str) -> None:
+        """Raises `ConfigError` where the weights aren't those of the paths."""
+        if self.weights and len(self.weights) != len(self.path):
+            raise ConfigError(f"{where}.weights={self.weights}: one is needed for each of the {len(self.path)} paths.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +76,7 @@ class TopConfig:
     threads: int = option(0, "CPU threads; 0 takes one for vectors, every core for images", low=0)
     checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")
     head: str = option("", "mode=eval, imitation: act by this head in place of the trained one: none, clip, qp or a package's")
-    dataset: str = option("", "imitation: file of demonstrations; empty makes them by the task's scripted expert")
+    dataset: DatasetConfig = option(DatasetConfig, "imitation: demonstrations; none makes them by the task's scripted expert")
     data: str = option("data", "folder of the demonstrations that are made")
     root: str = option("runs", "folder of all runs")
 
@@ -78,6 +108,7 @@ class Registry:
         list_envs: all canonical names that are known ahead.
         canonical_env: any accepted spelling of an environment's name to the canonical one; `ConfigError` for an unknown one.
         gives: what an environment gives, of `reward`, `success`, `expert` and `states`.
+        env_of: canonical name of the environment that a data set was recorded in; `data/NAME`, without a simulator, for another.
         planners: names of the planners.
         config_dir: folder of the YAML files.
     """
@@ -87,6 +118,7 @@ class Registry:
     list_envs: Callable[[], list[str]]
     canonical_env: Callable[[str], str]
     gives: Callable[[str], frozenset[str]]
+    env_of: Callable[[EnvInfo, str], str]
     planners: Sequence[str]
     config_dir: Path
 
@@ -148,10 +180,20 @@ def checked(registry: Registry, plain: Mapping[str, Any], choices: Mapping[str, 
     env: Any = build(registry.env_config, plain["env"], "env")
     if top.mode == "train":
         _check_obs(registry, agent["name"], env.obs)
-        _check_pair(registry, agent["name"], env.name, top.dataset)
+        _check_pair(registry, agent["name"], env.name, bool(top.dataset.path))
     build(options, agent, "agent")
     kinds = registry.kinds(agent, demos=top.mode == "demos")
     return Settings(top, build(kinds["run"], plain["run"], "run"), agent, env, dict(choices), kinds)
+
+
+def in_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved configuration, with what its version called otherwise: one `dataset`, and its filter `run.filter_key`."""
+    top, run = dict(config["top"]), dict(config["run"])
+    if isinstance(top.get("dataset"), str):
+        plain = OmegaConf.to_container(OmegaConf.structured(DatasetConfig))
+        path = [top["dataset"]] if top["dataset"] else []
+        top["dataset"] = {**dict(plain), "path": path, "filter": run.pop("filter_key", "")}  # type: ignore[arg-type]
+    return {**config, "top": top, "run": run}
 
 
 def run_name(settings: Settings) -> str:
@@ -223,8 +265,8 @@ def _check_mode(top: TopConfig, *, imitates: bool) -> None:
         )
     if top.head:
         raise ConfigError(f"head={top.head}: is for mode=eval; in training it is agent.head.")
-    if top.dataset and not imitates:
-        raise ConfigError(f"dataset={top.dataset}: is for agents that imitate, such as agent=leto.")
+    if top.dataset != DatasetConfig() and not imitates:
+        raise ConfigError(f"{top.dataset.named}: is for agents that imitate, such as agent=leto.")
 
 
 def _check_planner(registry: Registry, planner: str, agent: Mapping[str, Any]) -> None:
@@ -249,7 +291,7 @@ def _check_obs(registry: Registry, agent: str, obs: str) -> None:
         raise ConfigError(f"obs={obs}: agent={agent} learns from rewards, from obs={' or '.join(REWARD_OBS)}.")
 
 
-def _check_pair(registry: Registry, agent: str, env: str, dataset: str) -> None:
+def _check_pair(registry: Registry, agent: str, env: str, dataset: bool) -> None:
     """Raises where an environment doesn't give what an agent learns from."""
     gives = registry.gives(env)
     there = f"(it gives {', '.join(sorted(gives)) or 'nothing to learn from'})"

@@ -67,6 +67,8 @@ def env_kwargs(task: str, config: EnvConfig) -> dict[str, Any]:
         "lite_physics": not made_with,
     }
     arguments |= made_with
+    if "env_configuration" in arguments:  # until 1.4 with what robots it is of
+        arguments["env_configuration"] = str(arguments["env_configuration"]).removeprefix("single-arm-")
     robots = arguments["robots"]
     count = 1 if isinstance(robots, str) else len(robots)
     controllers = arguments.get("controller_configs") or _OSC

@@ -17,6 +17,7 @@ ROBOMIMIC: Mapping[str, str] = {  # RoboMimic's names
 }
 
 _SCRIPTED = frozenset({"reward", "success", "states", "expert"})
+_FACING = ("agentview", "robot0_eye_in_hand", "robot1_eye_in_hand")
 _BOTH_ARMS = ("shouldercamera0", "shouldercamera1", "robot0_eye_in_hand", "robot1_eye_in_hand")
 
 
@@ -47,5 +48,6 @@ TASKS: Mapping[str, RobosuiteTask] = {
     "PickPlaceCan": RobosuiteTask(gives=_SCRIPTED),
     "NutAssemblySquare": RobosuiteTask(gives=_SCRIPTED),
     "ToolHang": RobosuiteTask(episode_steps=700, cameras=("sideview", "robot0_eye_in_hand"), shaped=False),
+    "TwoArmHandover": RobosuiteTask(episode_steps=700, robots=2, cameras=_FACING, shaped=True),
     "TwoArmTransport": RobosuiteTask(episode_steps=700, robots=2, cameras=_BOTH_ARMS, shaped=False),
 }

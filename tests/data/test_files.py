@@ -20,7 +20,7 @@ import torch
 def recorded_env(path):
     return EnvInfo("toy/reach")
 
-def open_words(path, *, obs_keys, filter_key, limit, cache_bytes):
+def open_words(path, *, obs_keys, filter_key, limit, cache_bytes, successful_only, bad):
     numbers = torch.tensor([[float(word)] for word in path.read_text().split()])
     return Demonstrations.of(path, recorded_env(path), [Demonstration("all", numbers, {"state": 2 * numbers})])
 
@@ -51,7 +51,7 @@ def test_a_file_is_opened_by_its_format(tmp_path: Path) -> None:
     assert made.names == ("demo_0", "demo_2") and list(made.low_dim) == ["object"]
     assert open_demonstrations(str(maniskill), limit=1).names == ("traj_0",)
     assert open_demonstrations(robomimic.rename(tmp_path / "no_suffix")).length.tolist() == [19, 5, 17, 40, 6]
-    with pytest.raises(DemonstrationError, match=r"has no filters; leave run\.filter_key=train out"):
+    with pytest.raises(DemonstrationError, match=r"has no filters; leave dataset\.filter=train out"):
         open_demonstrations(maniskill, filter_key="train")
 
 
@@ -64,8 +64,9 @@ def test_what_no_format_knows_is_one_sentence_that_names_them(tmp_path: Path) ->
                 DemonstrationError, match=r"no format knows this file; there are maniskill \(.*\), robomimic \(.*\)\.$"
             ):
                 ask(path)
-    with pytest.raises(DemonstrationError, match="no format knows this file"):
-        open_demonstrations(tmp_path)  # a folder
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DemonstrationError, match="no format knows this folder"):
+        open_demonstrations(tmp_path / "folder")
     with pytest.raises(DemonstrationError, match="no such file"):
         open_demonstrations(tmp_path / "gone.hdf5")
     (broken := tmp_path / "page.hdf5").write_text("<html>404</html>")
@@ -77,7 +78,7 @@ def test_a_format_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
     install(tmp_path, "words = words:FORMAT")
     (path := tmp_path / "f.words").write_text("0.5 -1 0.25")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert list(FORMATS) == ["maniskill", "robomimic", "words"]
+    assert list(FORMATS) == ["maniskill", "robosuite", "robomimic", "lerobot", "zarr", "words"]
     assert recorded_env(path).name == "toy/reach"
     assert open_demonstrations(path).low_dim["state"].flatten().tolist() == [1.0, -2.0, 0.5]
 

@@ -48,7 +48,7 @@ def write_file(path: Path, nested: bool = False) -> Path:
 
 
 def test_flat_state(tmp_path: Path) -> None:
-    made = open_maniskill(write_file(tmp_path / "trajectory.state.pd_ee_delta_pose.physx_cpu.h5"))
+    made = open_maniskill(write_file(tmp_path / "trajectory.state.pd_ee_delta_pose.physx_cpu.h5"), successful_only=False)
     assert made.names == ("traj_0", "traj_2", "traj_10") and made.length.tolist() == [18, 6, 20]
     assert made.shapes == {"state": (42,)} and made.env.name == "PickCube-v1" and made.env.version == "3.0"
     for k, episode in zip(LENGTHS, made.episodes(), strict=True):
@@ -60,10 +60,11 @@ def test_flat_state(tmp_path: Path) -> None:
 def test_nested_groups_and_images(tmp_path: Path) -> None:
     path = write_file(tmp_path / "trajectory.h5", nested=True)
     made = open_maniskill(path)
+    assert made.notes == ("1 left out, failed episodes (dataset.successful_only=false takes them): traj_2",)
     assert made.shapes == {"agent/qpos": (9,), "extra/is_grasped": (1,)} and not made.images
     assert made.low_dim["extra/is_grasped"].dtype == torch.float32
     keys = ["base_camera_image", "agent/qpos"]
-    made = open_maniskill(path, obs_keys=keys, successful_only=True)
+    made = open_maniskill(path, obs_keys=keys)
     assert made.names == ("traj_0", "traj_10") and made.shapes[keys[0]] == (3, 4, 6)
     for k, episode in zip((0, 10), made.episodes(images=True), strict=True):
         np.testing.assert_array_equal(episode.obs[keys[0]].numpy(), images(k)[:-1].transpose(0, 3, 1, 2))
@@ -112,12 +113,17 @@ def test_broken_files_are_refused_in_one_sentence(tmp_path: Path, name: str) -> 
     change, message = BROKEN[name]
     change(path)
     with pytest.raises(DemonstrationError, match=message) as caught:
-        open_maniskill(path)
+        open_maniskill(path, successful_only=False)
     assert str(caught.value).startswith(str(path.with_suffix(""))) and "\n" not in str(caught.value)
 
 
 def test_nothing_left(tmp_path: Path) -> None:
     path = write_file(tmp_path / "trajectory.h5")
     edit(lambda raw: [episode.update(success=False) for episode in raw["episodes"]])(path)
-    with pytest.raises(DemonstrationError, match="no episode is left of 3"):
-        open_maniskill(path, successful_only=True)
+    with pytest.raises(DemonstrationError, match=r"no episode is left of 3.*dataset\.successful_only=false"):
+        open_maniskill(path)
+    assert len(open_maniskill(path, successful_only=False)) == 3
+    edit(lambda raw: [(episode.pop("success"), episode.update(info={"success": True})) for episode in raw["episodes"]])(path)
+    assert len(open_maniskill(path)) == 3  # as ManiSkill 2 says it
+    edit(lambda raw: [episode.pop("info") for episode in raw["episodes"]])(path)
+    assert len(open_maniskill(path)) == 3  # says nothing

@@ -1,4 +1,5 @@
 import json
+import re
 from contextlib import closing
 from importlib.util import find_spec
 
@@ -6,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from difftop.command import main
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.robomimic import open_robomimic
 from envs import EnvConfig
@@ -73,7 +75,8 @@ def read(path, number=0):
 
 def test_what_is_played_back_is_what_was_seen(tmp_path, lifted):
     raw, out = write_raw(tmp_path / "demo.hdf5", "Lift", [lifted]), tmp_path / "out.hdf5"
-    assert convert_raw(raw, out) == playback.Converted(episodes=1, successes=1, steps=45)
+    made = convert_raw(raw, out)
+    assert (made.episodes, made.successes, made.steps) == (1, 1, 45) and made.largest_m < 1e-9
     columns, obs = read(out)
     assert set(obs) == set(lifted["obs"])
     for key, seen in lifted["obs"].items():
@@ -83,7 +86,7 @@ def test_what_is_played_back_is_what_was_seen(tmp_path, lifted):
     np.testing.assert_array_equal(columns["rewards"][:-1], lifted["rewards"][:-1])  # nothing follows the last
     assert columns["rewards"][-1] == 1 and columns["dones"][-1] == 1 and columns["dones"][0] == 0
     opened = open_robomimic(out, filter_key="success")
-    opened.env.check_version(tasks.version())
+    assert opened.env.same_version(tasks.version())
     assert opened.env.raw["render_quality"] == "published"
     assert opened.env.name == "Lift" and opened.shapes == {key: seen.shape[1:] for key, seen in lifted["obs"].items()}
 
@@ -111,6 +114,42 @@ def test_files_of_robosuite_1_4_name_the_gripper_differently(tmp_path, lifted):
     again = playback._object_shapes(playback.ElementTree.fromstring(converted), ["cube_g0"])["cube_g0"][0]
     np.testing.assert_allclose(again, size)
     assert "gripper0_right_finger_joint1" in converted
+
+
+def test_a_scene_that_means_something_else_here_is_refused(tmp_path, lifted):
+    def moved(xml):
+        root = playback.ElementTree.fromstring(xml)
+        base = next(body for body in root.iter("body") if body.get("name") == "robot0_base")
+        base.set("pos", "-0.66 0 0.912")
+        return playback.ElementTree.tostring(root, encoding="unicode").replace("gripper0_right_", "gripper0_")
+
+    raw = write_raw(tmp_path / "demo.hdf5", "Lift", [lifted], xml=moved)
+    with pytest.raises(DemonstrationError, match=r"body robot0_\w+ is 0\.1 m .* from where it was recorded at step 0"):
+        convert_raw(raw, tmp_path / "out.hdf5")
+    assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_scenes_beside_the_file_and_meshes_of_another_machine(tmp_path, lifted, caplog):
+    """As robosuite 1.0 keeps scenes; the command does what the function does, and goes on to any format."""
+
+    def elsewhere(xml):
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "model_1.xml").write_text(re.sub(r'file="[^"]*/', 'file="/somebody/robosuite/models/', xml))
+        return "model_1.xml"
+
+    raw, out = write_raw(tmp_path / "demo.hdf5", "Lift", [lifted], xml=elsewhere), tmp_path / "out.hdf5"
+    with caplog.at_level("INFO", logger="difftop"):
+        assert main(["mode=convert", f"dataset={raw}", f"out={out}"]) == 0
+    assert "proved: bodies are where the recorded scenes have them in every state" in caplog.text
+    _, obs = read(out)
+    for key, seen in lifted["obs"].items():
+        np.testing.assert_allclose(obs[key], seen, atol=2e-6, err_msg=key)
+    assert open_robomimic(out, filter_key="success").length.tolist() == [45]
+    assert main(["mode=convert", f"dataset={out}", f"out={tmp_path / 'anew.hdf5'}", "playback=true"]) == 0
+    np.testing.assert_allclose(read(tmp_path / "anew.hdf5")[1]["object"], obs["object"], atol=2e-6)
+    (tmp_path / "models" / "model_1.xml").unlink()
+    with pytest.raises(DemonstrationError, match=r"its scene model_1\.xml is neither in .*models nor beside"):
+        convert_raw(raw, tmp_path / "again.hdf5")
 
 
 def test_images_are_made_from_the_states(tmp_path):
@@ -172,7 +211,8 @@ def test_bad_files_are_named(tmp_path, lifted):
     )
     broken(
         "recorded in Door; there are Lift",
-        lambda file, demo: file["data"].attrs.__setitem__("env_info", json.dumps({"env_name": "Door"})),
+        lambda file, demo: file["data"].attrs.__setitem__("env_info", json.dumps({"env_name": "Door", "robots": "Panda"})),
     )
-    broken("this is no robosuite file", lambda file, demo: file["data"].attrs.__delitem__("env_info"))
+    broken("data has no env_info", lambda file, demo: file["data"].attrs.__delitem__("env_info"))
+    broken("this is no robosuite file", lambda file, demo: [file["data"].attrs.__delitem__(key) for key in ("env", "env_info")])
     broken("no demonstrations", lambda file, demo: file["data"].move("demo_1", "episode"))

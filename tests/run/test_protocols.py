@@ -11,7 +11,7 @@ from difftop.command import make_registry
 from difftop.run import imitate
 from difftop.run.cli import composed
 from difftop.run.protocols import PROTOCOLS
-from envs import list_envs, recorded_as
+from envs import list_envs, recorded_as, recorded_name
 from envs.metaworld import TASKS
 
 
@@ -49,13 +49,14 @@ def test_a_run_takes_the_length_of_its_protocol(
 
     class Factories:
         recorded_as = staticmethod(recorded_as)
+        recorded_name = staticmethod(recorded_name)
 
         @staticmethod
         def record(env: Any, *args: Any, **how: Any) -> Path:
             asked.append(env)
             return tmp_path
 
-    info = type("Info", (), {"kwargs": {}, "name": "basketball-v3", "check_version": lambda *args: None})()
+    info = type("Info", (), {"kwargs": {}, "name": "basketball-v3", "same_version": lambda *args: True})()
     monkeypatch.setattr(imitate, "recorded_env", lambda path: info)
     _, played = imitate._dataset(settings, Factories())  # type: ignore[arg-type]
-    assert played.episode_steps == steps and asked[0].episode_steps == 0  # demonstrations are as long as the expert needs
+    assert played.env.episode_steps == steps and asked[0].episode_steps == 0  # demonstrations are as long as the expert needs

@@ -1,0 +1,87 @@
+"""Demonstrations as a run asks for them: which files, which of their episodes, which observations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from difftop.data.demonstrations import DemonstrationError, Demonstrations
+from difftop.data.files import open_demonstrations
+from difftop.data.several import together
+from difftop.options import ConfigError
+from difftop.run.cli import Settings
+from difftop.types import EnvSpec
+
+log = logging.getLogger(__name__)
+
+Opened = Callable[[list[str] | None], Demonstrations]
+
+
+def opened(paths: Sequence[Path], settings: Settings, spec: EnvSpec | None, *, evaluated: bool) -> Demonstrations:
+    """The demonstrations that a run trains on; what was left out of them is said.
+
+    Args:
+        paths: of them.
+        settings: of the run.
+        spec: the task as its simulator has it, None without one.
+        evaluated: whether it is evaluated there, so that it must show what is trained on.
+    Raises:
+        DemonstrationError: the first thing that is wrong with a file.
+        ConfigError: they don't fit the task, or observations have to be named.
+    """
+    run, dataset = settings.run, settings.top.dataset
+
+    def open_with(keys: list[str] | None) -> Demonstrations:
+        parts = [
+            open_demonstrations(
+                path,
+                obs_keys=keys,
+                filter_key=dataset.filter,
+                limit=run.demos,
+                cache_bytes=run.cache_mb * 2**20 // len(paths),
+                successful_only=dataset.successful_only,
+                bad=dataset.bad,
+            )
+            for path in paths
+        ]
+        return together(parts, dataset.weights)
+
+    if spec is None:
+        demonstrations = _alone(open_with, settings)
+    else:
+        try:
+            demonstrations = open_with(list(spec.shapes))
+        except DemonstrationError:
+            if evaluated:
+                raise
+            demonstrations = _alone(open_with, settings)  # another version of the simulator shows other things
+        if evaluated:
+            _check_fits(paths, demonstrations, spec)
+    for note in demonstrations.notes:
+        log.warning("%s: %s", demonstrations.path, note)
+    return demonstrations
+
+
+def _check_fits(paths: Sequence[Path], demonstrations: Demonstrations, spec: EnvSpec) -> None:
+    """Raises `ConfigError` where observations or actions aren't those of the task."""
+    shapes, actions = demonstrations.shapes, demonstrations.actions.shape[1]
+    wrong = [f"{key} {shapes[key]} for {tuple(shape)}" for key, shape in spec.shapes.items() if shapes[key] != tuple(shape)]
+    if wrong or actions != spec.action_dim:
+        what = ", ".join([*wrong, *([f"{actions} actions for {spec.action_dim}"] if actions != spec.action_dim else [])])
+        raise ConfigError(
+            f"dataset={paths[0]} doesn't fit env={spec.name}: {what}; take the observations and control of the file."
+        )
+
+
+def _alone(open_with: Opened, settings: Settings) -> Demonstrations:
+    """Without a simulator to say what it shows: all vectors of the file, and what else `agent.obs_keys` names."""
+    demonstrations, named = open_with(None), list(settings.agent.get("obs_keys", ()))
+    if more := [key for key in named if key not in demonstrations.shapes]:
+        return open_with([*demonstrations.shapes, *more])
+    if settings.env.obs != "low_dim":
+        raise ConfigError(
+            f"env.obs={settings.env.obs}: without a simulator (run.select_episodes=0 run.eval_episodes=0) agent.obs_keys "
+            "must name what to look at, images too."
+        )
+    return demonstrations
