@@ -27,6 +27,7 @@ class ImitationRecords(Records):
     def begin(self, run: OfflineRun, demonstrations: int, path: Path, *, resumed: bool) -> None:
         """Says what is trained on what, and where."""
         windows = run.batches.windows
+        self.progress.samples = run.batches.batch_size
         short = demonstrations - len(set(windows.episode.tolist()))
         too_short = f" (none of the {short} that are shorter than one)" if short else ""
         log.info("%d demonstrations, %s windows%s: %s", demonstrations, f"{len(windows):,}", too_short, path)
