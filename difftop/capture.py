@@ -244,7 +244,7 @@ def _capturable(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
 
 
 def _shape(x: Input) -> Hashable:
-    return (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else type(x)
+    return (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _like(x: Tensor | float, device: torch.device) -> Tensor:
