@@ -102,7 +102,14 @@ def world_models(name: str) -> dict[str, type]:
 
 
 def make_agent(
-    values: Mapping[str, Any], spec: EnvSpec, *, seed: int, device: str = "cpu", precision: str = "fp32", total_steps: int = 0
+    values: Mapping[str, Any],
+    spec: EnvSpec,
+    *,
+    seed: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+    total_steps: int = 0,
+    capture: str = "auto",
 ) -> Agent:
     """Builds the agent that `values["name"]` names, on the world model that `values["world_model"]` names, if it is there.
 
@@ -116,16 +123,24 @@ def make_agent(
         device: `cpu` or `cuda`.
         precision: `fp32`, or `bf16` for matrix products in bfloat16.
         total_steps: length of the training in gradient steps, for a learning rate's schedule.
+        capture: `auto`, `true` or `false`: updates and plans of an agent that learns from rewards as CUDA graphs.
     Returns:
         an `agents.base.OnlineAgent` where it learns from rewards, else an `agents.policies.training.ImitationAgent`.
     Raises:
-        ConfigError: an unknown agent, a bad option, or observations that the agent can't take.
+        ConfigError: an unknown agent, a bad option, observations that the agent can't take, or capture=true where it can't be.
     """
     entry, config = _configured(values)
     make, where, bf16 = entry.find(entry.agent), torch.device(device), precision == "bf16"
     if entry.learns_from == "rewards":
-        made: Agent = make(config, spec, seed=seed, device=where, bf16=bf16)
-        return made
+        made: Any = make(config, spec, seed=seed, device=where, bf16=bf16)
+        if hasattr(made, "capture_graphs"):
+            made.capture_graphs(capture)
+        elif capture == "true":
+            raise ConfigError(f"capture=true: agent={values['name']} can't be captured; use capture=auto.")
+        agent: Agent = made
+        return agent
+    if capture == "true":
+        raise ConfigError(f"capture=true: is for agents that learn from rewards, and agent={values['name']} imitates.")
     policy = make(config, spec, seed=seed)
     return ImitationAgent(policy, config.training, total_steps=total_steps, seed=seed, device=where, bf16=bf16)
 

@@ -66,7 +66,15 @@ def make_env(name: str, **options: Any) -> Any:
 
 
 def make_agent(
-    name: str, spec: EnvSpec, *, seed: int = 1, device: str = "cpu", precision: str = "fp32", total_steps: int = 0, **options: Any
+    name: str,
+    spec: EnvSpec,
+    *,
+    seed: int = 1,
+    device: str = "cpu",
+    precision: str = "fp32",
+    total_steps: int = 0,
+    capture: str = "auto",
+    **options: Any,
 ) -> Any:
     """An untrained agent; see `agents.base.Agent`.
 
@@ -76,7 +84,9 @@ def make_agent(
         seed: of its weights and its generator.
         device, precision: `cpu | cuda`, `fp32 | bf16`.
         total_steps: imitation: gradient steps of the training, for the learning rate's schedule.
+        capture: `auto | true | false`: CUDA graphs of updates and plans.
         options: of the agent, nested groups as dictionaries (`model={"mlp_dim": 128}`).
     """
     make = import_module("agents.registry").make_agent
-    return make({"name": name, **options}, spec, seed=seed, device=device, precision=precision, total_steps=total_steps)
+    how = {"device": device, "precision": precision, "total_steps": total_steps, "capture": capture}
+    return make({"name": name, **options}, spec, seed=seed, **how)

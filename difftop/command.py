@@ -91,6 +91,7 @@ def make_factories() -> Factories:
 
 def known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all that a user needs."""
+    from difftop.capture import CaptureError
     from difftop.compare.curves import CompareError
     from difftop.data.demonstrations import DemonstrationError
     from difftop.options import ConfigError
@@ -100,7 +101,8 @@ def known_errors() -> tuple[type[Exception], ...]:
     from difftop.run.online import RunError
 
     env_error: type[Exception] = import_module("envs").EnvError
-    return (ConfigError, CheckpointError, RunError, env_error, CompareError, CurveError, CsvError, DemonstrationError)
+    ours = (ConfigError, CaptureError, CheckpointError, RunError, CompareError, CurveError, CsvError, DemonstrationError)
+    return (*ours, env_error)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -63,7 +63,7 @@ def planned_loss(
     """The policy-gradient loss on observations, from the starts that the agent would take itself where none are given."""
     assert agent.gradient is not None
     z = agent.model.encode(obs)
-    start = agent.gradient.starts(agent.world, z, 0, agent.generator) if start is None else start
+    start = agent.gradient.starts(agent.world, z, agent.config.acting.plan_length(0), agent.generator) if start is None else start
     return agent.gradient.planned_loss(agent.world, obs, z, start, agent.generator, previous)
 
 

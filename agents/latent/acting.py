@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from agents.latent.planners import planner_option
 from agents.latent.planning import Decision, Planner, PlanSettings, Situation
 from agents.latent.world import World
+from difftop.capture import Graphs, Input
 from difftop.losses import full_precision
 from difftop.noise import mixed_noise
 from difftop.types import EnvSpec, SolveStatus
@@ -33,6 +35,15 @@ class Visited(NamedTuple):
     previous: Tensor
 
 
+class _Decided(NamedTuple):
+    """Of K environments: actions `[K, A]`, plans to remember `[K, horizon, A]`, starts and shifted last plans `[K, H, A]`."""
+
+    action: Tensor
+    plan: Tensor | None
+    start: Tensor | None
+    previous: Tensor
+
+
 class PlanningActor:
     """Acts in N environments by one batched plan per step; remembers the last plan of each environment as a start.
 
@@ -47,6 +58,7 @@ class PlanningActor:
         autocast: makes the context for matrix products in the run's precision.
         explore: whether actions explore.
         keep_visited: keep what plans were made from in `visited`.
+        graphs: by which planning is captured where the planner can be; None: it isn't.
     """
 
     def __init__(
@@ -60,11 +72,15 @@ class PlanningActor:
         autocast: Callable[[], AbstractContextManager[object]],
         explore: bool,
         keep_visited: bool = False,
+        graphs: Graphs | None = None,
     ) -> None:
         self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
         self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
         self.key = world.spec.only_key
         device = generator.device
+        can = graphs is not None and getattr(planner, "capturable", False)
+        self.graphs = graphs if graphs is not None and can else Graphs(device, "false")
+        self._told = 0  # of its captures
         self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
         self.playing = [True] * num_envs
         self._rows: Tensor | slice = slice(None)  # of those that play
@@ -93,44 +109,69 @@ class PlanningActor:
         actions = torch.zeros(self.previous.shape[::2], device=device)
         if not any(self.playing):
             return actions
-        seen, t0 = obs[self.key].to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
-        with self.autocast():
-            z = full_precision(self.world.model.encode(seen))
-        horizon = self.settings.plan_length(steps)
-        previous = _shifted(self.previous[rows], t0)[:, :horizon]
+        seen = obs[self.key]
+        if isinstance(rows, Tensor):
+            seen, t0 = seen.to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
         noise = None
         if self._noise:
             noise = torch.stack([self._noise[i].draw() for i, plays in enumerate(self.playing) if plays])
-            noise = noise.to(device, non_blocking=True)
-        decision = self.planner.decide(Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise))
-        if decision.plan is not None:
-            self._remember(rows, decision)
-            if self.keep_visited and decision.start is not None:
-                self.visited.append(Visited(seen.cpu(), decision.start.cpu(), previous.cpu()))
-        actions[rows] = decision.action.to(actions)
+        horizon, settings = self.settings.plan_length(steps), self.settings
+        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), settings.mppi_std(steps)]
+        decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
+        if decided.plan is not None:
+            self.previous[rows] = decided.plan
+            if self.keep_visited and decided.start is not None:
+                self.visited.append(Visited(seen.cpu(), decided.start.cpu(), decided.previous.cpu()))
+        actions[rows] = decided.action
         return actions
 
-    def _remember(self, rows: Tensor | slice, decision: Decision) -> None:
+    def _decide(
+        self,
+        steps: int,
+        horizon: int,
+        seen: Tensor,
+        t0: Tensor,
+        plans: Tensor,
+        noise: Tensor | None,
+        std: Tensor | float,
+        mppi_std: Tensor | float,
+    ) -> _Decided:
+        """For the K environments that play, on the device, and nothing read from there."""
+        device = plans.device
+        seen, t0 = seen.to(device, non_blocking=True), t0.to(device, non_blocking=True)
+        with self.autocast():
+            z = full_precision(self.world.model.encode(seen))
+        previous = _shifted(plans, t0)[:, :horizon]
+        noise = None if noise is None else noise.to(device, non_blocking=True)
+        asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std)
+        decision = self.planner.decide(asked)
+        kept = None if decision.plan is None else self._kept(decision, plans)
+        return _Decided(decision.action.to(torch.float32), kept, decision.start, previous)
+
+    def _kept(self, decision: Decision, plans: Tensor) -> Tensor:
+        """The plans to remember, as long as `plans`; counts them."""
         plan = decision.plan
         assert plan is not None
         kept = plan.actions if decision.memory is None else decision.memory
-        whole = torch.zeros_like(self.previous[rows])
+        whole = torch.zeros_like(plans)
         whole[:, : kept.shape[1]] = kept
-        self.previous[rows] = whole
         counters, count = self._counters, len(kept)
         counters[0] += count
         counters[1] += (plan.status == int(SolveStatus.FAILED)).sum()
         counters[2] += plan.iterations.sum()
         if decision.start is not None:
             counters[3] += (kept - decision.start).square().mean().sqrt() * count
+        return whole
 
     def metrics(self) -> dict[str, float]:
-        """Planner failures (count), iterations and step length from the prior (means), since the last call."""
+        """Planner failures and captures (counts), iterations and step length from the prior (means), since the last call."""
+        fresh, self._told = self.graphs.captured - self._told, self.graphs.captured
+        captures = {"plan/captures": float(fresh)} if self.graphs.active else {}
         plans, failures, iterations, moved = self._counters.tolist()
         self._counters.zero_()
         if not plans:
-            return {}
-        return {
+            return captures
+        return captures | {
             "plan/failures": failures,
             "plan/failure_rate": failures / plans,
             "plan/iterations": iterations / plans,

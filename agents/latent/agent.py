@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from agents.latent.options import LatentAgentConfig
 from agents.latent.planners import PLANNERS
 from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
+from difftop.capture import Graphs
 from difftop.diagnose import LatentView
 from difftop.losses import FiniteWatch, input_gradient
 from difftop.nn.encoders import random_shift
@@ -68,11 +70,17 @@ class LatentAgent(nn.Module):
             self.on_policy_optimizer = torch.optim.Adam(planned, lr=config.loss.learning_rate, fused=True)
         self.finite = FiniteWatch(device)
         self.grad_steps = 0
+        self.capture_graphs("false")
 
     @property
     def model(self) -> WorldModel:
         """The world's networks."""
         return self.world.model
+
+    def capture_graphs(self, mode: str) -> None:
+        """How updates and acting run: `capture=auto | true | false`; raises `ConfigError` where it can't be."""
+        self.graphs = Graphs(self.device, mode, generators=[self.generator], optimizers=[self.optimizer, self.prior_optimizer])
+        self._told = 0
 
     def autocast(self) -> torch.autocast:
         """Matrix products in bfloat16 where `precision=bf16`; weights, losses and optimizers stay float32."""
@@ -82,12 +90,14 @@ class LatentAgent(nn.Module):
         """A `PlanningActor` on this agent's weights; with `mode=on_policy` the one that explores keeps the states it plans in."""
         if head is not None:
             raise ConfigError(f"head={head}: is for agents that imitate, and agent={self.config.name} learns from rewards.")
+        generator = torch.Generator(self.device).manual_seed(seed)
         return PlanningActor(
             self.world,
             self.planner,
             self.config.acting,
             num_envs,
-            torch.Generator(self.device).manual_seed(seed),
+            generator,
+            graphs=self.graphs.sharing([generator]),
             autocast=self.autocast,
             explore=explore,
             keep_visited=explore and self.on_policy_optimizer is not None and isinstance(self.planner, LMPlanning),
@@ -95,19 +105,31 @@ class LatentAgent(nn.Module):
 
     def update(self, batch: Batch, agent_steps: int) -> UpdateResult:
         """One gradient step on world and critic, one on the policy prior, and one of the targets where it is due."""
+        gradient = self.gradient
+        due = gradient is not None and gradient.due(self.grad_steps)
+        planned = self.config.acting.plan_length(agent_steps) if due else 0
+        moves = (self.grad_steps + 1) % self.config.loss.target_every == 0
+        name = "an update with the policy gradient" if planned else "an update"
+        fields = list(vars(batch).values())
+        metrics, priorities = self.graphs(name, partial(self._update, planned, moves), fields, (planned, moves))
+        self.grad_steps += 1
+        return UpdateResult(metrics, priorities)
+
+    def _update(self, planned: int, moves: bool, *batch: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """`update` of a `Batch`'s fields; with the policy gradient of plans of `planned` steps, or none, and target moves."""
         world, gradient, config = self.world, self.gradient, self.config.loss
         with self.autocast():
-            u = self.unroll(batch)
+            u = self.unroll(Batch(*batch))
             loss, metrics, priorities = world.losses(u, self.generator)
             if gradient is not None:
                 critic_loss = gradient.critic_loss(world, u, self.generator)
                 metrics["train/critic_loss"] = critic_loss.detach().mean()
                 loss = loss + gradient.config.critic_coef * (u.weight * critic_loss).mean() / len(u.action)
-            if gradient is not None and gradient.due(self.grad_steps):
+            if gradient is not None and planned:
                 self.finite.check(loss, "the model loss")  # the planner takes no other latents
                 chosen = slice(0, gradient.config.states)  # replay has drawn the batch at random already
                 obs, z = u.obs[chosen], u.z[0, chosen]
-                start = gradient.starts(world, z, agent_steps, self.generator)
+                start = gradient.starts(world, z, planned, self.generator)
                 planned_loss, plan = gradient.planned_loss(world, obs, z, start, self.generator)
                 loss = loss + gradient.config.coef * planned_loss
                 metrics["train/policy_gradient_loss"] = planned_loss.detach()
@@ -119,14 +141,13 @@ class LatentAgent(nn.Module):
 
         metrics |= self.update_prior(u.z.detach())
 
-        self.grad_steps += 1
-        if self.grad_steps % config.target_every == 0:
+        if moves:
             world.move_targets_()
             if gradient is not None:
                 gradient.move_target_(config.target_rate)
         if priorities is not None and self.finite.deferred:  # the run ends before a weight would follow from these
             priorities = priorities.nan_to_num(0.0, posinf=0.0)
-        return UpdateResult(metrics, priorities)
+        return metrics, priorities
 
     def update_prior(self, z: Tensor) -> dict[str, Tensor]:
         """One gradient step on the policy prior alone, at latents `z [T+1, B, Z]`; returns metrics."""
@@ -165,8 +186,9 @@ class LatentAgent(nn.Module):
         batches at its end, where the official code does it one by one while acting; the weights are the same at both times.
         Random starts (`acting.lm.start_random`) are drawn anew.
         """
+        counted = self._captures()
         if self.gradient is None or self.on_policy_optimizer is None or not actor.visited:
-            return {}
+            return counted
         visited, actor.visited = actor.visited, []
         total = torch.zeros((), device=self.device)
         for plans in in_chunks(visited, self.gradient.config.states):
@@ -176,12 +198,17 @@ class LatentAgent(nn.Module):
             if loss.requires_grad:  # not where every plan failed
                 (loss * len(obs)).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(obs)
-        metrics = {"train/policy_gradient_loss": total / sum(len(plans.obs) for plans in visited)}
+        metrics = counted | {"train/policy_gradient_loss": total / sum(len(plans.obs) for plans in visited)}
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if parameters:
             clip, name = self.gradient.config.grad_clip, "the on-policy policy gradient"
             metrics["train/policy_gradient_norm"] = self.finite.clipped_step(self.on_policy_optimizer, parameters, clip, name)
         return metrics
+
+    def _captures(self) -> dict[str, Tensor]:
+        """Captures of updates since the last call, where updates are captured."""
+        fresh, self._told = self.graphs.captured - self._told, self.graphs.captured
+        return {"train/captures": torch.tensor(float(fresh))} if self.graphs.active else {}
 
     def check_finite(self) -> None:
         """See `agents.base.Agent`."""
@@ -216,3 +243,4 @@ class LatentAgent(nn.Module):
             self.on_policy_optimizer.load_state_dict(state["on_policy_optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.grad_steps = state["grad_steps"]
+        self.graphs.clear()  # the optimizers' tensors are others now

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 
-def add_noise(mean: Tensor, std: float, generator: torch.Generator | None, noise_clip: float | None = None) -> Tensor:
+def add_noise(mean: Tensor, std: Tensor | float, generator: torch.Generator | None, noise_clip: float | None = None) -> Tensor:
     """`clamp(mean + noise, -1, 1)` with Gaussian noise; the gradient passes as if nothing had been clamped.
 
     Args:
         mean: actions, any shape.
-        std: standard deviation, in units of the action range [-1, 1]; 0 adds nothing.
+        std: standard deviation, in units of the action range [-1, 1]; the number 0 draws nothing.
         generator: source of the noise, on the device of `mean`.
         noise_clip: largest noise, or None.
     """
-    if std == 0:
+    if not isinstance(std, Tensor) and std == 0:
         return mean
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32).to(mean.dtype) * std
     if noise_clip is not None:

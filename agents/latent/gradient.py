@@ -102,11 +102,10 @@ class PlannerGradient(nn.Module):
         td = full_precision(self.critic(obs, u.action.flatten(0, 1))).view(2, steps, batch) - y
         return decayed_sum(td.square().sum(dim=0), world.config.rho)
 
-    def starts(self, world: World, z: Tensor, agent_steps: int, generator: torch.Generator) -> Tensor:
-        """Starts of plans from latents `z [B, Z]`, as while exploring: `[B, H, A]`, without gradient."""
-        settings = self.settings
+    def starts(self, world: World, z: Tensor, horizon: int, generator: torch.Generator) -> Tensor:
+        """Starts of plans of H steps from latents `z [B, Z]`, as while exploring: `[B, H, A]`, without gradient."""
         with torch.no_grad():
-            return lm_start(settings, world, z.detach(), settings.plan_length(agent_steps), settings.start_std, generator)
+            return lm_start(self.settings, world, z.detach(), horizon, self.settings.start_std, generator)
 
     def planned_loss(
         self,

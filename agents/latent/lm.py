@@ -17,6 +17,7 @@ class LMPlanning:
     def __init__(self, settings: PlanSettings, world: World) -> None:
         self.settings, self.world = settings, world
         self.lm = LMPlanner(settings.lm, world.spec.action_dim)
+        self.capturable = settings.lm.backend != "theseus"  # Theseus reads numbers in every iteration
 
     def decide(self, situation: Situation) -> Decision:
         """See `Planner`. Single rows gain nothing from bfloat16, and the small steps would drown in its rounding."""

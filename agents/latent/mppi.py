@@ -12,6 +12,8 @@ from difftop.planning.mppi import MPPIPlanner
 class MPPIPlanning:
     """`planner=mppi`: explores by the spread that it has found; its plans mix in some of the policy prior's."""
 
+    capturable = True
+
     def __init__(self, settings: PlanSettings, world: World) -> None:
         self.settings, self.world = settings, world
         self.mppi = MPPIPlanner(settings.mppi_for(world.spec.action_dim), world.spec.action_dim)
@@ -28,7 +30,7 @@ class MPPIPlanning:
                 z,
                 prior,
                 previous=situation.previous,
-                std=settings.mppi_std(situation.agent_steps),
+                std=situation.mppi_std,
                 generator=generator,
                 eval_mode=not situation.explore,
             )

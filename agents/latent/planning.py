@@ -76,6 +76,8 @@ class Situation:
         generator: source of all random numbers, on the device of `z`.
         autocast: makes the context for matrix products in the run's precision.
         noise: of unit variance, `[K, A]`, where exploration noise has a memory; None: white, drawn from the generator.
+        std: of exploration now; a 0-d tensor where planning is captured, because a graph keeps the numbers that it has seen.
+        mppi_std: smallest spread of MPPI's plans now, likewise.
     """
 
     z: Tensor
@@ -85,19 +87,20 @@ class Situation:
     generator: torch.Generator
     autocast: Callable[[], AbstractContextManager[object]]
     noise: Tensor | None = None
+    std: Tensor | float = 0.0
+    mppi_std: Tensor | float = 0.0
 
     def explored(self, mean: Tensor, settings: PlanSettings, largest_reward: Tensor) -> Tensor:
         """Actions `[K, A]` with exploration noise, in the box; as they are where the action isn't to explore.
 
         Args:
             mean: `[K, A]`.
-            settings: schedule of the noise.
+            settings: of the noise.
             largest_reward: that was seen yet, 0-d, for `explore_until_reward`; on a GPU nothing waits for it.
         """
         if not self.explore:
             return mean
-        std = settings.std(self.agent_steps)
-        noise = self.noise
+        std, noise = self.std, self.noise
         if not settings.explore_until_reward:
             return add_noise(mean, std, self.generator) if noise is None else (mean + std * noise.to(mean)).clamp(-1, 1)
         if noise is None:
@@ -129,7 +132,11 @@ class Decision:
 
 
 class Planner(Protocol):
-    """Chooses actions in a world. It keeps nothing from one call to the next; its constructor takes `(settings, world)`."""
+    """Chooses actions in a world. It keeps nothing from one call to the next; its constructor takes `(settings, world)`.
+
+    One that may be captured as a CUDA graph has an attribute `capturable` that is true: `decide` reads no number on the host, and
+    takes those that change from `Situation.std` and `mppi_std`, not from `agent_steps`.
+    """
 
     def decide(self, situation: Situation) -> Decision:
         """Actions now; row i depends on row i of the situation only, and on the generator. Called without gradient."""

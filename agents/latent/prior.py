@@ -22,6 +22,8 @@ def policy_plan(model: WorldModel, z: Tensor, horizon: int, std: float | None, g
 class PriorActing:
     """`planner=none`: the policy prior's action, with the exploration noise."""
 
+    capturable = True
+
     def __init__(self, settings: PlanSettings, world: World) -> None:
         self.settings, self.world = settings, world
 

@@ -28,7 +28,10 @@ _SETTINGS = (
     "top.threads",
 )
 # Settings in which seeds of one curve may differ.
-_OWN = {"top.seed", "top.root", "top.name", "top.mode", "top.checkpoint", "run.frames", "run.video", "run.checkpoint_every"}
+_OWN = {
+    "top.seed", "top.root", "top.name", "top.mode", "top.checkpoint", "top.capture",
+    "run.frames", "run.video", "run.checkpoint_every", "run.replay_device",
+}  # fmt: skip
 
 
 def unequal(reading: Reading, scales: Mapping[str, Scale], cuts: Sequence[Cut]) -> list[Note]:

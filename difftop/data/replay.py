@@ -93,6 +93,7 @@ class ReplayBuffer:
             )
         self.spec, self.horizon, self.alpha, self.beta = spec, horizon, alpha, beta
         self.device = torch.device(device)
+        self._reads = self.device.type == "cpu"  # numbers on the host; a GPU would be waited for
         self.num_rows = capacity + -(-capacity // spec.episode_steps)
         seen = spec.obs[spec.only_key]
         self.frame_shape = (seen.shape[0] // spec.frame_stack, *seen.shape[1:])
@@ -202,13 +203,13 @@ class ReplayBuffer:
             index: `Batch.index` `[B]`.
             priorities: `[B]`, nonnegative; 1e-6 is added.
         Raises:
-            ValueError: a priority is negative or not finite.
+            ValueError: a priority is negative or not finite; on a GPU, where nothing is read, such a one changes nothing.
         """
         if self._tree is None:
             return
         priorities = priorities.detach().to(self.device, torch.float64)
         good = torch.isfinite(priorities) & (priorities >= 0)
-        if not bool(good.all()):
+        if self._reads and not bool(good.all()):
             row = int((~good).nonzero()[0])
             raise ValueError(
                 f"priority {float(priorities[row])} of sample {row} must be finite and at least 0: the loss that it comes "
@@ -217,7 +218,7 @@ class ReplayBuffer:
         index = index.to(self.device)
         slots = index % self.num_rows
         old = self._tree.get(slots)
-        present = (index >= self._begin) & (old > 0)
+        present = good & (index >= self._begin) & (old > 0)
         self._tree.set(slots, torch.where(present, (priorities + _PRIORITY_FLOOR) ** self.alpha, old))
 
     def read_rows(self, begin: int, end: int) -> dict[str, Tensor]:

@@ -77,8 +77,14 @@ class WindowBatch:
     mask: Tensor
 
     def to(self, device: torch.device) -> WindowBatch:
-        """The same windows on another device."""
-        return WindowBatch({key: x.to(device) for key, x in self.obs.items()}, self.actions.to(device), self.mask.to(device))
+        """The same windows on another device; a GPU's copies of pinned ones are waited for by its own work only."""
+        obs = {key: x.to(device, non_blocking=True) for key, x in self.obs.items()}
+        return WindowBatch(obs, self.actions.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+    def pinned(self) -> WindowBatch:
+        """The same windows in pinned memory."""
+        obs = {key: x.pin_memory() for key, x in self.obs.items()}
+        return WindowBatch(obs, self.actions.pin_memory(), self.mask.pin_memory())
 
 
 def overlapping(steps: Tensor, horizon: int) -> Tensor:

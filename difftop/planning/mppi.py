@@ -57,7 +57,7 @@ class MPPIPlanner:
         prior: Tensor,
         *,
         previous: Tensor | None = None,
-        std: float | None = None,
+        std: Tensor | float | None = None,
         scale: Tensor | float | None = None,
         generator: torch.Generator | None = None,
         eval_mode: bool = False,
@@ -69,7 +69,7 @@ class MPPIPlanner:
             z0: `[B, Z]`.
             prior: policy plans `[B, P, H, A]` (TD-MPC: P = config.prior_samples) or `[B, H, A]`.
             previous: shifted mean of the last step `[B, H, A]`; zeros in rows where an episode begins, None: zeros.
-            std: smallest spread now (a schedule); None: `config.min_std`.
+            std: smallest spread now (a schedule), a number or a 0-d tensor; None: `config.min_std`.
             scale: size of one step's reward, positive, a number or `[B]`, which makes plans independent of the unit of reward;
                 None: 1, as published, where the temperature is in units of the reward.
             generator: source of all noise.
@@ -93,10 +93,11 @@ class MPPIPlanner:
             weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
             w = weights[..., None, None]
             centre = (w * elites).sum(1)
-            spread = (w * (elites - centre.unsqueeze(1)).square()).sum(1).sqrt().clamp(low, c.max_std)
+            spread = (w * (elites - centre.unsqueeze(1)).square()).sum(1).sqrt()
+            spread = spread.maximum(low).clamp_max(c.max_std) if isinstance(low, Tensor) else spread.clamp(low, c.max_std)
             mean = c.momentum * mean + (1 - c.momentum) * centre
         failed = ~torch.isfinite(values[:, 0])
-        chosen = torch.multinomial(torch.where(failed.unsqueeze(1), 1.0, weights), 1, generator=generator).squeeze(1)
+        chosen = draw_one(torch.where(failed.unsqueeze(1), 1.0, weights), generator)
         rows = torch.arange(len(z0), device=z0.device)
         actions = elites[rows, chosen]
         if not eval_mode:
@@ -106,7 +107,7 @@ class MPPIPlanner:
         status = torch.where(failed, int(SolveStatus.FAILED), int(SolveStatus.SOLVED))
         return SampledPlan(actions, values[rows, chosen], status, torch.full_like(status, c.iterations), mean, spread)
 
-    def _check(self, z0: Tensor, prior: Tensor, previous: Tensor | None, std: float | None) -> Tensor:
+    def _check(self, z0: Tensor, prior: Tensor, previous: Tensor | None, std: Tensor | float | None) -> Tensor:
         """The policy plans, `[B, P, H, A]` in the box."""
         plans = prior.unsqueeze(1) if prior.dim() == 3 else prior
         if plans.dim() != 4 or plans.shape[1] == 0:
@@ -115,7 +116,9 @@ class MPPIPlanner:
         if readable(plans) and not bool(torch.isfinite(plans).all()):
             bad = int((~torch.isfinite(plans.flatten(1)).all(1)).sum())
             raise ValueError(f"prior: {bad} of {len(plans)} rows are not finite; check the policy.")
-        if std is not None and not 0 <= std < torch.inf:
+        if isinstance(std, Tensor) and std.dim():
+            raise ValueError(f"std: shape {list(std.shape)}; must be a number or 0-d.")
+        if std is not None and not isinstance(std, Tensor) and not 0 <= std < torch.inf:
             raise ValueError(f"std={std}: must be at least 0 and finite.")
         return plans.clamp(-1, 1)
 
@@ -124,3 +127,11 @@ class MPPIPlanner:
         z = z0.unsqueeze(1).expand(-1, count, -1).reshape(batch * count, -1)
         values = rollout_return(model, z, plans.flatten(0, 1)).view(batch, count)
         return torch.where(torch.isfinite(values), values, -torch.inf)
+
+
+def draw_one(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One index `[B]` per row of `weights [B, N]`, by its weight: argmax_i w_i / e_i, e_i ~ Exp(1).
+
+    The numbers of `torch.multinomial`, which on a GPU waits to check its input.
+    """
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(1)

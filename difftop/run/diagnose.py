@@ -73,7 +73,9 @@ def ways_to_act(agent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def restored(saved: Checkpoint, settings: Settings, factories: Factories, device: str, acting: Mapping[str, Any]) -> Any:
     """The checkpoint's agent, acting otherwise."""
     options = dict(settings.agent) | {"acting": _merged(settings.agent["acting"], acting)}
-    agent = factories.agent(options, saved.spec, seed=0, device=device, precision=settings.top.precision)
+    agent = factories.agent(
+        options, saved.spec, seed=0, device=device, precision=settings.top.precision, capture=settings.top.capture
+    )
     agent.load_state_dict(saved.model)
     return agent
 

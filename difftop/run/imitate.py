@@ -294,7 +294,15 @@ def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> EnvSpe
 
 def _agent(settings: Settings, factories: Factories, spec: EnvSpec, device: str) -> Any:
     seed, steps = stream(settings.top.seed, "agent"), settings.run.grad_steps
-    return factories.agent(settings.agent, spec, seed=seed, device=device, precision=settings.top.precision, total_steps=steps)
+    return factories.agent(
+        settings.agent,
+        spec,
+        seed=seed,
+        device=device,
+        precision=settings.top.precision,
+        capture=settings.top.capture,
+        total_steps=steps,
+    )
 
 
 def _selection(run: OfflineRun, envs: Environments | None, factories: Factories, settings: Settings) -> Rollouts | None:

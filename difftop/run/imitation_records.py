@@ -36,6 +36,7 @@ class ImitationRecords(Records):
     ) -> None:
         """Says what is trained on what, and where."""
         windows = run.batches.windows
+        self.progress.samples = run.batches.batch_size
         short = len(training) - len(set(windows.episode.tolist()))
         too_short = f" (none of the {short} that are shorter than one)" if short else ""
         limit = self.settings.run.demos

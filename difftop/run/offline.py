@@ -15,6 +15,7 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, Windows
 from difftop.losses import NonFiniteLossError
 from difftop.options import option
+from difftop.run.ahead import Ahead
 from difftop.run.online import RunError, StopSignal, non_finite
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
@@ -44,6 +45,11 @@ class OfflineConfig:
     )
     valid_fraction: float = option(0.1, "of the demonstrations that are held out for the validation loss", low=0, high=0.9)
     cache_mb: int = option(2048, "memory for images of the demonstrations, MB", low=16)
+    loading: str = option(
+        "auto",
+        "batches made ahead by a thread, or when they are wanted; auto: ahead on a GPU",
+        choices=("auto", "ahead", "inline"),
+    )
     protocol: str = option("difftop", "episodes, their length and seeds in the reported evaluation", choices=tuple(PROTOCOLS))
     eval_every: int = option(2_000, "gradient steps between evaluations that choose the best checkpoint", low=1)
     select_episodes: int = option(10, "episodes in each of them; 0 for none: the last checkpoint is reported", low=0)
@@ -165,6 +171,9 @@ class OfflineRun:
     ) -> None:
         self.agent, self.config, self.seed, self.hooks, self.workers = agent, config, seed, hooks, workers
         self.batches = Batches(_windows(demonstrations, agent.windows), config.batch_size, stream(seed, "batches"), workers)
+        cuda = agent.device.type == "cuda"
+        wanted = config.loading == "ahead" or (config.loading == "auto" and cuda)
+        self.ahead = Ahead(self.batches.batch, config.grad_steps, pinned=cuda) if wanted else None
         self.validation = _fitting_windows(held_out, agent.windows)
         self.count = OfflineCounters()
         self._sums: dict[str, tuple[Tensor, int]] = {}
@@ -172,6 +181,13 @@ class OfflineRun:
 
     def run(self) -> bool:
         """Runs to the end or until a stop is asked for; saves in both cases. Returns whether the end was reached."""
+        try:
+            return self._run()
+        finally:
+            if self.ahead:
+                self.ahead.close()
+
+    def _run(self) -> bool:
         begun = time.monotonic() - self.count.wall_s
         while self.count.grad_steps < self.config.grad_steps:
             self._update()
@@ -211,7 +227,8 @@ class OfflineRun:
 
     def _update(self) -> None:
         begun = time.monotonic()
-        self._batch = batch = self.batches.batch(self.count.grad_steps)
+        made = self.ahead or self.batches
+        self._batch = batch = made.batch(self.count.grad_steps)
         self.count.loading_s += time.monotonic() - begun
         try:
             metrics = self.agent.update(batch, self.count.grad_steps).metrics
@@ -239,6 +256,8 @@ class OfflineRun:
 
     def _select(self) -> bool:
         """Validation and selection; returns whether this is the best checkpoint so far."""
+        if self.ahead:
+            self.ahead.rest()  # validation reads the same files
         validation = self.validate()
         found = self.hooks.select(self)
         self.hooks.on_select(self, found, validation)

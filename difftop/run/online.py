@@ -43,7 +43,11 @@ class RunConfig:
     checkpoint_every: int = option(20_000, "frames between checkpoints", low=1)
     capacity: int = option(1_000_000, "replay size, in transitions", low=1)
     prioritized: bool = option(True, "prioritized replay; false samples uniformly")
-    replay_device: str = option("cpu", "where the replay buffer lives", choices=("cpu", "cuda"))
+    replay_device: str = option(
+        "auto",
+        "where the replay buffer lives; auto: on the run's GPU where half of it holds the buffer",
+        choices=("auto", "cpu", "cuda"),
+    )
 
 
 class RunError(RuntimeError):
@@ -306,6 +310,12 @@ class OnlineRun:
         self.count = Counters(**state["count"])
         self.actor.load_state_dict(state["actor"])
         self.random.set_state(state["random"])
+        if self.sampling.get_state().shape != state["sampling"].shape:
+            other = "cpu" if self.replay.device.type == "cuda" else "cuda"
+            raise RunError(
+                f"this run's replay was on another device than {self.replay.device.type}, where its random numbers don't go on: "
+                f"continue it with run.replay_device={other}."
+            )
         self.sampling.set_state(state["sampling"])
         self._sums = {tag: (total, n) for tag, (total, n) in state["sums"].items()}
         self.slots = [self._replayed(i, saved) for i, saved in enumerate(state["slots"])]

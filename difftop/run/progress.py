@@ -24,6 +24,7 @@ class Progress:
         every_s: seconds between lines where the stream is no terminal; on a terminal ten lines a second at most.
         clock: seconds, monotonic.
         unit: what is counted.
+        samples: that one of them learns from; the line has samples/s where there are any.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Progress:
         every_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         unit: str = "frames",
+        samples: int = 0,
     ) -> None:
-        self.total_frames, self._unit = total_frames, unit
+        self.total_frames, self._unit, self.samples = total_frames, unit, samples
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._every_s = 0.1 if self._terminal else every_s
@@ -78,7 +80,9 @@ class Progress:
         (begun, first), (now, _) = self._marks[0], self._marks[-1]
         rate = (frames - first) / (now - begun) if now > begun else 0.0
         parts = [f"{frames:,}/{self.total_frames:,} {self._unit} ({frames / max(1, self.total_frames):.0%})"]
-        parts.append(f"{rate:,.0f} {'frames' if self._unit == 'frames' else 'steps'}/s")
+        parts.append(f"{_number(rate)} {'frames' if self._unit == 'frames' else 'steps'}/s")
+        if self.samples:
+            parts.append(f"{_number(rate * self.samples)} samples/s")
         if frames < self.total_frames:
             parts.append(f"{_duration((self.total_frames - frames) / rate) if rate > 0 else '?'} left")
         if last_return is not None:
@@ -94,6 +98,11 @@ class Progress:
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
+
+
+def _number(rate: float) -> str:
+    """`12,345`, `4.2` or `0.034`."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, restore_replay
 from difftop.run.cli import Registry, Settings
 from difftop.run.episodes import write_episodes
-from difftop.run.online import Hooks, OnlineRun
+from difftop.run.online import Hooks, OnlineRun, RunConfig
 from difftop.run.online_records import OnlineRecords
 from difftop.run.ownership import sole_owner
 from difftop.run.rollouts import Environments, roll_out
@@ -73,8 +74,15 @@ def _train_in(
     device: str,
 ) -> RunEnd:
     spec, seed = envs.difftop_spec, settings.top.seed
-    agent = factories.agent(settings.agent, spec, seed=stream(seed, "agent"), device=device, precision=settings.top.precision)
-    replay = make_replay(settings, spec)
+    agent = factories.agent(
+        settings.agent,
+        spec,
+        seed=stream(seed, "agent"),
+        device=device,
+        precision=settings.top.precision,
+        capture=settings.top.capture,
+    )
+    replay = make_replay(settings, spec, device)
     with StopOnSignal() as stop, OnlineRecords(folder, settings, spec, checkpoint) as records:
         config = replace(settings.run, video=can_render(eval_envs, settings, factories))
         hooks = Hooks(records.on_eval, records.on_metrics, records.save, records.save_batch, stop, factories.died)
@@ -87,8 +95,8 @@ def _train_in(
     return RunEnd(folder, finished)
 
 
-def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
-    """The replay buffer; raises `ConfigError` where its options don't fit the environment or the machine."""
+def make_replay(settings: Settings, spec: EnvSpec, device: str) -> ReplayBuffer:
+    """The replay buffer of a run on `device`; raises `ConfigError` where its options don't fit the environment or the machine."""
     if settings.run.replay_device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.replay_device=cuda: torch sees no CUDA device here; use run.replay_device=cpu.")
     try:
@@ -97,10 +105,29 @@ def make_replay(settings: Settings, spec: EnvSpec) -> ReplayBuffer:
             capacity=settings.run.capacity,
             horizon=int(settings.agent["loss"]["horizon"]),
             prioritized=settings.run.prioritized,
-            device=settings.run.replay_device,
+            device=replay_device(settings.run, spec, device),
         )
     except ValueError as error:
         raise ConfigError(f"run.capacity: {error}") from error
+
+
+def replay_device(run: RunConfig, spec: EnvSpec, device: str) -> str:
+    """`run.replay_device`; auto is the run's GPU where half of its memory holds all rows, which are there twice while they grow.
+
+    A function of the options and the card, not of what else is on it now: a run that goes on chooses the same again.
+    """
+    if run.replay_device != "auto" or device == "cpu":
+        return "cpu" if run.replay_device == "auto" else run.replay_device
+    rows = min(run.capacity, run.frames // spec.action_repeat + spec.episode_steps)
+    total: int = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return device if rows * _bytes_per_row(spec) <= total // 2 else "cpu"
+
+
+def _bytes_per_row(spec: EnvSpec) -> int:
+    """Memory of one row of a prioritized buffer: one frame, its transition, and its places in the ring of starts and the tree."""
+    seen = spec.obs[spec.only_key]
+    numbers = math.prod(seen.shape) // spec.frame_stack
+    return numbers * (1 if seen.kind == "image" else 4) + 4 * (spec.action_dim + 2) + 1 + 8 + 9
 
 
 def evaluate_online(
@@ -109,7 +136,9 @@ def evaluate_online(
     """`mode=eval`: plays a checkpoint with the configuration it was saved with, and records the first episode."""
     settings = with_overrides(saved, settings, registry, overrides, _EVALUATION)
     device, seed, episodes = prepare_torch(settings), settings.top.seed, settings.run.eval_episodes
-    agent = factories.agent(settings.agent, saved.spec, seed=0, device=device, precision=settings.top.precision)
+    agent = factories.agent(
+        settings.agent, saved.spec, seed=0, device=device, precision=settings.top.precision, capture=settings.top.capture
+    )
     agent.load_state_dict(saved.model)
     envs = factories.envs(settings.env, min(settings.run.eval_envs, episodes), settings.run.parallel)
     try:

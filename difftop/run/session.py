@@ -27,6 +27,7 @@ _SMOOTHEST_FPS = 60.0
 # A run may go on with other values of these; any other difference is another run.
 _FREE = {
     "top.threads",
+    "top.capture",
     "top.mode",
     "top.checkpoint",
     "top.root",
@@ -38,6 +39,8 @@ _FREE = {
     "run.video",
     "run.checkpoint_every",
     "run.parallel",
+    "run.replay_device",
+    "run.loading",
     "run.cache_mb",
 }
 
@@ -47,7 +50,7 @@ class Factories:
     """What the command hands in, because this package knows no agent and no simulator.
 
     Attributes:
-        agent: `(options, spec, seed=, device=, precision=, total_steps=)` to an agent.
+        agent: `(options, spec, seed=, device=, precision=, total_steps=, capture=)` to an agent.
         envs: `(options, n, parallel)` to n environments, each in a process of its own if `parallel`.
         record: `(options, episodes, seed=, folder=, noise=, labels=)` to the path of demonstrations by the task's expert.
         recorded_as: environment options to what a file recorded there says of its environment, simulator version included.
@@ -95,7 +98,10 @@ def prepare_torch(settings: Settings) -> str:
     cuda = torch.cuda.is_available()
     if settings.top.device == "cuda" and not cuda:
         raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu, or device=auto.")
-    return "cuda" if cuda and settings.top.device != "cpu" else "cpu"
+    device = "cuda" if cuda and settings.top.device != "cpu" else "cpu"
+    if settings.top.capture == "true" and device == "cpu":
+        raise ConfigError("capture=true: CUDA graphs need a CUDA device, and this run is on a CPU; use capture=auto.")
+    return device
 
 
 def default_threads(settings: Settings) -> int:
@@ -193,7 +199,7 @@ def _say_gone(keys: Sequence[str], where: Path) -> None:
         log.info("%s: saved by another version, of whose options these are gone, and ignored: %s", where, ", ".join(keys))
 
 
-_MACHINE = {"device", "threads", "precision", "mode", "checkpoint", "head"}
+_MACHINE = {"device", "threads", "precision", "capture", "mode", "checkpoint", "head"}
 
 
 def with_overrides(

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from difftop.capture import MODES as MODES_OF_CAPTURE
 from difftop.data.demonstrations import EnvInfo
 from difftop.data.faults import BAD
 from difftop.options import ConfigError, build, option, suggest
@@ -73,12 +74,18 @@ class TopConfig:
     planner: str = option("auto", "optimizer of the action; auto is the agent's own")  # choices: Registry.planners
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
+    capture: str = option(
+        "auto", "CUDA graphs of updates and plans; auto runs what can't be captured without", choices=MODES_OF_CAPTURE
+    )
     threads: int = option(0, "CPU threads; 0 takes one for vectors, every core for images", low=0)
     checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")
     head: str = option("", "mode=eval, imitation: act by this head in place of the trained one: none, clip, qp or a package's")
     dataset: DatasetConfig = option(DatasetConfig, "imitation: demonstrations; none makes them by the task's scripted expert")
     data: str = option("data", "folder of the demonstrations that are made")
     root: str = option("runs", "folder of all runs")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "capture", str(self.capture).lower())  # true and false arrive as words for a boolean
 
 
 @dataclass(frozen=True)

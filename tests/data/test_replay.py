@@ -295,6 +295,15 @@ def test_restoring_into_another_layout_is_refused(change):
         ReplayBuffer(state_spec(), **options).load_state_dict(replay.state_dict(), [(0, replay.read_rows(0, 5))])
 
 
+def test_where_nothing_is_read_a_bad_priority_changes_nothing():
+    replay = ReplayBuffer(state_spec(), capacity=20, horizon=2, prioritized=True)
+    replay.add(episode())
+    replay._reads = False  # as on a GPU
+    replay.update_priorities(torch.tensor([0, 1, 2]), torch.tensor([torch.nan, -1.0, 5.0]))
+    weights = replay.state_dict()["priorities"][:3]
+    assert weights[:2].tolist() == [1.0, 1.0] and weights[2] > 2
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("prioritized", [False, True])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from difftop.planning import LatentModel, MPPIConfig, MPPIPlanner, rollout_return
+from difftop.planning.mppi import draw_one
 from difftop.types import SolveStatus
 from tests.oracles import networks, outputs, point_mass
 
@@ -136,3 +137,15 @@ def test_bad_input_is_named() -> None:
         MPPIPlanner(MPPIConfig(elites=600), A)
     with pytest.raises(ValueError, match=r"action_dim=0"):
         MPPIPlanner(SMALL, 0)
+
+
+def test_the_elite_is_drawn_as_torch_draws_it() -> None:
+    """`torch.multinomial` of one number, which on a GPU reads two on the host; of weights, rows and zeros of all kinds."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        weights = torch.rand(5, 8, generator=g) * (torch.rand(5, 8, generator=g) > 0.3)
+        weights[:, 0] = 1.0
+        state = g.get_state()
+        expected = torch.multinomial(weights, 1, generator=g).squeeze(1)
+        g.set_state(state)
+        assert torch.equal(draw_one(weights, g), expected)

@@ -53,7 +53,7 @@ def test_split_is_by_demonstration_and_loses_none(demonstrations, fraction, held
 class Countdown:
     """An agent whose loss is 1 / (1 + steps) and that remembers what it was shown."""
 
-    windows = WindowShape(3, 2)
+    windows, device = WindowShape(3, 2), torch.device("cpu")
 
     def __init__(self, fails_at=-1):
         self.shown, self.fails_at = [], fails_at
@@ -121,17 +121,18 @@ def test_metrics_are_means_since_the_last_row(demonstrations):
     assert 0 <= rows[4]["time/loading_share"] <= 1
 
 
-def test_a_run_that_was_stopped_shows_the_batches_of_one_that_was_not(demonstrations):
-    whole = Countdown()
+@pytest.mark.parametrize("loading", ["inline", "ahead"])
+def test_a_run_that_was_stopped_shows_the_batches_of_one_that_was_not(demonstrations, loading):
+    whole, config = Countdown(), replace(CONFIG, loading=loading)
     OfflineRun(whole, demonstrations, None, CONFIG, seed=7, hooks=hooks([])).run()
     agent, log = Countdown(), []
     stopping = hooks(log)
-    first = OfflineRun(agent, demonstrations, None, CONFIG, seed=7, hooks=stopping)
+    first = OfflineRun(agent, demonstrations, None, config, seed=7, hooks=stopping)
     agent_update = agent.update
     agent.update = lambda batch, k: (setattr(stopping.stop, "stopped", k == 5), agent_update(batch, k))[1]
     assert not first.run() and log[-1] == ("save", 6, True)
     agent.update = agent_update
-    second = OfflineRun(agent, demonstrations, None, CONFIG, seed=7, hooks=hooks([]))
+    second = OfflineRun(agent, demonstrations, None, config, seed=7, hooks=hooks([]))
     second.load_state_dict(first.state_dict())
     assert second.run() and torch.equal(torch.stack(agent.shown), torch.stack(whole.shown))
 

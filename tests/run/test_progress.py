@@ -41,3 +41,11 @@ def test_the_last_update_is_always_shown():
     progress.update(60)
     progress.update(100)
     assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["50/100", "100/100"]
+
+
+def test_slow_steps_have_a_rate_and_samples():
+    stream, now = io.StringIO(), [0.0]
+    progress = Progress(100, stream=stream, every_s=1, clock=lambda: now[0], unit="gradient steps", samples=64)
+    now[0] = 4.0
+    progress.update(1)
+    assert stream.getvalue() == "1/100 gradient steps (1%)  0.25 steps/s  16 samples/s  6m 36s left\n"

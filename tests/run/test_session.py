@@ -202,6 +202,8 @@ def test_a_run_of_an_older_version_goes_on_and_can_be_played(
     ("overrides", "message"),
     [
         (["run.capacity=10"], "run.capacity: replay capacity=10 can't hold one episode"),
+        (["capture=true"], "capture=true: CUDA graphs need a CUDA device, and this run is on a CPU; use capture=auto"),
+        (["capture=yes"], "capture=yes: must be auto | true | false"),
         (["device=cuda"], "device=cuda: torch sees no CUDA device here"),
         (["mode=eval"], "mode=eval needs checkpoint=PATH"),
         (["mode=eval", "checkpoint=/nowhere"], "there is no checkpoint in /nowhere"),

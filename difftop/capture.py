@@ -1,0 +1,272 @@
+"""CUDA graphs: a function of tensors is recorded once per shape, then replayed without any Python between its kernels.
+
+    graphs = Graphs(device, "auto", generators=[generator], optimizers=[optimizer])
+    loss = graphs("an update", update, [obs, action])        # `update(obs, action)`, eager, captured or replayed
+
+Inputs are copied into tensors that stay where they are; outputs are copies. The first calls of each shape run eagerly: they are
+real calls, and make what a capture must find (an optimizer's state, a library's workspace). On a CPU the function is just called.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from difftop.options import ConfigError
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "true", "false")
+Input = Tensor | float | None
+_EAGER_CALLS = 2  # of each shape, before its capture
+_KEPT = 24  # graphs; more are of shapes that a schedule has left behind
+_TORCH = str(Path(torch.__file__).parent)
+
+
+class CaptureError(RuntimeError):
+    """With `capture=true`, something that can't be captured; one sentence says what and why."""
+
+
+class Backend(Protocol):
+    """What records and replays; `CudaBackend`, or another in a test."""
+
+    def fed(self, x: Tensor) -> Tensor:
+        """`x`, from where copying it to the device waits for nothing."""
+
+    def eager(self, function: Callable[[], Any]) -> Any:
+        """Calls `function` where it will be captured."""
+
+    def capture(self, function: Callable[[], Any], generators: Sequence[torch.Generator]) -> Callable[[], Any]:
+        """Records `function`, which runs nothing; what it returns runs it, and gives its outputs, always the same tensors."""
+
+
+class CudaBackend:
+    """`torch.cuda.CUDAGraph`, all graphs in one memory pool: they are replayed one after another, and outputs are copied."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def fed(self, x: Tensor) -> Tensor:
+        """A pinned copy of what is on the CPU; torch keeps its memory until the device has read it."""
+        return x.contiguous().pin_memory() if x.device.type == "cpu" else x
+
+    def eager(self, function: Callable[[], Any]) -> Any:
+        """On the stream that captures, where autograd then finds its nodes."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            outputs = function()
+        current.wait_stream(self.stream)
+        return outputs
+
+    def capture(self, function: Callable[[], Any], generators: Sequence[torch.Generator]) -> Callable[[], Any]:
+        """See `Backend`."""
+        try:
+            return self._captured(function, generators, self.pool)
+        except BaseException:
+            self._clear_failure(generators)
+            raise
+
+    def _captured(self, function: Callable[[], Any], generators: Sequence[torch.Generator], pool: Any) -> Callable[[], Any]:
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        # The outer context restores the stream: a capture that fails leaves its own one behind.
+        here = torch.cuda.stream(torch.cuda.current_stream(self.device))
+        with here, torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            outputs = function()
+
+        def replay() -> Any:
+            graph.replay()
+            return outputs
+
+        return replay
+
+    def _clear_failure(self, generators: Sequence[torch.Generator]) -> None:
+        """A capture that fails leaves memory going to its pool, and generators as if it went on; one that succeeds ends that."""
+        with suppress(Exception):
+            torch.cuda.synchronize(self.device)
+            end: Any = getattr(torch._C, "_cuda_endAllocateToPool")  # noqa: B009  only a build with CUDA has it
+            end(torch.cuda.current_device(), self.pool)
+        self.pool = torch.cuda.graph_pool_handle()
+
+        def draws() -> None:
+            for generator in [None, *generators]:
+                torch.rand(1, device=self.device, generator=generator)
+
+        with suppress(Exception):
+            self._captured(draws, generators, None)
+
+
+@dataclass
+class _Recorded:
+    """One shape of one function: its static inputs, and its graph as soon as there is one."""
+
+    inputs: tuple[Tensor | None, ...]
+    calls: int = 0
+    replay: Callable[[], Any] | None = None
+
+
+class Graphs:
+    """Functions of one owner, captured.
+
+    Args:
+        device: where they run.
+        mode: `auto`: on CUDA, and eagerly where a capture fails, which one warning tells; `true`: a failure is an error; `false`.
+        generators: that the functions draw from.
+        optimizers: whose steps they take.
+        backend: what records; None: CUDA graphs, and nothing on another device.
+    Raises:
+        ConfigError: mode=true on a device without CUDA graphs.
+    Attributes:
+        active: whether anything is captured here.
+        captured: number of captures so far.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        mode: str = "auto",
+        *,
+        generators: Sequence[torch.Generator] = (),
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        backend: Backend | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ConfigError(f"capture={mode}: must be {' | '.join(MODES)}.")
+        if mode != "false" and backend is None and device.type == "cuda":
+            backend = CudaBackend(device)
+        if mode == "true" and backend is None:
+            raise ConfigError(f"capture=true: CUDA graphs need device=cuda, and this is device={device.type}; use capture=auto.")
+        self.device, self.mode, self.generators, self.optimizers = device, mode, list(generators), list(optimizers)
+        self._backend = None if mode == "false" else backend
+        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
+        self._failed: set[str] = set()
+        self.captured = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is captured here."""
+        return self._backend is not None
+
+    def sharing(self, generators: Sequence[torch.Generator]) -> Graphs:
+        """For functions that draw from other generators and take no steps; what couldn't be captured is known to both."""
+        other = Graphs(self.device, self.mode, generators=generators, backend=self._backend)
+        other._failed = self._failed
+        return other
+
+    def clear(self) -> None:
+        """Forgets all graphs, as when tensors that they know have been replaced."""
+        self._recorded.clear()
+
+    def __call__(self, name: str, function: Callable[..., Any], inputs: Sequence[Input], variant: Hashable = ()) -> Any:
+        """`function(*inputs)`.
+
+        Args:
+            name: what it is, as a sentence's subject.
+            function: does the same for the same name, variant and shapes: what changes from call to call, of numbers too, is
+                among its inputs, or in tensors that stay where they are. Its outputs are tensors and None, in tuples and dicts.
+            inputs: tensors, numbers and None. Where `active`, numbers arrive as 0-d tensors.
+            variant: of the function; each is captured for itself.
+        Raises:
+            CaptureError: mode=true, and it can't be captured.
+        """
+        if self._backend is None or name in self._failed:
+            return function(*inputs)
+        recorded = self._of_shape((name, variant, *map(_shape, inputs)), inputs)
+        for static, x in zip(recorded.inputs, inputs, strict=True):
+            if isinstance(x, Tensor) and static is not None:
+                static.copy_(self._backend.fed(x), non_blocking=True)
+            elif static is not None and x is not None:
+                static.fill_(x)
+        bound = partial(function, *recorded.inputs)
+        if recorded.replay is None:
+            recorded.calls += 1
+            if recorded.calls <= _EAGER_CALLS:
+                return _copies(self._backend.eager(bound))
+            recorded.replay = self._captured(name, bound)
+            if recorded.replay is None:
+                return function(*inputs)
+        return _copies(recorded.replay())
+
+    def _of_shape(self, key: Hashable, inputs: Sequence[Input]) -> _Recorded:
+        if key not in self._recorded:
+            static = tuple(None if x is None else _like(x, self.device) for x in inputs)
+            self._recorded[key] = _Recorded(static)
+            if len(self._recorded) > _KEPT:
+                self._recorded.popitem(last=False)
+        self._recorded.move_to_end(key)
+        return self._recorded[key]
+
+    def _captured(self, name: str, bound: Callable[[], Any]) -> Callable[[], Any] | None:
+        """The replay; None where it can't be had, which has been told."""
+        assert self._backend is not None
+        try:
+            with _capturable(self.optimizers):
+                replay = self._backend.capture(bound, self.generators)
+        except (RuntimeError, TypeError) as error:
+            for optimizer in self.optimizers:  # gradients of a backward pass that was never run
+                optimizer.zero_grad(set_to_none=True)
+            why = f"{name} can't be captured as a CUDA graph ({_reason(error)})"
+            if self.mode == "true":
+                raise CaptureError(f"capture=true: {why}; use capture=auto.") from error
+            log.warning("capture=auto: %s, and runs without one.", why)
+            self._failed.add(name)
+            return None
+        self.captured += 1
+        return replay
+
+
+@contextmanager
+def _capturable(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """Inside, optimizers keep all that they count on the device; outside it would only be told that nobody captures."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    before = [group.get("capturable", False) for group in groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, was in zip(groups, before, strict=True):
+            group["capturable"] = was
+
+
+def _shape(x: Input) -> Hashable:
+    return (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else type(x).__name__
+
+
+def _like(x: Tensor | float, device: torch.device) -> Tensor:
+    return torch.zeros(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) else torch.zeros((), device=device)
+
+
+def _copies(outputs: Any) -> Any:
+    """The same tuples and dicts, of copies."""
+    if isinstance(outputs, Tensor):
+        return outputs.clone()
+    if isinstance(outputs, dict):
+        return {key: _copies(value) for key, value in outputs.items()}
+    if isinstance(outputs, tuple):
+        copies = [_copies(value) for value in outputs]
+        return type(outputs)(*copies) if hasattr(outputs, "_fields") else tuple(copies)
+    return outputs
+
+
+def _reason(error: BaseException) -> str:
+    """The first error, of which a capture's end may have made others, and the line of ours that met it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_TORCH)]
+    where = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}: " if ours else ""
+    return where + (str(error).splitlines() or [type(error).__name__])[0]

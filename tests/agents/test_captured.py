@@ -1,0 +1,158 @@
+"""Agents whose updates and plans are captured, on a tape in place of a CUDA graph: bit for bit what they do without."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from agents.latent.agent import LatentAgent
+from agents.registry import make_agent
+from difftop.capture import Graphs
+from difftop.losses import FiniteWatch
+from difftop.options import ConfigError
+from difftop.types import EnvSpec
+from tests.agents import imitators
+from tests.agents.test_agents import small
+from tests.conftest import PIXELS, STATE, random_batch
+from tests.tape import TapeBackend
+
+SCHEDULE = {"horizon": 2, "horizon_start": 1, "horizon_steps": 40, "std_start": 0.5, "std_end": 0.1, "std_steps": 40}
+GRADIENT = {"policy_gradient": {"mode": "replay", "every": 2, "states": 4}}
+
+
+def pair(name: str, spec: EnvSpec, planner: str = "mppi", lm: Any = None, **more: Any) -> tuple[LatentAgent, LatentAgent]:
+    """The same agent twice, the second captured; both keep what isn't finite for later, as on a GPU."""
+    acting = {**SCHEDULE, "planner": planner, "mppi": {"samples": 16, "elites": 4}, "lm": {"start_previous": True, **(lm or {})}}
+    found = []
+    for backend in (None, TapeBackend()):
+        agent = small(name, spec, acting=acting, **more)
+        agent.finite = FiniteWatch(agent.device, deferred=True)
+        steps = [agent.optimizer, agent.prior_optimizer]
+        agent.graphs = Graphs(agent.device, "auto", generators=[agent.generator], optimizers=steps, backend=backend)
+        found.append(agent)
+    return found[0], found[1]
+
+
+def assert_equal(eager: LatentAgent, captured: LatentAgent) -> None:
+    for (key, a), b in zip(eager.state_dict().items(), captured.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+    assert torch.equal(eager.generator.get_state(), captured.generator.get_state())
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "more", "steps"), [("tdmpc", STATE, {}, 20), ("difftop_rl", STATE, GRADIENT, 20), ("tdmpc", PIXELS, {}, 8)]
+)
+def test_captured_updates_are_the_updates(name: str, spec: EnvSpec, more: dict[str, Any], steps: int) -> None:
+    eager, captured = pair(name, spec, loss={"target_every": 3}, **more)
+    for step in range(steps):
+        batch, told = random_batch(spec, seed=step), []
+        for agent in (eager, captured):
+            result = agent.update(batch, 5 * step)
+            told.append(result.metrics | ({} if result.priorities is None else {"priorities": result.priorities}))
+        assert told[0].keys() == told[1].keys()
+        assert all(torch.equal(told[0][tag], told[1][tag]) for tag in told[0])
+    assert_equal(eager, captured)
+    # With target moves and without; and, without, with the policy gradient through plans of one step, and of two.
+    assert captured.graphs.captured == {("tdmpc", 20): 2, ("difftop_rl", 20): 4, ("tdmpc", 8): 1}[name, steps]
+    assert captured.finish_episode(None, 0)["train/captures"] == captured.graphs.captured  # type: ignore[arg-type]
+    assert captured.finish_episode(None, 0) == {"train/captures": torch.tensor(0.0)}  # type: ignore[arg-type]
+    assert eager.finish_episode(None, 0) == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "planner"), [("difftop_rl", "lm"), ("difftop_rl", "mppi"), ("tdmpc", "mppi"), ("tdmpc", "none")]
+)
+@pytest.mark.parametrize("explore", [False, True])
+def test_captured_actions_are_the_actions(name: str, planner: str, explore: bool) -> None:
+    """While schedules move, environments idle, and plans become longer."""
+    actors = []
+    for agent in pair(name, STATE, planner):
+        actors.append(agent.actor(2, seed=3, explore=explore))
+        for i in range(2):
+            actors[-1].begin(i, i)
+    for step in range(16):
+        obs = {STATE.only_key: random_batch(STATE, size=2, seed=step).obs[:, 0]}
+        t0 = torch.tensor([step == 0, step in (0, 8)])
+        for actor in actors:
+            if step == 13:
+                actor.begin(0, None)
+        taken = [actor.act(obs, t0, 4 * step) for actor in actors]
+        assert torch.equal(*taken)
+        assert torch.equal(actors[0].previous, actors[1].previous)
+    eager, captured = actors[0].metrics(), actors[1].metrics()
+    assert captured.pop("plan/captures") == 3.0  # plans of one step, of two, and of one environment
+    assert eager == captured
+
+
+def test_a_checkpoint_that_is_loaded_is_captured_anew() -> None:
+    eager, captured = pair("tdmpc", STATE)
+    states = []
+    for agent in (eager, captured):
+        for step in range(8):
+            if step == 4:
+                states.append(copy.deepcopy(agent.train_state()))
+                agent.load_state_dict(copy.deepcopy(agent.state_dict()))
+                agent.load_train_state(states[-1])
+            agent.update(random_batch(STATE, seed=step), 0)
+    assert_equal(eager, captured)
+    assert states[0].keys() == states[1].keys() and not states[1]["optimizer"]["param_groups"][0]["capturable"]
+
+
+def test_what_cannot_be_captured_is_told_once_for_all_actors(caplog: pytest.LogCaptureFixture) -> None:
+    obs, t0 = {STATE.only_key: random_batch(STATE, size=2).obs[:, 0]}, torch.tensor([True, True])
+    agent = pair("tdmpc", STATE)[1]
+    steps = [agent.optimizer, agent.prior_optimizer]
+    agent.graphs = Graphs(agent.device, generators=[agent.generator], optimizers=steps, backend=TapeBackend(fails=True))
+    with caplog.at_level(logging.WARNING):
+        for seed in range(2):
+            actor = agent.actor(2, seed=seed)
+            for _ in range(4):
+                actor.act(obs, t0, 0)
+        for step in range(6):
+            agent.update(random_batch(STATE, seed=step), 0)
+    assert [text.getMessage().split(" can't")[0] for text in caplog.records] == [
+        "capture=auto: a plan",
+        "capture=auto: an update",
+    ]
+
+
+@pytest.mark.skipif(find_spec("theseus") is None, reason="theseus isn't installed")
+def test_a_planner_that_reads_numbers_is_not_captured() -> None:
+    agent = pair("difftop_rl", STATE, "lm", {"backend": "theseus"})[1]
+    assert agent.graphs.active and not agent.actor(1, seed=0).graphs.active
+
+
+def test_who_can_be_captured_and_where() -> None:
+    with pytest.raises(ConfigError, match="capture=true: CUDA graphs need device=cuda, and this is device=cpu"):
+        make_agent({"name": "tdmpc"}, STATE, seed=0, capture="true")
+    with pytest.raises(ConfigError, match="capture=true: is for agents that learn from rewards, and agent=bc imitates"):
+        make_agent({"name": "bc"}, imitators.SPEC, seed=0, capture="true")
+    agent = make_agent({"name": "tdmpc"}, STATE, seed=0)
+    assert isinstance(agent, LatentAgent) and not agent.graphs.active
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("name", "more"), [("tdmpc", {}), ("difftop_rl", GRADIENT), ("tdmpc2", {})])
+def test_on_a_gpu_captured_updates_and_actions_agree_with_eager_ones(name: str, more: dict[str, Any]) -> None:
+    told: list[list[Any]] = []
+    for capture in ("false", "true"):
+        agent = small(name, STATE, "lm", device="cuda", **more)
+        agent.capture_graphs(capture)
+        actor = agent.actor(2, seed=3, explore=True)
+        for i in range(2):
+            actor.begin(i, i)
+        told.append([])
+        for step in range(12):
+            batch = random_batch(STATE, seed=step)
+            told[-1].append(agent.update(batch, 0).metrics["train/model_loss"])
+            told[-1].append(actor.act({STATE.only_key: batch.obs[:2, 0]}, torch.tensor([step == 0] * 2), 0))
+        agent.check_finite()
+        assert (agent.graphs.captured > 0) == (actor.graphs.captured > 0) == (capture == "true")
+    for eager, captured in zip(*told, strict=True):
+        torch.testing.assert_close(captured, eager, rtol=1e-2, atol=1e-2)
