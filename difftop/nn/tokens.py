@@ -33,13 +33,14 @@ class ObservationTokens(KeyedEncoder):
         super().__init__(shapes, config)
         self.out, self.count = dim, 0
         for key, shape in shapes.items():
+            cells = 1, 1
             if len(shape) == 3:
-                self.nets[key] = MapTokens(key, shape, config, dim)
+                self.nets[key] = net = MapTokens(key, shape, config, dim)
+                cells = net.cells
             elif len(shape) == 2:
                 self.nets[key] = nn.Sequential(PointNet(shape[-1], config.features), nn.Linear(config.features, dim))
             else:
                 self.nets[key] = nn.Linear(shape[0], dim)
-            cells = self.nets[key].cells if len(shape) == 3 else (1, 1)
             self.count += cells[0] * cells[1]
         self.kinds = nn.Parameter(0.02 * torch.randn(len(self.order), dim))
 
