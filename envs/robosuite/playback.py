@@ -197,6 +197,8 @@ def _environment(path: Path, file: Any) -> tuple[str, dict[str, Any]]:
         ) from error
     if name not in TASKS:
         raise DemonstrationError(f"{path}: it was recorded in {name}; there are {', '.join(TASKS)}.")
+    if "states" not in TASKS[name].gives:
+        raise DemonstrationError(f"{path}: it was recorded in {name}, whose states don't tell all of it and aren't played back.")
     return name, kwargs
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from agents.registry import make_agent
+from difftop.data.demonstrations import DemonstrationError
 from difftop.run.protocols import PROTOCOLS
-from envs import EnvConfig, gives, make_env, robomimic
+from envs import EnvConfig, gives, make_env, robomimic, robosuite
+from envs.robosuite.playback import convert_raw
 from envs.robosuite.tasks import TASKS
 from tests.agents.imitators import random_batch
 
@@ -72,6 +77,24 @@ def test_reset_and_step(name: str) -> None:
             episodes.append(np.concatenate(rows))
         np.testing.assert_array_equal(episodes[0], episodes[2])
         assert np.abs(episodes[0] - episodes[1]).max() > 1e-4
+
+
+@INSTALLED
+@SLOW
+def test_what_is_wiped_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wipe's reward wipes: it is asked once a step, by robosuite, and its answer is the reward."""
+    with closing(robosuite.load("Wipe", dataclasses.replace(LOW_DIM, name="robosuite/Wipe"))) as simulator:
+        simulator.reset(1)
+        answers = iter([0.25, 0.5])
+        monkeypatch.setattr(simulator.env, "reward", lambda action=None: next(answers))
+        assert [simulator.step(np.zeros(6)).reward for _ in range(2)] == [0.25, 0.5]
+
+
+def test_states_that_do_not_tell_all_are_not_played_back(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "wipe.hdf5", "w") as file:
+        file.create_group("data").attrs["env_args"] = json.dumps({"env_name": "Wipe", "type": 1, "env_kwargs": {}})
+    with pytest.raises(DemonstrationError, match="recorded in Wipe, whose states don't tell all of it"):
+        convert_raw(tmp_path / "wipe.hdf5", tmp_path / "out.hdf5")
 
 
 @INSTALLED
