@@ -1,11 +1,12 @@
-"""Diffusion Policy: chunks of actions by denoising, with a 1D U-Net.
+"""Diffusion Policy: chunks of actions by denoising, with a 1D U-Net or a transformer.
 
     (o_{t-1}, o_t) -> encoder, end to end -> condition c
     x_k = sqrt(abar_k) a + sqrt(1 - abar_k) eps,   loss |eps - net(x_k, k, c)|^2
 
 Actions a_{t-T_o+1} .. a_{t-T_o+T_p} are denoised together; T_a of them, from a_t on, are executed.
 
-Source: Chi et al., arXiv:2303.04137, and its code: the convolutional network (DP-C), noise prediction, squared-cosine schedule.
+Source: Chi et al., arXiv:2303.04137, and its code: the convolutional network (DP-C) and the transformer (DP-T, section IV.A),
+noise prediction, squared-cosine schedule.
 Differs: channels 64, 128, 256, as in ManiSkill's baseline (the paper's are 256, 512, 1024), which two CPU cores can train; ten
 DDIM steps while acting (100 DDPM steps); windows go on to the last observation of a demonstration, as in ManiSkill's baseline,
 and what is to be done after it is to stay (`pad`; the paper repeats the last action); steps before the first don't count.
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.policies.chunks import PolicyConfig, WindowPolicy
 from agents.policies.noise import Noise
@@ -28,7 +29,9 @@ from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.denoising import Denoising
+from difftop.nn.denoising_transformer import DenoisingTransformer
 from difftop.nn.observation import EncoderConfig
+from difftop.nn.transformer import drawing_from
 from difftop.nn.unet1d import UNet1d
 from difftop.options import ConfigError, option
 from difftop.types import EnvSpec
@@ -72,8 +75,15 @@ class DiffusionConfig(PolicyConfig):
         "after the end of a demonstration; hold: no motion, actions in limits.free (a gripper) as they were; mask: doesn't count",
         choices=("hold", "mask"),
     )
-    widths: list[int] = option([64, 128, 256], "channels of the U-Net, level by level; the paper's are 256, 512, 1024", low=8)
-    step_dim: int = option(64, "size of the embedding of the diffusion step; the paper's is 256", low=2)
+    backbone: str = option("unet", "network that denoises: convolutions, or attention", choices=("unet", "transformer"))
+    widths: list[int] = option([64, 128, 256], "backbone=unet: channels, level by level; the paper's are 256, 512, 1024", low=8)
+    step_dim: int = option(64, "backbone=unet: size of the embedding of the diffusion step; the paper's is 256", low=2)
+    layers: int = option(4, "backbone=transformer: layers of the decoder; the paper's are 8", low=1)
+    dim: int = option(128, "backbone=transformer: size of a token, even and a multiple of heads; the paper's is 256", low=2)
+    heads: int = option(4, "backbone=transformer: of the attention", low=1)
+    dropout: float = option(
+        0.1, "backbone=transformer: share of what each layer adds that is left out; the paper's is 0.3", low=0, high=0.9
+    )
     steps: int = option(100, "K: steps of the diffusion", low=2)
     sampler: str = option("ddim", "while acting: ddpm takes all K steps, ddim fewer ones without noise", choices=("ddpm", "ddim"))
     ddim_steps: int = option(10, "sampler=ddim: how many", low=1)
@@ -92,14 +102,7 @@ class Diffusion(WindowPolicy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(config, spec, windows)
-            self.net = UNet1d(
-                spec.action_dim,
-                self.observer.out * config.window,
-                list(config.widths),
-                step_dim=config.step_dim,
-                kernel=_KERNEL,
-                groups=_GROUPS,
-            )
+            self.net = _network(config, spec.action_dim, self.observer.out)
         self.denoising = Denoising(config.steps)
         moves = torch.tensor([i in self.limits.selected for i in range(spec.action_dim)])
         self.register_buffer("moves", moves, persistent=False)  # actions that are displacements, whose rest is 0
@@ -124,7 +127,8 @@ class Diffusion(WindowPolicy):
         condition = self.observer(batch.obs, noise).flatten(1)
         step = (noise.uniform() * self.config.steps).long().clamp_max(self.config.steps - 1)
         eps = noise.normal(*actions.shape[1:]).to(actions.dtype)
-        predicted = full_precision(self.net(self.denoising.noised(actions, eps, step), step, condition))
+        with drawing_from(self.net, generator):
+            predicted = full_precision(self.net(self.denoising.noised(actions, eps, step), step, condition))
         error = (predicted - eps).square().mean(-1)
         loss = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
         return loss, {"loss": loss.detach()}
@@ -154,6 +158,15 @@ class Diffusion(WindowPolicy):
         return actions[:, config.window - 1 :]
 
 
+def _network(config: DiffusionConfig, actions: int, features: int) -> nn.Module:
+    """Predicts noise in `[B, T_p, A]` given steps and the features of T_o observations end to end."""
+    if config.backbone == "unet":
+        widths = list(config.widths)
+        return UNet1d(actions, features * config.window, widths, step_dim=config.step_dim, kernel=_KERNEL, groups=_GROUPS)
+    sizes = {"layers": config.layers, "dim": config.dim, "heads": config.heads}
+    return DenoisingTransformer(actions, features, config.horizon, config.window, **sizes, dropout=config.dropout)
+
+
 def _padded(actions: Tensor, mask: Tensor) -> Tensor:
     """Actions `[B, T, A]` whose padded steps repeat the first or last that is none: what the network sees there is no target."""
     steps = torch.arange(mask.shape[1], device=mask.device)
@@ -171,17 +184,20 @@ def _are_positions(kwargs: Mapping[str, Any]) -> bool:
 
 
 def _check(config: DiffusionConfig) -> None:
-    multiple = 2 ** (len(config.widths) - 1)
-    if config.horizon % multiple or config.horizon < config.window:
-        raise ConfigError(
-            f"agent.horizon={config.horizon}: must be a multiple of {multiple} for {len(config.widths)} widths, and at least "
-            f"window={config.window}."
-        )
-    wrong = [width for width in config.widths if width % _GROUPS]
-    if not config.widths or wrong:
-        raise ConfigError(f"agent.widths={list(config.widths)}: every width must be a multiple of {_GROUPS}.")
+    if config.horizon < config.window:
+        raise ConfigError(f"agent.horizon={config.horizon}: must be at least window={config.window}.")
     if config.ddim_steps > config.steps or config.step_dim % 2:
         raise ConfigError(
             f"agent.ddim_steps={config.ddim_steps}, steps={config.steps}, step_dim={config.step_dim}: at most as many DDIM steps "
             "as steps, and an even step_dim."
         )
+    if config.backbone == "transformer":
+        if config.dim % config.heads or config.dim % 2:
+            raise ConfigError(f"agent.dim={config.dim}: must be even, and a multiple of agent.heads={config.heads}.")
+        return
+    multiple = 2 ** (len(config.widths) - 1)
+    wrong = [width for width in config.widths if width % _GROUPS]
+    if not config.widths or wrong:
+        raise ConfigError(f"agent.widths={list(config.widths)}: every width must be a multiple of {_GROUPS}.")
+    if config.horizon % multiple:
+        raise ConfigError(f"agent.horizon={config.horizon}: must be a multiple of {multiple} for {len(config.widths)} widths.")

@@ -69,6 +69,7 @@ AGENTS: Extended[Entry] = Extended(
         "rnn_gmm": _imitates("rnn_gmm", "RnnGmm", "BC-RNN-GMM: recurrent mixture of Gaussians"),
         "ibc": _imitates("ibc", "IBC", "implicit behavior cloning: an energy, minimized by sampling"),
         "diffusion": _imitates("diffusion", "Diffusion", "Diffusion Policy: 1D U-Net, DDPM or DDIM"),
+        "act": _imitates("act", "ACT", "ACT: chunks by a transformer and a CVAE, ensembled over time"),
         "residual": _imitates("residual", "Residual", "a trained policy's actions, corrected by an MLP"),
         "difftop_il": _imitates("difftop_il", "DiffTOPIL", "DiffTOP: a CVAE with a planner as decoder"),
     },

@@ -36,6 +36,8 @@ AGENTS: dict[str, dict[str, Any]] = {
     "leto": {},
     "ibc": {"execute": 1},
     "diffusion": {"execute": 1},
+    "diffusion, backbone=transformer": {"execute": 1, "backbone": "transformer"},
+    "act": {},
     "difftop_il": {"execute": 1},
 }
 STEPS = 100_000  # of training: plans have their full length

@@ -13,7 +13,7 @@ from typing import Any
 from envs import robosuite
 from envs.config import EnvConfig
 from envs.robosuite import OBS, RobosuiteSimulator, version
-from envs.robosuite.tasks import ROBOMIMIC, RobosuiteTask
+from envs.robosuite.tasks import NAMES_IN_FILES, ROBOMIMIC, RobosuiteTask
 
 __all__ = ["OBS", "TASKS", "version"]
 
@@ -25,6 +25,11 @@ TASKS: Mapping[str, RobosuiteTask] = {
 def load(task: str, config: EnvConfig) -> RobosuiteSimulator:
     """The simulator of a task; raises as `envs.robosuite.load`."""
     return RobosuiteSimulator(f"robomimic/{task}", ROBOMIMIC[task], replace(config, reward="sparse"))
+
+
+def canonical(task: str) -> str | None:
+    """The name for robosuite's own, which is the one in RoboMimic's files (`NutAssemblySquare`: `square`)."""
+    return {own.lower(): name for own, name in NAMES_IN_FILES.items()}.get(task.lower())
 
 
 def env_args(task: str, config: EnvConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "bc": {"hidden_dims": [16]},
     "ibc": {},
     "diffusion": {},
+    "act": {},
     "difftop_il": {},
 }
 VECTORS = EnvSpec(

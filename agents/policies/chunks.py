@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from agents.policies.limits import LimitsConfig, brake
 from agents.policies.noise import BatchNoise, EnvironmentNoise, Noise
-from agents.policies.observing import NORMALIZATIONS, Observer
+from agents.policies.observing import NORMALIZATIONS, MakeEncoder, Observer
 from agents.policies.training import TrainingConfig, WindowShape
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
-from difftop.nn.observation import EncoderConfig
+from difftop.nn.observation import EncoderConfig, ObservationEncoder
 from difftop.options import ConfigError, option
 from difftop.qp.heads import HEADS, FreeHead, make_head
 from difftop.qp.trajectory import TrajectoryRows
@@ -66,13 +66,16 @@ class ChunkPolicy(nn.Module):
         config: options.
         spec: the task.
         windows: what the policy trains on; `windows.horizon` actions are in a chunk.
+        encoder: makes the network of the observations.
     Attributes:
         limits: of a chunk, in action units per step; `limits.selected` are the limited actions.
     """
 
     config: PolicyConfig
 
-    def __init__(self, config: PolicyConfig, spec: EnvSpec, windows: WindowShape) -> None:
+    def __init__(
+        self, config: PolicyConfig, spec: EnvSpec, windows: WindowShape, encoder: MakeEncoder = ObservationEncoder
+    ) -> None:
         super().__init__()
         self.spec, self.windows = spec, windows
         self.config = config
@@ -83,7 +86,7 @@ class ChunkPolicy(nn.Module):
                 f"agent.execute={config.execute}: a prediction has {windows.horizon} actions from now on; "
                 "lower it, or raise agent.horizon."
             )
-        self.observer = Observer(spec.shapes, config.obs_keys, config.normalization, config.encoder)
+        self.observer = Observer(spec.shapes, config.obs_keys, config.normalization, config.encoder, encoder)
 
     @property
     def device(self) -> torch.device:

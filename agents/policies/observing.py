@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from agents.policies.noise import Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.normalize import Normalizer, leto_mode
-from difftop.nn.observation import EncoderConfig, ObservationEncoder
+from difftop.nn.observation import EncoderConfig, KeyedEncoder, ObservationEncoder
 from difftop.options import ConfigError, suggest
 
 NORMALIZATIONS = ("min_max", "standardize", "leto", "identity")
+MakeEncoder = Callable[[Mapping[str, Sequence[int]], EncoderConfig], KeyedEncoder]
 
 
 class Observer(nn.Module):
@@ -26,12 +27,18 @@ class Observer(nn.Module):
         normalization: of vectors entry by entry, and of points coordinate by coordinate; see `difftop.data.normalize`.
             `leto`: positions by range, the rest as it is.
         config: of the networks for images and clouds.
+        encoder: makes of shapes and config what turns normalized observations into features.
     Raises:
         ConfigError: an unknown key.
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], keys: Sequence[str], normalization: str, config: EncoderConfig
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        keys: Sequence[str],
+        normalization: str,
+        config: EncoderConfig,
+        encoder: MakeEncoder = ObservationEncoder,
     ) -> None:
         super().__init__()
         for key in keys:
@@ -43,7 +50,7 @@ class Observer(nn.Module):
         self.shapes = {key: tuple(shapes[key]) for key in (keys or sorted(shapes))}
         self.normalization = normalization
         self.normalizer = Normalizer({key: shape[-1:] for key, shape in self.shapes.items() if len(shape) < 3})
-        self.encoder = ObservationEncoder(self.shapes, config)
+        self.encoder = encoder(self.shapes, config)
 
     @property
     def out(self) -> int:
@@ -51,7 +58,7 @@ class Observer(nn.Module):
         return self.encoder.out
 
     def forward(self, obs: Mapping[str, Tensor], noise: Noise | None = None) -> Tensor:
-        """Features `[K, T, out]`.
+        """Features `[K, T, out]`, or what else the encoder makes.
 
         Args:
             obs: by key `[K, T, *shape]`; keys that aren't used may be among them.

@@ -40,25 +40,70 @@ class EncoderConfig:
     features: int = option(64, "features of an image or point cloud", low=1)
 
 
-class ObservationEncoder(nn.Module):
+class KeyedEncoder(nn.Module):
+    """A network for each key of the observations; subclasses fill `nets` and say what becomes of the results.
+
+    Args:
+        shapes: shape of one observation by key: `(O,)`, an image `(C, height, width)`, or points `(P, C)`.
+        config: options.
+    Attributes:
+        out: size of the features, or of a token.
+    """
+
+    out: int
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], config: EncoderConfig) -> None:
+        super().__init__()
+        self.config, self.order = config, tuple(shapes)
+        self.cameras = tuple(key for key, shape in shapes.items() if len(shape) == 3)
+        self.clouds = tuple(key for key, shape in shapes.items() if len(shape) == 2)
+        self.nets = nn.ModuleDict()
+
+    def encoded(self, obs: Mapping[str, Tensor], crops: Tensor | None) -> list[Tensor]:
+        """What the networks make of each key, in the order of `shapes`, `[..., *]`; keys without a network are as they were.
+
+        Args:
+            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255.
+            crops: where to crop, numbers in [0, 1) `[..., cameras, 2]`; None for the centre.
+        """
+        parts = []
+        for key in self.order:
+            x = obs[key]
+            if key not in self.nets:
+                parts.append(x)
+                continue
+            lead = x.shape[: -3 if key in self.cameras else -2 if key in self.clouds else -1]
+            flat = x.flatten(0, len(lead) - 1)
+            if key in self.cameras:
+                corner = None if crops is None else crops[..., self.cameras.index(key), :].reshape(-1, 2)
+                features = self.nets[key](flat, corner)
+            else:
+                features = self.nets[key](flat)
+            parts.append(features.view(*lead, *features.shape[1:]))
+        return parts
+
+    @property
+    def crops_randomly(self) -> bool:
+        """Whether the next forward pass wants random crops."""
+        random = self.training or self.config.evaluation_crop == "random"
+        return bool(self.cameras) and self.config.crop not in (0, 1) and random
+
+
+class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
         image:  crop -> x / 127.5 - 1 -> ResNet18 -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
         cloud:  PointNet
 
     Args:
-        shapes: shape of one observation by key: `(O,)`, an image `(C, height, width)`, or points `(P, C)`.
-        config: options.
+        shapes, config: see `KeyedEncoder`.
     Source: robomimic's encoders in LeTO's configuration (crop 76 of 84, 32 points, 64 features; a ResNet of its own per camera).
     Differs: crops at evaluation are central (LeTO's are random, by robomimic 0.2's accident); a crop is a share of the image, so
     that 240 pixels give 217 (robomimic and Diffusion Policy name 216 for ToolHang).
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], config: EncoderConfig) -> None:
-        super().__init__()
-        self.config, self.order = config, tuple(shapes)
-        self.cameras = tuple(key for key, shape in shapes.items() if len(shape) == 3)
-        self.nets = nn.ModuleDict()
+        super().__init__(shapes, config)
         self.out = 0
         for key, shape in shapes.items():
             if len(shape) == 3:
@@ -68,37 +113,12 @@ class ObservationEncoder(nn.Module):
             self.out += shape[0] if len(shape) == 1 else config.features
 
     def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None) -> Tensor:
-        """Features `[..., out]`.
-
-        Args:
-            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255.
-            crops: where to crop, numbers in [0, 1) `[..., cameras, 2]` from `random_crops`; None for the centre.
-        """
-        parts = []
-        for key in self.order:
-            x = obs[key]
-            if key not in self.nets:
-                parts.append(x)
-                continue
-            lead = x.shape[:-3] if key in self.cameras else x.shape[:-2]
-            flat = x.flatten(0, len(lead) - 1)
-            if key in self.cameras:
-                corner = None if crops is None else crops[..., self.cameras.index(key), :].reshape(-1, 2)
-                features = self.nets[key](flat, corner)
-            else:
-                features = self.nets[key](flat)
-            parts.append(features.view(*lead, -1))
-        return torch.cat(parts, -1)
-
-    @property
-    def crops_randomly(self) -> bool:
-        """Whether the next forward pass wants random crops."""
-        random = self.training or self.config.evaluation_crop == "random"
-        return bool(self.cameras) and self.config.crop not in (0, 1) and random
+        """Features `[..., out]`; see `KeyedEncoder.encoded`."""
+        return torch.cat(self.encoded(obs, crops), -1)
 
 
-class ImageEncoder(nn.Module):
-    """One camera's network: `[N, C, height, width]` in 0 .. 255 to `[N, features]`.
+class CroppedResNet(nn.Module):
+    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, 512, *cells]`.
 
     Raises:
         ConfigError: the image is smaller than the crop, or the crop too small for the ResNet.
@@ -125,15 +145,26 @@ class ImageEncoder(nn.Module):
                 *(config.crop, *self.size, height, width, name, 100 * _LITTLE),
             )
         self.resnet = ResNet18(channels, config.norm)
-        rows, columns = (math.ceil(side / _STRIDE) for side in self.size)
-        self.softmax = SpatialSoftmax(self.resnet.out, (rows, columns), config.keypoints)
+        self.cells = math.ceil(self.size[0] / _STRIDE), math.ceil(self.size[1] / _STRIDE)
+
+    def maps(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
+        """Feature maps; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
+        cropped = crop(image, self.size, corner)
+        made: Tensor = self.resnet(cropped.to(self.resnet.stem.weight.dtype) / 127.5 - 1)
+        return made
+
+
+class ImageEncoder(CroppedResNet):
+    """One camera's network: `[N, C, height, width]` in 0 .. 255 to `[N, features]`; raises as `CroppedResNet`."""
+
+    def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
+        super().__init__(name, shape, config)
+        self.softmax = SpatialSoftmax(self.resnet.out, self.cells, config.keypoints)
         self.linear = nn.Linear(2 * config.keypoints, config.features)
 
     def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
-        """Features; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
-        cropped = crop(image, self.size, corner)
-        scaled = cropped.to(self.linear.weight.dtype) / 127.5 - 1
-        points = self.softmax(self.resnet(scaled)).flatten(1)
+        """Features; see `maps`."""
+        points = self.softmax(self.maps(image, corner)).flatten(1)
         return torch.relu(self.linear(points))
 
 

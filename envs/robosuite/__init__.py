@@ -7,10 +7,13 @@
 
 `object` has the poses of the task's objects (m and quaternions), also seen from the hand. Actions of each arm: a displacement of
 the hand (0.05 m at 1), a rotation (axis-angle, 0.5 rad at 1), and the gripper (its sign: 1 closes); 20 Hz. The dense reward is
-robosuite's shaped one, from 0 to 1; ToolHang and TwoArmTransport have none and stay sparse.
+robosuite's shaped one, from 0 to 1 (Wipe's has penalties); ToolHang and TwoArmTransport have none and stay sparse. Wipe and
+TwoArmPegInHole have hands without joints: 6 actions an arm, and no gripper_qpos.
 
 Differs: robosuite's `step` returns observations, rewards and success of one simulator step (2 ms) before its end. Here all are of
-the state at its end, as in RoboMimic's files, which are made from recorded states.
+the state at its end, as in RoboMimic's files, which are made from recorded states; but for the reward of Wipe, which remembers
+what was wiped (its scale is that of an endless episode, since robosuite divides by a number that depends on the time limit).
+NutAssemblySingle draws its nut from the episode's seed.
 """
 
 from __future__ import annotations

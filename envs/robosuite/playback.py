@@ -130,6 +130,9 @@ class PlaybackReader:
                 )
             if info.name not in TASKS:
                 raise DemonstrationError(f"{path}: it was recorded in {info.name}; there are {', '.join(TASKS)}.")
+            if "states" not in TASKS[info.name].gives:
+                kept = "whose states don't tell all of it and aren't played back"
+                raise DemonstrationError(f"{path}: it was recorded in {info.name}, {kept}.")
             self.names = demonstrations(path, file)
             self.filters: dict[str, list[int]] = _masks(file, self.names)
         base = config or EnvConfig(obs="low_dim")

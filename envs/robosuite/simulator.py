@@ -42,7 +42,9 @@ class RobosuiteSimulator:
         self.name, suite, known = name, import_robosuite(), TASKS[task]
         arguments = env_kwargs(task, config)
         try:
-            self.env = suite.make(task, **{k: v for k, v in arguments.items() if k not in UNUSED}, **OURS, seed=0)
+            self.env = suite.make(
+                known.made_as or task, **{k: v for k, v in arguments.items() if k not in UNUSED}, **OURS, seed=0
+            )
         except Exception as error:  # robosuite raises what it likes
             raise EnvError(f"{name}: robosuite can't make {task} with {arguments} ({type(error).__name__}: {error}).") from error
         low, high = self.env.action_spec
@@ -55,6 +57,7 @@ class RobosuiteSimulator:
         self._refresh, self.env._update_observables = self.env._update_observables, self._watch
         self._hands: list[Array] = []
         self._force, self._xml = 0.0, ""
+        self._remembers = known.remembers
         self.env.reset()
         self._seen = self._look()
         self.obs = {key: ObsSpec("vector", np.shape(self._seen[key])) for key in self._vectors(config.obs)}
@@ -75,8 +78,10 @@ class RobosuiteSimulator:
     def step(self, action: Array) -> Outcome:
         """One action of 0.05 s; the force is the largest of its 25 simulator steps."""
         self._force = 0.0
-        self.env.step(action)
+        _, own, _, _ = self.env.step(action)
         self._seen = self._look()
+        if self._remembers:  # to ask again would count anew
+            return Outcome(float(own), success=bool(self.env._check_success()), contact_force_n=self._force)
         reward, success = self.judge()
         return Outcome(reward, success=success, contact_force_n=self._force)
 
@@ -132,11 +137,12 @@ class RobosuiteSimulator:
             self.env.close()
 
     def _vectors(self, obs: str) -> list[str]:
-        """Keys of the vectors that are seen; a policy on images doesn't see the objects as numbers."""
+        """Keys of the vectors that are seen; a policy on images doesn't see the objects as numbers. Some hands have no joints."""
         robots = range(len(self.env.robots))
         if obs == "state":
             return ["object", *(f"robot{i}_proprio-state" for i in robots)]
         arms = [f"robot{i}_{key}" for i in robots for key in _ARM_KEYS]
+        arms = [key for key in arms if np.size(self._seen.get(key, ()))]
         return {"low_dim": ["object", *arms], "image": arms}.get(obs, [])
 
     def _look(self) -> dict[str, Any]:
@@ -191,7 +197,7 @@ class RobosuiteSimulator:
 
 
 def import_robosuite() -> Any:
-    """The package, with our own task added to it.
+    """The package, with our own tasks added to it.
 
     Raises:
         EnvError: it is missing.
@@ -202,7 +208,8 @@ def import_robosuite() -> Any:
     try:
         import robosuite
 
-        import envs.robosuite.plate  # noqa: F401 - adds our own task to robosuite's
+        import envs.robosuite.nuts
+        import envs.robosuite.plate  # noqa: F401 - both add our own tasks to robosuite's
     except ModuleNotFoundError as error:
         install = "run `make sims`, or `pip install -e .[robosuite] -c constraints.txt`"
         raise EnvError(f"robosuite tasks need the package robosuite ({error}): {install}.") from error

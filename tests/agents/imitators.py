@@ -23,9 +23,22 @@ SMALL: dict[str, dict[str, Any]] = {
     "rnn_gmm": {"window": 4, "horizon": 3, "hidden_dim": 16},
     "ibc": {"hidden_dims": [32, 32], "negatives": 32, "samples": 64, "window": 2},
     "diffusion": {"widths": [16], "step_dim": 16, "horizon": 4, "execute": 3, "steps": 20, "ddim_steps": 4},
+    "diffusion_transformer": {
+        "name": "diffusion",
+        "backbone": "transformer",
+        "layers": 1,
+        "dim": 16,
+        "heads": 2,
+        "horizon": 4,
+        "execute": 3,
+        "steps": 20,
+        "ddim_steps": 4,
+    },
+    "act": {"dim": 16, "heads": 2, "feedforward": 32, "encoder_layers": 1, "decoder_layers": 1, "horizon": 4, "latent_dim": 3},
     "residual": {"hidden_dims": [32], "window": 4, "horizon": 3, "base": "rnn_gmm"},
 }
-NAMES = tuple(SMALL)
+CASES = tuple(SMALL)
+NAMES = tuple(name for name in CASES if SMALL[name].get("name", name) == name)
 
 
 def make(

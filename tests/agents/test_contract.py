@@ -170,7 +170,7 @@ def test_both_kinds_act_and_update_alike() -> None:
     assert result.priorities is None and "train/loss" in result.metrics
 
 
-@pytest.mark.parametrize("name", ["bc", "rnn_gmm", "leto", "tdmpc", "tdmpc2"])
+@pytest.mark.parametrize("name", ["bc", "rnn_gmm", "leto", "act", "tdmpc", "tdmpc2"])
 def test_the_options_and_the_spec_as_json_are_enough(name: str) -> None:
     import json
 

@@ -54,7 +54,7 @@ def test_no_weight_moves_after_a_non_finite_number(name: str, fault: str) -> Non
             agent.check_finite()
 
 
-@pytest.mark.parametrize("name", ["bc", "rnn_gmm"])
+@pytest.mark.parametrize("name", ["bc", "rnn_gmm", "act"])
 def test_nor_in_imitation(name: str) -> None:
     agent = imitators.make(name)
     assert isinstance(agent, ImitationAgent)

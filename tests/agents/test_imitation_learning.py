@@ -48,6 +48,11 @@ def test_squared_error_goes_between_the_ways() -> None:
         ("rnn_gmm", 250, {"window": 2, "horizon": 1}),
         ("ibc", 250, {"negatives": 64, "samples": 256, "dropout": 0.0}),
         ("diffusion", 200, {"learning_rate": 1e-2, "sampler": "ddpm", "window": 1, "execute": 1, "horizon": 2, "widths": [32]}),
+        (
+            "diffusion_transformer",
+            200,
+            {"learning_rate": 3e-3, "sampler": "ddpm", "window": 1, "execute": 1, "horizon": 2, "dim": 32, "dropout": 0.0},
+        ),
     ],
 )
 def test_others_choose_a_way(name: str, steps: int, more: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from agents.registry import AGENTS, make_agent, make_policy, names
 from difftop.options import ConfigError
 from difftop.run.rollouts import roll_out
-from tests.agents.imitators import NAMES, SMALL, SPEC, make, observations, padded_batch, random_batch, rolled, streams
+from tests.agents.imitators import CASES, NAMES, SMALL, SPEC, make, observations, padded_batch, random_batch, rolled, streams
 from tests.conftest import STATE
 
-EACH = pytest.mark.parametrize("name", NAMES)
+EACH = pytest.mark.parametrize("name", CASES)
 
 
 def loss_and_gradients(agent: object, batch: object) -> tuple[Tensor, list[Tensor]]:
@@ -69,7 +69,16 @@ def test_overfits_a_batch(name: str, tmp_path: Path) -> None:
     first = agent.validate(batch, seed=0)["valid/loss"]
     tags = [agent.update(batch, k).metrics for k in range(100)][-1]
     last = agent.validate(batch, seed=0)["valid/loss"]
-    bars = {"bc": -1.0, "rnn_gmm": -1.0, "ibc": 1.0, "leto": 0.1, "diffusion": 0.8, "residual": 0.12}
+    bars = {
+        "bc": -1.0,
+        "rnn_gmm": -1.0,
+        "ibc": 1.0,
+        "leto": 0.1,
+        "diffusion": 0.8,
+        "residual": 0.12,
+        "act": 0.2,
+        "diffusion_transformer": 0.8,
+    }
     assert float(last) < bars[name] < float(first), (name, float(first), float(last))
     assert all(bool(x.isfinite()) for x in tags.values()) and "train/gradient_norm" in tags
 
@@ -113,7 +122,7 @@ def test_same_seed_same_actions(name: str, tmp_path: Path) -> None:
     actions = rolled(first.actor(2, seed=1), obs)
     assert torch.equal(rolled(same.actor(2, seed=1), obs), actions)
     assert actions.dtype == torch.float32 and actions.shape == (2, 6, 4) and bool((actions.abs() <= 1).all())
-    if name != "leto":  # which samples nothing
+    if name not in ("leto", "act"):  # which sample nothing
         assert not torch.equal(rolled(first.actor(2, seed=2), obs), actions)
     if name != "residual":  # which begins as its base
         assert not torch.equal(rolled(different.actor(2, seed=1), obs), actions)
@@ -186,6 +195,9 @@ def test_normalization_travels_with_the_weights(name: str, tmp_path: Path) -> No
         ("bc", {"execute": 4}, r"agent.execute=4: a prediction has 3 actions"),
         ("diffusion", {"horizon": 5, "widths": [8, 16]}, r"agent.horizon=5: must be a multiple of 2"),
         ("diffusion", {"widths": [12]}, r"agent.widths=\[12\]"),
+        ("diffusion_transformer", {"heads": 3}, r"agent.dim=16: must be even, and a multiple of agent.heads=3"),
+        ("diffusion_transformer", {"window": 5}, r"agent.horizon=4: must be at least window=5"),
+        ("act", {"heads": 3}, r"agent.dim=16: must be a multiple of 4 and of agent.heads=3"),
         ("diffusion", {"ddim_steps": 30}, r"agent.ddim_steps=30, steps=20"),
         ("bc", {"head": "qp", "limits": {"free": [0, 1, 2, 3]}}, r"head=qp: limits.free leaves no action"),
         ("bc", {"modez": 3}, r"agent.modez: unknown option. Did you mean 'modes'\?"),

@@ -36,7 +36,7 @@ QUICK = [  # one or two of each method; the others are slow
     "leto_can_ph_low_dim", "leto_square_mh", "leto_square_ph_acc_0.5", "leto_lift_plate", "difftop_il_square_rnn_gmm",
     "difftop_il_metaworld_basketball", "difftop_il_maniskill_PickCube-v1", "ablation_no_reward_loss",
 ]  # fmt: skip
-IMITATORS = ("diffusion", "rnn_gmm", "bc", "ibc", "leto")
+IMITATORS = ("diffusion", "rnn_gmm", "bc", "ibc", "leto", "act", "diffusion_transformer")
 FILE = "dataset=demonstrations.hdf5"
 VECTOR = ObsSpec("vector", (3,))
 SPECS = {
@@ -107,9 +107,9 @@ def test_there_is_a_file_for_each_method_of_the_papers_and_few(registry: Registr
 @pytest.mark.parametrize("name", experiment_names(config_folder()))
 def test_every_experiment_composes_and_builds_its_agent(registry: Registry, name: str) -> None:
     settings = composed(registry, given(registry, name))
-    if name == "diffusion":  # gigabytes
+    if name in ("diffusion", "act"):  # gigabytes
         with torch.device("meta"):
-            assert make_policy(settings.agent, SPECS[settings.env.obs], seed=0).config.name == "diffusion"
+            assert make_policy(settings.agent, SPECS[settings.env.obs], seed=0).config.name == name
         return
     made = make_agent(settings.agent, SPECS[settings.env.obs], seed=0, total_steps=1)
     assert getattr(made, "policy", made).config.name == settings.agent["name"]
@@ -128,6 +128,10 @@ BUDGETS = [
     ("bc", ["env=maniskill/PickCube-v1"], {"hidden_dims": [256, 256], "distribution": "deterministic"}, (30_000, 1024, 100)),
     ("ibc", [], {"hidden_dims": [1024] * 4, "negatives": 1024, "samples": 1024}, (700_000, 128, 0)),
     ("ibc", ["obs=low_dim"], {"hidden_dims": [1024] * 4, "negatives": 1024}, (500_000, 256, 0)),
+    ("act", [], {"dim": 512, "heads": 8, "feedforward": 3200, "encoder_layers": 4, "horizon": 100, "kl": 10}, (100_000, 8, 0)),
+    ("act", ["env=metaworld/reach"], {"decoder_layers": 7, "horizon": 50, "ensemble_rate": 0.01}, (100_000, 8, 0)),
+    ("diffusion_transformer", [], {"layers": 8, "dim": 256, "heads": 4, "dropout": 0.3, "horizon": 10}, (1_400_000, 64, 0)),
+    ("diffusion_transformer", ["obs=low_dim"], {"layers": 8, "backbone": "transformer"}, (500_000, 256, 0)),
     ("leto", [], {"hidden_dim": 1000, "window": 12, "horizon": 6, "pad": False}, (100_000, 64, 0)),
 ]
 
@@ -139,13 +143,13 @@ def test_the_papers_budgets(
     settings = composed(registry, [f"experiment={name}", *words, FILE])
     assert {key: settings.agent[key] for key in options} == options
     assert (settings.run.grad_steps, settings.run.batch_size, settings.run.demos) == budget
-    rates = {"bc": 3e-4} if "env=maniskill/PickCube-v1" in words else {}
+    rates = {"act": 1e-5} | ({"bc": 3e-4} if "env=maniskill/PickCube-v1" in words else {})
     training = settings.agent["training"]
     assert training["learning_rate"] == rates.get(name, 1e-4)
     if name in ("diffusion", "ibc"):  # AdamW, a warm-up and a cosine
         assert (training["weight_decay"], training["schedule"], training["warmup_steps"]) == (1e-6, "cosine", 500)
         assert training["beta1"] == 0.95
-    assert training["ema"] == (0.9999 if name == "diffusion" else 0.0)
+    assert training["ema"] == (0.9999 if name.startswith("diffusion") else 0.0)
 
 
 def test_diffusion_on_images_has_the_paper_s_size(registry: Registry) -> None:
@@ -158,8 +162,18 @@ def test_diffusion_on_images_has_the_paper_s_size(registry: Registry) -> None:
     assert 250e6 < weights < 260e6, weights
 
 
+def test_act_on_images_has_the_paper_s_size(registry: Registry) -> None:
+    """About 80 M weights, one camera's network among them; the paper's four cameras share one."""
+    settings = composed(registry, ["experiment=act", FILE])
+    obs = {"top_image": (3, 84, 84), "joints": (14,)}
+    spec = EnvSpec("test/task", {key: ObsSpec.of(shape) for key, shape in obs.items()}, 14, 400, 0.02)
+    with torch.device("meta"):
+        policy = make_policy(settings.agent, spec, seed=0)
+    assert 75e6 < sum(p.numel() for p in policy.parameters()) < 90e6
+
+
 def test_tool_hang_is_seen_larger(registry: Registry) -> None:
-    for name in ("diffusion", "rnn_gmm", "bc", "ibc"):
+    for name in ("diffusion", "rnn_gmm", "bc", "ibc", "act", "diffusion_transformer"):
         words = [f"experiment={name}", "env=robomimic/tool_hang", FILE]
         assert (
             composed(registry, words).env.image_size == 240 and composed(registry, [*words, "obs=low_dim"]).env.image_size == 84
