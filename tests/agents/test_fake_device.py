@@ -67,6 +67,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.nn.utils, "clip_grad_norm_", lambda parameters, norm, foreach: clip(parameters, norm, foreach=False)
     )
+    exponential = torch.Tensor.exponential_
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda x, generator: exponential(x))  # torch has no fake of it with one
     monkeypatch.setattr(torch.optim, "Adam", Idle)
     monkeypatch.setattr(torch.optim, "AdamW", Idle)
 
