@@ -3,12 +3,10 @@
     L = mean_i w_i 1/T sum_t rho^t [ c1 mean_k (z_{t+1} - sg h(s_{t+1}))_k^2 / v + c2 H((R(z_t, a_t) - r_t) / S_r)
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m min_j Q'_j(z', pi(z') + noise),   z' = h(s_{t+m}),   m = min(n, T - t)
-    L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S + c4 mean pi_raw^2
+    L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
 
 H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
-targets, Q' moving averages of Q. S is the size of one step's reward: what one action can change is of that size, and S_y, by
-which good states differ from bad ones, can be a hundred times as large. The prior learns at the first latent of each slice and
-at some of those predicted after it.
+targets, Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ class ScaledLossConfig(LossConfig):
     horizon: int = option(3, "steps of a replayed slice the model is unrolled for, in agent steps", low=1)
     rho: float = option(0.9, "weight of step t is rho^t", low=0, high=1)
     consistency: float = option(1.0, "coefficient of the latent prediction error, in units of the latents' variance", low=0)
-    reward: float = option(5.0, "coefficient of the reward error, in units of the rewards' spread", low=0)
-    value: float = option(5.0, "coefficient of the TD error, in units of the targets' spread", low=0)
+    reward: float = option(1.0, "coefficient of the reward error, in units of the rewards' spread", low=0)
+    value: float = option(1.0, "coefficient of the TD error, in units of the targets' spread", low=0)
     learning_rate: float = option(5e-4, "AdamW's learning rate, for model and policy", above=0)
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     target_rate: float = option(0.005, "rate of the target networks' moving average", above=0, high=1)
@@ -135,7 +133,7 @@ class ScaledWorld(World):
         z = torch.cat([z[:1], z[others.to(z.device)]]).flatten(0, 1)
         raw = self.model.pi(z)
         a = add_noise(torch.tanh(raw), self.prior_std, generator, noise_clip=0.3)
-        q = full_precision(self.model.values(z, a).amin(dim=0)).mean() / self.step_scale()
+        q = full_precision(self.model.values(z, a).amin(dim=0)).mean() / self.return_scale.value
         return -q + self.config.saturation * full_precision(raw).square().mean(), {}
 
 

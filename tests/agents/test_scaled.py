@@ -56,7 +56,7 @@ def test_loss_is_the_formula() -> None:
             td = (m.values(z, a)[:, 0] - y) / scales.return_scale.value
             reward = (m.predict_reward(z, a)[0] - batch.reward[i, k]) / scales.reward_size.value
             z = m.next(z, a)
-            error = ((z - z_next) ** 2).mean() / variance + 5 * huber(reward) + 5 * huber(td).sum()
+            error = ((z - z_next) ** 2).mean() / variance + huber(reward) + huber(td).sum()
             total = total + batch.weight[i] * RHO**k * error
             priority = priority + RHO**k * td.abs().sum()
         torch.testing.assert_close(priorities[i], priority.detach())
