@@ -30,7 +30,7 @@ from tests.compare.folders import make_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN: dict[str, Any] = {
-    "settings": {"one": ["agent=tdmpc"], "two": ["agent=tdmpc", "run.updates_per_step=2"]},
+    "settings": {"one": ["agent=tdmpc", "run.updates_per_step=1"], "two": ["agent=tdmpc", "run.updates_per_step=2"]},
     "tasks": ["dmc/walker-walk", "dmc/cheetah-run"],  # action repeat 2 and 4 by default
     "seeds": [2, 1],
     "frames": 400,
@@ -53,7 +53,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def halving(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    settings = {name: ["agent=tdmpc"] for name in ("a", "b", "c", "d", "e")}
+    settings = {name: ["agent=tdmpc", "run.updates_per_step=1"] for name in ("a", "b", "c", "d", "e")}
     rounds = [
         {"frames": 200, "seeds": [1]},
         {"frames": 400, "seeds": [1, 2], "keep": 0.5},

@@ -30,7 +30,7 @@ _NOT_IN_FILES = {  # options of groups that have no file, because they set nothi
 _FIRST = ("state", "pixels", "low_dim")  # of observations, the usual ones
 # What people change. Of two loops that have an option of the same name, the help is that of the first.
 _USUAL = (
-    "seed", "name", "device", "threads", "planner", "dataset.path", "run.frames", "run.grad_steps", "run.demos", "run.eval_every",
+    "seed", "name", "device", "threads", "planner", "dataset.path", "run.frames", "run.grad_steps", "run.demos",
     "env.action_repeat",
 )  # fmt: skip
 
@@ -64,8 +64,8 @@ def _screen(registry: Registry) -> Iterator[str]:
     yield from _rows("agent=", agents)
     yield ""
     yield from _wrapped("env=", [f"{tasks[0]} ({len(tasks)})" for tasks in _suites(registry).values()] + ["(number of tasks)"])
-    others = [f"{group}=  {'  '.join(name for name, _ in _choices(registry, group))}" for group in ("preset", _WORLD)]
-    yield from _wrapped("obs=", [*(name for name, _ in _choices(registry, "obs")), *(f"   {text}" for text in others)])
+    others = [f"{group}= {' '.join(name for name, _ in _choices(registry, group))}" for group in ("preset", _WORLD)]
+    yield from _wrapped("obs=", [*(name for name, _ in _choices(registry, "obs")), *(f"  {text}" for text in others)])
     yield from _wrapped("experiment=", experiment_names(registry.config_dir))
     yield ""
     of_rewards = [*describe(TopConfig), *describe(LOOPS["online"], "run"), *describe(registry.env_config, "env")]

@@ -92,7 +92,9 @@ def test_what_is_wiped_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_states_that_do_not_tell_all_are_not_played_back(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "wipe.hdf5", "w") as file:
-        file.create_group("data").attrs["env_args"] = json.dumps({"env_name": "Wipe", "type": 1, "env_kwargs": {}})
+        file.create_group("data").attrs["env_args"] = json.dumps(
+            {"env_name": "Wipe", "type": 1, "env_kwargs": {"robots": "Panda"}}
+        )
     with pytest.raises(DemonstrationError, match="recorded in Wipe, whose states don't tell all of it"):
         convert_raw(tmp_path / "wipe.hdf5", tmp_path / "out.hdf5")
 
