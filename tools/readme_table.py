@@ -27,6 +27,7 @@ PICTURE = ROOT / "docs" / "results" / "dmcontrol.png"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "dmcontrol.md")
 BEGIN, END = "<!-- scores: python tools/readme_table.py -->\n\n", "\n<!-- end of scores -->\n"
 OURS = {  # method in the table of results, to the head of its column; the first is the one that is compared
+    "difftop_rl-on-scaled": "DiffTOP on its scaled world",
     "difftop_rl": "DiffTOP",
     "difftop_rl world_model=tdmpc2": "DiffTOP on TD-MPC2's model",
     "tdmpc": "TD-MPC",
