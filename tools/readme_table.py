@@ -26,9 +26,9 @@ RESULTS, PUBLISHED = ROOT / "docs" / "results" / "dmcontrol.csv", ROOT / "docs" 
 PICTURE = ROOT / "docs" / "results" / "dmcontrol.png"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "dmcontrol.md")
 BEGIN, END = "<!-- scores: python tools/readme_table.py -->\n\n", "\n<!-- end of scores -->\n"
-OURS = {  # method in the table of results, to the head of its column; the first is the one that is compared
-    "difftop_rl-on-scaled": "DiffTOP on its scaled world",
+OURS = {  # method in the table of results, to the head of its column; the first that has runs is the one that is compared
     "difftop_rl": "DiffTOP",
+    "difftop_rl-on-scaled": "DiffTOP on its scaled world",
     "difftop_rl world_model=tdmpc2": "DiffTOP on TD-MPC2's model",
     "tdmpc": "TD-MPC",
     "tdmpc2": "TD-MPC2",
@@ -121,7 +121,7 @@ def _score(curve: Curve, frames: float) -> Score | None:
 
 def _standing(tasks: Sequence[str], ours: dict[tuple[str, str], Score], theirs: dict[tuple[str, str], Score]) -> list[str]:
     """Sentences: how many of the papers' tasks are there, and how they compare."""
-    label = next(iter(OURS))
+    label = next(label for label in OURS if any(label == method for _, method in ours))
     there = [task for task in PAPER if (task, label) in ours and ours[task, label].frames >= FRAMES]
     lines = [f"{OURS[label]} has {FRAMES:,.0f} frames on {len(there)} of the papers' {len(PAPER)} tasks."]
     begun = [task for task in PAPER if (task, label) in ours and task not in there]
