@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ QUICK = {
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("DIFFTOP_BENCHMARKS"), reason="minutes each, up to 20: set DIFFTOP_BENCHMARKS=1")
 @pytest.mark.parametrize("script", QUICK)
 def test_a_benchmark_runs_with_its_quick_setting(script: str, tmp_path: Path) -> None:
     if script == "loop.py" and subprocess.run(["git", "cat-file", "-e", "6dbe338"], cwd=ROOT, check=False).returncode:
