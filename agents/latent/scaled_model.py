@@ -32,6 +32,8 @@ class ScaledModel(ScalarModel):
 
     Hidden layers are `Linear LayerNorm SiLU`: LayerNorm in the critic is what keeps values from running away at several updates
     per step (BRO, arXiv:2405.16158), in the latents what keeps them from growing; SiLU costs a third of Mish on a CPU.
+
+    Source: TD-MPC, arXiv:2203.04955, appendix F, for the networks' parts; shapes are `WorldModel`'s.
     """
 
     def __init__(self, spec: EnvSpec, config: ScaledModelConfig) -> None:

@@ -7,6 +7,10 @@
 
 H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
 targets, Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it.
+
+Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; targets of several steps and Huber's loss MR.Q's,
+arXiv:2501.16142; LayerNorm and weight decay in the critic BRO's, arXiv:2405.16158; standardized observations SimbaV2's,
+arXiv:2502.15280. Differs from all: the units of the errors.
 """
 
 from __future__ import annotations
