@@ -210,8 +210,8 @@ def test_bad_files_are_named(tmp_path, lifted):
         lambda file, demo: demo.attrs.__setitem__("model_file", lifted["model_file"].replace("cube_joint0", "peg_joint0")),
     )
     broken(
-        "recorded in Door; there are Lift",
-        lambda file, demo: file["data"].attrs.__setitem__("env_info", json.dumps({"env_name": "Door", "robots": "Panda"})),
+        "recorded in Juggle; there are Lift",
+        lambda file, demo: file["data"].attrs.__setitem__("env_info", json.dumps({"env_name": "Juggle", "robots": "Panda"})),
     )
     broken("data has no env_info", lambda file, demo: file["data"].attrs.__delitem__("env_info"))
     broken("this is no robosuite file", lambda file, demo: [file["data"].attrs.__delitem__(key) for key in ("env", "env_info")])
