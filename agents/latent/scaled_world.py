@@ -4,13 +4,18 @@
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m min_j Q'_j(z', pi(z') + noise),   z' = h(s_{t+m}),   m = min(n, T - t)
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
+    eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere
 
 H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
-targets, Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it.
+targets, Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it. The
+rates of the last layers are what makes the heads learn in these units too: features are of unit size, so that a head grows by no
+more than its rate in a step, and values of hundreds would come thousands of steps late.
 
-Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; targets of several steps and Huber's loss MR.Q's,
-arXiv:2501.16142; LayerNorm and weight decay in the critic BRO's, arXiv:2405.16158; standardized observations SimbaV2's,
-arXiv:2502.15280. Differs from all: the units of the errors.
+Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
+several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic BRO's, arXiv:2405.16158; standardized
+observations SimbaV2's, arXiv:2502.15280. A rate times the scale is what Adam does to a head whose output is multiplied by the
+scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs: the units of the errors;
+from van Hasselt, outputs are not corrected as the scale moves.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ class ScaledLossConfig(LossConfig):
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     target_rate: float = option(0.005, "rate of the target networks' moving average", above=0, high=1)
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
-    n_step: int = option(3, "replayed rewards in a TD target, as far as the slice goes", low=1)
+    n_step: int = option(1, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-3, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -72,6 +77,7 @@ class ScaledWorld(World):
         super().__init__(spec, ScaledModel(spec, sizes), config, discount)
         self.return_scale = RunningScale()  # its peak keeps Huber's loss from ignoring the few rewards of a sparse task
         self.target_q = copy.deepcopy(self.model.q).requires_grad_(False)
+        self.optimizer: torch.optim.Optimizer | None = None
         self._sizes, self.prior_std = sizes, prior_std
         self.norms = [module for module in self.model.encoder.modules() if isinstance(module, RunningNorm)]
 
@@ -81,12 +87,22 @@ class ScaledWorld(World):
         return self._sizes
 
     def optimizers(self, more: Sequence[nn.Parameter]) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-        """AdamW, for the model and for the prior."""
+        """AdamW, for the model and for the prior; `scale_rates_` sets the rates of the heads' last layers, which don't decay."""
         rate, decay = self.config.learning_rate, self.config.weight_decay
-        return (
-            torch.optim.AdamW([*self.trained(), *more], lr=rate, weight_decay=decay, fused=True),
-            torch.optim.AdamW(self.model.pi.parameters(), lr=rate, weight_decay=decay, fused=True),
-        )
+        heads = [list(list(net.children())[-1].parameters()) for net in (self.model.q, self.model.reward)]
+        known = {id(p) for head in heads for p in head}
+        groups: list[dict[str, Any]] = [{"params": [p for p in [*self.trained(), *more] if id(p) not in known]}]
+        for head in heads:
+            groups.append({"params": head, "lr": torch.tensor(rate, device=head[0].device), "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+        return self.optimizer, torch.optim.AdamW(self.model.pi.parameters(), lr=rate, weight_decay=decay, fused=True)
+
+    @torch.no_grad()
+    def scale_rates_(self) -> None:
+        """Learning rates of the last layers of values and rewards, in the size of what they predict now."""
+        if self.optimizer is not None:
+            for group, scale in zip(self.optimizer.param_groups[1:], (self.return_scale, self.reward_size), strict=True):
+                group["lr"].copy_(self.config.learning_rate * scale.value)
 
     def move_targets_(self) -> None:
         """One step of the target values' moving average."""
@@ -129,6 +145,7 @@ class ScaledWorld(World):
         y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step)
         self.return_scale.update(y)
         self.reward_size.update(u.reward)
+        self.scale_rates_()
         return y
 
     def prior_loss(self, z: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

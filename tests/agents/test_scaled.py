@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -17,13 +20,13 @@ from tests.conftest import SMALL, STATE, random_batch
 GAMMA, RHO = 0.99, 0.9
 
 
-def scaled(n_step: int = 1, **acting: object) -> LatentAgent:
+def scaled(loss: Mapping[str, object] | None = None, **acting: object) -> LatentAgent:
     options = {
         "name": "difftop_rl",
         "world_model": "scaled",
         **SMALL,
         "policy_gradient": {"mode": "none"},
-        "loss": {"n_step": n_step},
+        "loss": dict(loss or {}),
     }
     agent = make_agent(options | {"acting": SMALL["acting"] | acting}, STATE, seed=3)
     assert isinstance(agent, LatentAgent) and isinstance(agent.world, ScaledWorld)
@@ -77,6 +80,45 @@ def test_units_of_the_reward_do_not_matter(factor: float) -> None:
     _, after, _ = other.world.losses(other.unroll(replace(batch, reward=batch.reward * factor)), other.generator)
     for name in ("consistency", "reward", "value"):
         torch.testing.assert_close(after[f"train/{name}_loss"], before[f"train/{name}_loss"])
+
+
+@pytest.mark.parametrize("factor", [1e-2, 1e3])
+def test_units_of_the_reward_do_not_matter_to_what_is_learned(factor: float) -> None:
+    """After updates on rewards times a factor, the last layers of reward and value are larger by it, and all else is the same."""
+    batch = random_batch(STATE)
+    batch = replace(batch, **{k: getattr(batch, k).double() for k in ("obs", "action", "reward", "weight")})
+    agent, other = (scaled({"grad_clip": 1e6}, min_std=0.0).double() for _ in range(2))
+    heads = [name for name, _ in agent.named_parameters() if re.match(r"world\.(model\.q|model\.reward|target_q)\.6\.", name)]
+    assert len(heads) == 6
+    with torch.no_grad():
+        for name in heads:
+            other.get_parameter(name).mul_(factor)
+    before = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
+    for _ in range(3):
+        agent.update(batch, 0)
+        other.update(replace(batch, reward=batch.reward * factor), 0)
+    for name, parameter in agent.named_parameters():
+        size = factor if name in heads else 1.0
+        torch.testing.assert_close(other.get_parameter(name), parameter * size, rtol=1e-3, atol=1e-5 * size)
+    assert all((agent.get_parameter(name) - before[name]).abs().max() > 1e-6 for name in heads)
+
+
+def test_heads_learn_at_rates_in_the_units_they_predict_also_after_a_resume() -> None:
+    agent, batch = scaled({"learning_rate": 1e-3}), random_batch(STATE)
+    agent.update(batch, 0)
+    resumed = scaled({"learning_rate": 1e-3})
+    resumed.load_state_dict(agent.state_dict())
+    resumed.load_train_state(copy.deepcopy(agent.train_state()))
+    large = replace(batch, reward=batch.reward * 100)
+    for it in (agent, resumed):
+        it.update(large, 0)
+        rest, values, rewards = it.optimizer.param_groups
+        assert rest["lr"] == 1e-3
+        assert float(values["lr"]) == pytest.approx(1e-3 * float(it.world.return_scale.value))
+        assert float(rewards["lr"]) == pytest.approx(1e-3 * float(it.world.reward_size.value))
+        assert float(rewards["lr"]) > 2e-3
+    for name, parameter in agent.named_parameters():
+        assert torch.equal(parameter, resumed.get_parameter(name)), name
 
 
 def test_the_prior_learns_from_the_first_latent_and_drawn_ones() -> None:
