@@ -149,6 +149,8 @@ class LeRobotReader:
 def _rows_by_episode(episode: Array) -> dict[int, Array]:
     """Which rows of a file are of which episode, in their order; to look for them episode by episode is E times as much work."""
     flat = episode.reshape(-1)
+    if not flat.size:
+        return {}
     order = np.argsort(flat, kind="stable")
     numbers, first = np.unique(flat[order], return_index=True)
     return dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
