@@ -13,6 +13,7 @@ from torch import Tensor
 
 from difftop.data.scaling import unscaled
 from difftop.options import ConfigError, still_known
+from difftop.poses import executed
 from difftop.run.checkpoint import load_checkpoint
 from difftop.types import EnvSpec
 
@@ -78,8 +79,8 @@ class Policy:
             obs: one observation or a batch with N rows; by key, or plain where there is one only. Keys beyond those of `spec` are
                 ignored. A batch of another size than before begins new episodes.
         Returns:
-            `[A]` or `[N, A]` in [-1, 1], float32, or in the data set's units where `spec` says what -1 and 1 stand for; an array
-            for arrays, a tensor for tensors.
+            `[A]` or `[N, A]` in [-1, 1], float32, or in the data set's units where `spec` says what -1 and 1 stand for, which are
+            positions in m, axis-angle and gripper, 7 an arm, of absolute poses; an array for arrays, a tensor for tensors.
         Raises:
             ValueError: an observation is missing or has another shape; the message names both.
         """
@@ -96,6 +97,8 @@ class Policy:
         if self.spec.action_low:
             bounds = (torch.tensor(bound).to(actions) for bound in (self.spec.action_low, self.spec.action_high))
             actions = unscaled(actions, *bounds)
+        if self.spec.poses:
+            actions = torch.from_numpy(executed(actions.cpu().numpy())).to(actions)
         found = actions if batched else actions[0]
         return found if tensors else found.cpu().numpy()
 

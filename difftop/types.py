@@ -59,6 +59,7 @@ class EnvSpec:
         frame_stack: frames in one image (1 where images aren't stacked).
         gives: of `GIVES`: rewards, success in `info`, a scripted expert, simulator states to play back.
         action_low, action_high: what -1 and 1 stand for in a data set's own units, A numbers each; empty for themselves.
+        poses: arms whose 10 actions each are a learned pose of `difftop.poses`; 0 where actions are none.
     """
 
     name: str
@@ -71,6 +72,7 @@ class EnvSpec:
     gives: frozenset[str] = frozenset()
     action_low: tuple[float, ...] = ()
     action_high: tuple[float, ...] = ()
+    poses: int = 0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

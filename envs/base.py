@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from difftop.poses import PoseRange
 from difftop.types import EnvSpec, ObsSpec
 from envs.config import EnvConfig
 from envs.errors import EnvError
@@ -192,6 +193,7 @@ def spec_of(simulator: Simulator, config: EnvConfig, task: TaskInfo | None = Non
     """What an agent needs to know of the environment over `simulator`."""
     info = task or TaskInfo(simulator.episode_steps)
     repeat = config.action_repeat or info.action_repeat
+    poses = PoseRange.read(config.poses) if config.poses else None
     return EnvSpec(
         name=config.name,
         obs=_seen(simulator.obs, config),
@@ -201,6 +203,9 @@ def spec_of(simulator: Simulator, config: EnvConfig, task: TaskInfo | None = Non
         action_repeat=repeat,
         frame_stack=config.frame_stack if config.obs == "pixels" else 1,
         gives=info.gives,
+        action_low=poses.low if poses else (),
+        action_high=poses.high if poses else (),
+        poses=poses.arms if poses else 0,
     )
 
 

@@ -32,6 +32,7 @@ class EnvConfig:
     )
     video_size: int = option(256, "height and width of video frames, pixels", low=16, high=480)
     made_with: str = option("", "JSON of the arguments that a demonstration file's environment was made with; set from the file")
+    poses: str = option("", "JSON of the range of absolute poses, where actions are such; set from the file, see dataset.poses")
 
 
 def refuse(config: EnvConfig, *keys: str) -> None:

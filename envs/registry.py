@@ -217,6 +217,11 @@ def _resolved(config: EnvConfig) -> tuple[Task, EnvConfig]:
     task = find_task(config.name)
     if config.obs not in task.module.OBS:
         raise ConfigError(f"{task.name}: env.obs={config.obs} is not offered; take {' or '.join(task.module.OBS)}.")
+    if config.poses and not getattr(task.module, "POSES", False):
+        raise ConfigError(
+            f"{task.name}: absolute poses as actions are not offered there; train on displacements (dataset.poses=false), or "
+            "without evaluation (run.select_episodes=0 run.eval_episodes=0)."
+        )
     if config.reward == "sparse" and "success" not in task.info.gives:
         raise ConfigError(f"{task.name}: env.reward=sparse is not offered, the task says nothing of success; leave it out.")
     if config.cameras and config.obs not in ("pixels", "image"):

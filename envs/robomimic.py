@@ -17,6 +17,8 @@ from envs.robosuite.tasks import NAMES_IN_FILES, ROBOMIMIC, RobosuiteTask
 
 __all__ = ["OBS", "TASKS", "version"]
 
+POSES = True
+
 TASKS: Mapping[str, RobosuiteTask] = {
     name: replace(robosuite.TASKS[task], gives=frozenset({"success", "states"})) for name, task in ROBOMIMIC.items()
 }

@@ -14,6 +14,7 @@ and, where it can,
     canonical(task) -> str | None                  the name that `task` means, where more names are accepted than TASKS has
     info(task) -> TaskInfo                         where there are tasks beyond TASKS
     recorded_name(task) -> str                     where demonstration files call a task otherwise
+    POSES = True                                   where actions may be absolute poses, `config.poses`
 
 Packages of others add suites by entry points of the group `difftop.envs`, whose name is the suite's and whose value its module.
 """

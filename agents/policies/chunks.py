@@ -80,6 +80,7 @@ class ChunkPolicy(nn.Module):
         self.spec, self.windows = spec, windows
         self.config = config
         self.limits = config.limits.make(spec, windows.horizon)
+        self._check_head(config.head)
         make_head(config.head, self.limits)  # mistakes are told now
         if config.execute > windows.horizon:
             raise ConfigError(
@@ -133,7 +134,16 @@ class ChunkPolicy(nn.Module):
 
     def deployed_head(self, name: str) -> nn.Module:
         """The head that keeps the limits while acting."""
+        self._check_head(name)
         return make_head(name, self.limits).to(self.device)
+
+    def _check_head(self, name: str) -> None:
+        """Raises where limits on displacements would be put on poses."""
+        if self.spec.poses and name != "none":
+            raise ConfigError(
+                f"head={name}: its limits are of displacements per step, and actions are absolute poses; set agent.head=none, "
+                "or train on displacements (dataset.actions=actions)."
+            )
 
     def batch_noise(self, rows: int, generator: torch.Generator | None) -> BatchNoise:
         """Random numbers for a loss on `rows` windows."""

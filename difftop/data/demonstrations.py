@@ -87,6 +87,8 @@ class Format:
         recorded_env: the environment that a file was recorded in; raises `DemonstrationError`.
         open: see `Opener`; raises `DemonstrationError`.
         survey: a path to its `difftop.data.survey.Survey`, which reads no image; None: what `open` gives.
+        units: whether `open` also takes `action_key`, the name of the actions that are wanted, and `boxed`, whether they must be
+            in [-1, 1]: files may hold absolute poses.
     """
 
     layout: str
@@ -94,6 +96,7 @@ class Format:
     recorded_env: Callable[[Path], EnvInfo]
     open: Opener
     survey: Callable[[Path], Any] | None = None
+    units: bool = False
 
 
 class ImagesInMemory:

@@ -74,6 +74,8 @@ def open_demonstrations(
     cache_bytes: int = 2**31,
     successful_only: bool = True,
     bad: str = "stop",
+    action_key: str = "actions",
+    boxed: bool = True,
 ) -> Demonstrations:
     """Opens, checks and loads a file.
 
@@ -85,11 +87,19 @@ def open_demonstrations(
         cache_bytes: memory for images.
         successful_only: leave out episodes that the file calls failed, where the format says so.
         bad: what is done about faults: stop, skip, or clip; see `difftop.data.faults`.
+        action_key, boxed: name of the actions, and whether they must be in [-1, 1], where a format has several.
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
     path = Path(path)
-    return format_of(path).open(
+    made = format_of(path)
+    more = {} if action_key == "actions" and boxed else {"action_key": action_key, "boxed": boxed}
+    if more and not made.units:
+        raise DemonstrationError(
+            f"{path}: its actions can't be taken as absolute poses or by another name ({made.layout}); leave dataset.actions and "
+            "dataset.poses out, or convert it to RoboMimic's layout."
+        )
+    return made.open(
         path,
         obs_keys=obs_keys,
         filter_key=filter_key,
@@ -97,4 +107,5 @@ def open_demonstrations(
         cache_bytes=cache_bytes,
         successful_only=successful_only,
         bad=bad,
+        **more,
     )

@@ -173,6 +173,8 @@ def read_demonstrations(
     cache_bytes: int,
     faults: Faults | None = None,
     limit: int = 0,
+    *,
+    boxed: bool = True,
 ) -> Demonstrations:
     """Checks and loads episodes.
 
@@ -184,11 +186,12 @@ def read_demonstrations(
         cache_bytes: memory for images.
         faults: what is done about faults, and where they are counted.
         limit: use the first so many that have none; 0 for all.
+        boxed: whether actions must be in [-1, 1].
     Raises:
         DemonstrationError: anything that is missing, has the wrong length or shape, is not finite, or is outside of the box.
     """
     faults = faults or Faults(path)
-    reading = _Reading(path, file, keys, faults)
+    reading = _Reading(path, file, keys, faults, boxed)
     for source in sources:
         if limit and len(reading.names) == limit:
             break
@@ -203,8 +206,8 @@ def read_demonstrations(
 class _Reading:
     """The episodes of a file that have been read."""
 
-    def __init__(self, path: Path, file: Any, keys: Sequence[str] | None, faults: Faults) -> None:
-        self.path, self.file, self.keys, self.faults = path, file, keys, faults
+    def __init__(self, path: Path, file: Any, keys: Sequence[str] | None, faults: Faults, boxed: bool) -> None:
+        self.path, self.file, self.keys, self.faults, self.boxed = path, file, keys, faults, boxed
         self.names: list[str] = []
         self.actions: list[Tensor] = []
         self.vectors: dict[str, list[Tensor]] = {}
@@ -218,7 +221,7 @@ class _Reading:
         except FaultyEpisodeError as error:
             self.faults.leave_out(source.name, error)
             return
-        found = checked(columns, self.faults)
+        found = checked(columns, self.faults, boxed=self.boxed)
         if found is None:
             return
         self.names.append(source.name)

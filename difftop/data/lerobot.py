@@ -62,6 +62,7 @@ class LeRobotReader:
         self.filters: Mapping[str, list[int]] = ours.get("filters", {})
         self.tasks = self._tasks()
         self._read: tuple[Path, dict[str, Array]] | None = None  # the file that was read last
+        self._rows_of: dict[int, Array] = {}  # by episode, in that file
 
     def _episodes(self) -> dict[str, list[Any]]:
         """Rows of meta/episodes, in order, without statistics."""
@@ -103,8 +104,9 @@ class LeRobotReader:
         if self._read is None or self._read[0] != file or not set(keys) <= self._read[1].keys():
             table = self._table(file, ["episode_index", *keys])
             self._read = (file, {name: _array(table[name], self.features.get(name, {})) for name in table.column_names})
+            self._rows_of = _rows_by_episode(self._read[1]["episode_index"])
         rows = self._read[1]
-        mine = np.flatnonzero(rows["episode_index"] == self.table["episode_index"][number])
+        mine = self._rows_of.get(int(self.table["episode_index"][number]), np.zeros(0, np.int64))
         return {key: rows[key][mine] for key in keys}
 
     def stored(self, key: str) -> Stored:
@@ -142,6 +144,16 @@ class LeRobotReader:
             task = self.tasks.get(int(rows["task_index"].flat[0]), "") if "task_index" in rows else ""
             rewards = rows[REWARD].reshape(-1) if REWARD in rows else None
             yield RawEpisode(self.name(number), rows[ACTION], obs, rewards=rewards, success=success, task=task)
+
+
+def _rows_by_episode(episode: Array) -> dict[int, Array]:
+    """Which rows of a file are of which episode, in their order; to look for them episode by episode is E times as much work."""
+    flat = episode.reshape(-1)
+    if not flat.size:
+        return {}
+    order = np.argsort(flat, kind="stable")
+    numbers, first = np.unique(flat[order], return_index=True)
+    return dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
 
 
 def _array(column: Any, feature: Mapping[str, Any]) -> Array:

@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ import h5py
 import numpy as np
 
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
-from difftop.data.faults import TOTAL, Faults
+from difftop.data.faults import BEYOND, TOTAL, Faults
 from difftop.data.hdf5 import Source, is_hdf5, open_hdf5, read_demonstrations
-from difftop.data.robosuite import filter_sizes
+from difftop.data.robosuite import filter_sizes, says_absolute
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
 
@@ -70,6 +70,7 @@ def open_robomimic(
     cache_bytes: int = 2**30,
     successful_only: bool = True,
     bad: str = "stop",
+    boxed: bool = True,
 ) -> Demonstrations:
     """Opens, checks and loads a file.
 
@@ -83,6 +84,7 @@ def open_robomimic(
         cache_bytes: memory for images.
         successful_only: has no effect, the files don't say; see their filters.
         bad: what is done about faults, see `difftop.data.faults`.
+        boxed: whether actions must be in [-1, 1].
     Raises:
         DemonstrationError: the first thing that is wrong with the file.
     """
@@ -100,7 +102,7 @@ def open_robomimic(
             )
         with_next = any(key.startswith(_NEXT) for key in obs_keys or ())
         sources = (_source(path, data[name], action_key, with_next) for name in names)
-        return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes, faults, limit)
+        return read_demonstrations(path, file, sources, env, obs_keys, cache_bytes, faults, limit, boxed=boxed)
 
 
 def write_demonstrations(
@@ -276,14 +278,25 @@ def survey(path: Path) -> Survey:
             solved = bool(np.any(rewards[()] > 0)) if rewarded and rewards is not None and len(rewards) else None
             add_source(surveyor, file, _source(path, data[name], "actions"), rewards=f"data/{name}/rewards", success=solved)
         filters, more = filter_sizes(file), _more(data, names)
-    return surveyor.survey(path, "robomimic", env, filters=filters, notes=(*faults.lines(), *more))
+    poses = says_absolute(env)
+    if poses:
+        more = (
+            *more,
+            "actions are absolute poses, as the file's controller says: they are learned with rotations of six numbers",
+        )
+    found = surveyor.survey(path, "robomimic", env, filters=filters, notes=(*faults.lines(), *more))
+    return replace(found, faults={kind: who for kind, who in found.faults.items() if not (poses and kind == BEYOND)})
 
 
 def _more(data: Any, names: Sequence[str]) -> tuple[str, ...]:
     """What the first demonstration has beside what is used."""
     first = data[names[0]] if names else {}
     beside = [key for key in first if key not in ("actions", "obs", "rewards", "dones")]
-    return (f"beside observations: {', '.join(beside)}",) if beside else ()
+    found = (f"beside observations: {', '.join(beside)}",) if beside else ()
+    absolute = [key for key in beside if key.endswith("_abs")]
+    return (*found, *(f"absolute poses: dataset.actions={key} trains on them" for key in absolute))
 
 
-FORMAT = Format("RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic, survey)
+FORMAT = Format(
+    "RoboMimic's HDF5: a group data of demo_0, demo_1, ...", matches, recorded_env, open_robomimic, survey, units=True
+)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,32 @@ def filter_sizes(file: Any) -> dict[str, int]:
     return {key: len(members) for key, members in masks if isinstance(members, h5py.Dataset) and members.shape}
 
 
+def says_absolute(info: EnvInfo) -> bool:
+    """Whether the controller of a file's environment takes absolute poses."""
+    return any(
+        part.get("input_type") == "absolute" or part.get("control_delta") is False
+        for part in _mappings(info.kwargs.get("controller_configs"))
+    )
+
+
 def text(value: Any) -> str:
     """An attribute as a string."""
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """A nested value's mappings."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return
+    if isinstance(value, Mapping):
+        yield value
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for item in inside:
+        if isinstance(item, Mapping | list):
+            yield from _mappings(item)
 
 
 FORMAT = Format("robosuite's raw teleoperation: states without observations", matches, recorded_env, open_raw, survey)

@@ -101,11 +101,10 @@ class Surveyor:
             kind: of the images.
         """
         self.names.append(name)
-        usable = actions is not None and actions.ndim == 2 and len(actions) > 0 and actions.dtype.kind in "fiu"
+        usable = actions is not None and actions.ndim == 2 and actions.size > 0 and actions.dtype.kind in "fiu"
         rows = np.asarray(actions, np.float32) if usable else np.zeros((0, 0), np.float32)
         self.lengths.append(len(rows))
-        widths = {part.shape[1] for part in self.actions if part.size}
-        if usable and (not widths or rows.shape[1] in widths):
+        if usable and (not self.actions or rows.shape[1] == self.actions[0].shape[1]):
             self.actions.append(rows)
         found = [MISSING] if not usable else []
         finite = bool(np.isfinite(rows).all())

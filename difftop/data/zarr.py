@@ -1,23 +1,19 @@
-"""Diffusion Policy's Zarr data sets, read; a folder of chunks, for which NumPy and the codecs of the extra `data` suffice.
+"""Diffusion Policy's Zarr data sets, read: of versions 2 and 3, a folder or a ZIP file (`x.zarr.zip`).
 
     <folder>/meta/episode_ends   [E], row after each episode's last
     <folder>/data/action         [R, A]
     <folder>/data/<key>          [R, ...]: observations; images [R, height, width, 3], uint8 or floats 0 to 255
 
-An array of Zarr version 2 is a folder with `.zarray`, JSON of its shape, chunks, type and codec, and a file per chunk, `0.0`.
-Actions that leave [-1, 1] are scaled to it by their range, see `difftop.data.scaling`.
-Source: diffusion_policy, `common/replay_buffer.py`; the Zarr storage specification, version 2.
+See `difftop.data.zarr_arrays` for the arrays. Actions that leave [-1, 1] are scaled to it by their range, see
+`difftop.data.scaling`.
+Source: diffusion_policy, `common/replay_buffer.py`.
 """
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,83 +21,13 @@ from torch import Tensor
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.exchange import RawEpisode
-from difftop.data.extras import optional
 from difftop.data.faults import Array, Columns, Faults
 from difftop.data.hdf5 import pixels
 from difftop.data.scaling import gathered
 from difftop.data.survey import Survey, Surveyor
+from difftop.data.zarr_arrays import Store, ZarrArray
 
 _ACTION = "action"
-
-
-class ZarrArray:
-    """One array of a folder; a chunk is read when rows of it are wanted, and the last ones are kept.
-
-    Args:
-        folder: of the array.
-        keep_bytes: memory for chunks.
-    Raises:
-        DemonstrationError: no array of Zarr version 2, or one that is stored in a way that isn't known.
-    """
-
-    def __init__(self, folder: Path, keep_bytes: int = 2**26) -> None:
-        self.folder, self._keep_bytes = folder, keep_bytes
-        try:
-            about = json.loads((folder / ".zarray").read_text())
-            self.shape, self._chunks = tuple(about["shape"]), tuple(about["chunks"])
-            self.dtype, self._codec, self._order = np.dtype(about["dtype"]), about["compressor"], about.get("order", "C")
-            self._fill, filters = about.get("fill_value"), about.get("filters")
-            self._separator = about.get("dimension_separator", ".")
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise DemonstrationError(f"{folder}: no array of Zarr version 2 ({error}).") from error
-        if filters:
-            raise DemonstrationError(f"{folder}: it is stored with filters {filters}; only compressed chunks are read.")
-        self._kept: OrderedDict[tuple[int, ...], Array] = OrderedDict()
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop - 1`."""
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        tall, wide = self._chunks[0], self._chunks[1:]
-        others = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], wide, strict=True)]
-        for first in range(start // tall, -(-stop // tall)):
-            low, high = max(start, first * tall), min(stop, (first + 1) * tall)
-            for number in product(*others):
-                ends = [(i * c, min((i + 1) * c, s)) for i, c, s in zip(number, wide, self.shape[1:], strict=True)]
-                places, inside = [slice(a, b) for a, b in ends], [slice(0, b - a) for a, b in ends]
-                rows = self._chunk((first, *number))[(slice(low - first * tall, high - first * tall), *inside)]
-                out[(slice(low - start, high - start), *places)] = rows
-        return out
-
-    def _chunk(self, number: tuple[int, ...]) -> Array:
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        path = self.folder / self._separator.join(map(str, number))
-        if path.is_file():
-            data = _decoded(path, self._codec)
-            chunk: Array = np.frombuffer(data, self.dtype).reshape(self._chunks, order=self._order)
-        else:
-            chunk = np.full(self._chunks, 0 if self._fill is None else self._fill, self.dtype)
-        self._kept[number] = chunk
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._keep_bytes:
-            self._kept.popitem(last=False)
-        return chunk
-
-
-def _decoded(path: Path, codec: Mapping[str, Any] | None) -> bytes:
-    data = path.read_bytes()
-    if codec is None:
-        return data
-    if codec["id"] == "zlib":
-        return zlib.decompress(data)
-    numcodecs = optional("numcodecs", f"{path.parent}, compressed by {codec['id']},")
-    try:
-        return bytes(numcodecs.get_codec(dict(codec)).decode(data))
-    except (ValueError, RuntimeError) as error:
-        raise DemonstrationError(f"{path}: this chunk can't be read ({error}); a copy may be incomplete.") from error
 
 
 class ZarrReader:
@@ -112,12 +38,11 @@ class ZarrReader:
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`: something is missing."""
         self.path, self.env, self.rate_hz = path, recorded_env(path), 0.0
-        if (path / "zarr.json").is_file():
-            raise DemonstrationError(f"{path}: Zarr version 3; Diffusion Policy's data sets have version 2, store it as one.")
-        ends = ZarrArray(path / "meta" / "episode_ends")
+        store = self.store = opened(path)
+        ends = ZarrArray(store, "meta/episode_ends")
         self.ends = ends.rows(0, len(ends)).astype(np.int64)
-        arrays = sorted(folder.parent.name for folder in (path / "data").glob("*/.zarray"))
-        self.arrays = {name: ZarrArray(path / "data" / name) for name in arrays}
+        arrays = store.arrays("data")
+        self.arrays = {name: ZarrArray(store, f"data/{name}") for name in arrays}
         if _ACTION not in self.arrays or not len(self.ends):
             what = "data/action is missing" if _ACTION not in self.arrays else "it has no episode"
             raise DemonstrationError(f"{path}: {what}; there are {', '.join(arrays) or 'no arrays'}.")
@@ -153,8 +78,8 @@ class ZarrReader:
 class ZarrImages:
     """Images of one key of all episodes, in their chunks; see `difftop.data.windows.Images`."""
 
-    def __init__(self, folder: Path, starts: Sequence[int], keep_bytes: int) -> None:
-        self.array, self.starts = ZarrArray(folder, keep_bytes), tuple(starts)
+    def __init__(self, store: Store, name: str, starts: Sequence[int], keep_bytes: int) -> None:
+        self.array, self.starts = ZarrArray(store, name, keep_bytes), tuple(starts)
         height, width, channels = self.array.shape[1:]
         self.shape = (channels, height, width)
 
@@ -163,7 +88,7 @@ class ZarrImages:
         found = []
         for number, rows in zip(episode.tolist(), steps.numpy(), strict=True):
             low, first = int(rows.min()), self.starts[number]
-            block = as_bytes(str(self.array.folder), self.array.rows(first + low, first + int(rows.max()) + 1))
+            block = as_bytes(self.array.where, self.array.rows(first + low, first + int(rows.max()) + 1))
             found.append(np.moveaxis(block[rows - low], -1, 1))
         return torch.from_numpy(np.ascontiguousarray(np.stack(found)))
 
@@ -183,8 +108,23 @@ def key_of(key: str, image: bool) -> str:
 
 
 def matches(path: Path) -> bool:
-    """Whether it is a folder with Diffusion Policy's arrays."""
-    return path.is_dir() and (path / "meta" / "episode_ends").is_dir() and (path / "data").is_dir()
+    """Whether it is a folder with Diffusion Policy's arrays, or a ZIP file of one, or one too damaged to tell."""
+    if path.is_dir():
+        return (path / "meta" / "episode_ends").is_dir() and (path / "data").is_dir()
+    if not path.is_file() or not path.name.endswith(".zip"):
+        return False
+    if not zipfile.is_zipfile(path):
+        return path.name.endswith(".zarr.zip")  # opening it says what is wrong
+    with zipfile.ZipFile(path) as file:
+        return any("meta/episode_ends/" in name for name in file.namelist())
+
+
+def opened(path: Path) -> Store:
+    """The files of a data set; raises `DemonstrationError`."""
+    try:
+        return Store(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DemonstrationError(f"{path}: not a whole ZIP file ({error}); a download or a copy may be incomplete.") from error
 
 
 def recorded_env(path: Path) -> EnvInfo:
@@ -222,7 +162,7 @@ def open_zarr(
     made = gathered(path, reader.env, (columns(number) for number in range(reader.count)), faults, limit)
     starts = [int(reader.starts[int(name.rpartition("_")[2])]) for name in made.names]
     keep = cache_bytes // max(len(images), 1)
-    return made.with_images({key: ZarrImages(path / "data" / by_key[key], starts, keep) for key in images})
+    return made.with_images({key: ZarrImages(reader.store, f"data/{by_key[key]}", starts, keep) for key in images})
 
 
 def survey(path: Path) -> Survey:
@@ -240,4 +180,6 @@ def survey(path: Path) -> Survey:
     return surveyor.survey(path, "zarr", reader.env, boxed=False)
 
 
-FORMAT = Format("Diffusion Policy's Zarr: a folder of data/ and meta/episode_ends", matches, recorded_env, open_zarr, survey)
+FORMAT = Format(
+    "Diffusion Policy's Zarr: a folder or .zarr.zip of data/ and meta/episode_ends", matches, recorded_env, open_zarr, survey
+)

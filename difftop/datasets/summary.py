@@ -15,6 +15,7 @@ BINS = 20  # of a histogram of actions
 _IDLE = 0.02  # of an action's range: below it nothing moves
 _AT_LIMIT = 0.999
 _FEW = 3  # values that a gripper's command takes
+_FIRST = 1000  # steps that tell of most entries that they take many
 _HELD_OUT = 0.1  # run.valid_fraction's default
 
 
@@ -118,7 +119,9 @@ def summarize(survey: Survey, env: str, installed: str) -> Summary:
 def _entry(values: Array) -> ActionSummary:
     counts, edges = np.histogram(values, BINS)
     size = np.abs(values)
-    few = len(np.unique(np.round(values, 3)))
+    few = len(np.unique(np.round(values[:_FIRST], 3)))
+    if few <= _FEW:  # more values can only be more
+        few = len(np.unique(np.round(values, 3)))
     switched = few <= _FEW and size.min() > 0.5 * size.max()  # open or closed, never in between
     return ActionSummary(
         low=float(values.min()),

@@ -14,12 +14,13 @@ from difftop.data.demonstrations import Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations, recorded_env
 from difftop.data.scaling import range_of
 from difftop.options import ConfigError
+from difftop.poses import PoseRange
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
 from difftop.run.cli import Registry, Settings
 from difftop.run.imitation_records import ImitationRecords
 from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
-from difftop.run.opening import opened
+from difftop.run.opening import opened, poses_of
 from difftop.run.ownership import sole_owner
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.records import nonfinite_batch
@@ -239,7 +240,7 @@ def _dataset(settings: Settings, factories: Factories) -> tuple[list[Path], Sett
     infos = [recorded_env(path) for path in paths]
     for path, found in zip(paths, infos, strict=True):
         _check_env(path, found, settings, factories)
-    info = infos[0]
+    info, env = infos[0], replace(env, poses=poses_of(paths, infos, settings))
     if env.obs != "low_dim":
         env = _seen_as_recorded(env, info, paths[0])
     if not run.simulates:
@@ -289,7 +290,8 @@ def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> EnvSpe
     steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
     obs = {key: ObsSpec.of(shape) for key, shape in demonstrations.shapes.items()}
     low, high = range_of(demonstrations)
-    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate, action_low=low, action_high=high)
+    arms = PoseRange.read(settings.env.poses).arms if settings.env.poses else 0
+    return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate, action_low=low, action_high=high, poses=arms)
 
 
 def _agent(settings: Settings, factories: Factories, spec: EnvSpec, device: str) -> Any:

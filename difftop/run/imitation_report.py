@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from difftop.metrics import trajectory_metrics
+from difftop.poses import LEARNED
 from difftop.run.episodes import write_episodes
 from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
@@ -17,14 +18,17 @@ from difftop.run.session import save_video
 from difftop.types import EnvSpec
 
 
-def action_groups(action_dim: int, free: Sequence[int]) -> Mapping[str, Sequence[int]]:
+def action_groups(action_dim: int, free: Sequence[int], poses: int = 0) -> Mapping[str, Sequence[int]]:
     """Which actions count as translation and which as rotation, in the suites' usual layouts.
 
     Args:
         action_dim: 7 and 14: one or two arms of 3 translations, 3 rotations and a gripper; 4: 3 translations and a gripper;
             else all that aren't free, as translations.
         free: actions that don't count (grippers).
+        poses: arms whose learned poses actions are; their positions count.
     """
+    if poses:
+        return {"lin": [a + i for a in range(0, action_dim, LEARNED) for i in range(3)]}
     if action_dim in (7, 14):
         arms = range(0, action_dim, 7)
         return {"lin": [a + i for a in arms for i in range(3)], "rot": [a + i for a in arms for i in range(3, 6)]}
@@ -51,15 +55,16 @@ def write_report(
     """
     from difftop.plot_trajectory import plot_actions
 
-    limits = getattr(policy, "limits", None)
+    limits = None if spec.poses else getattr(policy, "limits", None)  # of displacements
     chosen = list(range(spec.action_dim)) if limits is None else list(limits.selected)
-    groups = action_groups(spec.action_dim, [i for i in range(spec.action_dim) if i not in chosen])
+    groups = action_groups(spec.action_dim, [i for i in range(spec.action_dim) if i not in chosen], spec.poses)
     folder.mkdir(parents=True, exist_ok=True)
     write_episodes(folder / "episodes.csv", rollouts, chosen)
     positions = _positions(rollouts, policy, limits)
     forces = rollouts.padded("forces_n") if all(episode.forces_n for episode in rollouts.episodes) else None
+    actions = rollouts.padded("actions")
     metrics = trajectory_metrics(
-        rollouts.padded("actions"),
+        np.diff(actions, axis=1, prepend=actions[:, :1]) if spec.poses else actions,  # how far each goal is from the last
         rollouts.success_steps,
         groups=groups,
         limits=limits if positions is not None or limits is None or limits.position_matrix is None else None,

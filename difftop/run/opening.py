@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from difftop.data.demonstrations import DemonstrationError, Demonstrations
+from difftop.data.absolute import HAND, as_learned, holds_poses, range_of_poses
+from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations
 from difftop.data.several import together
 from difftop.options import ConfigError
+from difftop.poses import PoseRange
 from difftop.run.cli import Settings
 from difftop.types import EnvSpec
 
@@ -30,22 +32,11 @@ def opened(paths: Sequence[Path], settings: Settings, spec: EnvSpec | None, *, e
         DemonstrationError: the first thing that is wrong with a file.
         ConfigError: they don't fit the task, or observations have to be named.
     """
-    run, dataset = settings.run, settings.top.dataset
+    ranged = PoseRange.read(settings.env.poses) if settings.env.poses else None
 
     def open_with(keys: list[str] | None) -> Demonstrations:
-        parts = [
-            open_demonstrations(
-                path,
-                obs_keys=keys,
-                filter_key=dataset.filter,
-                limit=run.demos,
-                cache_bytes=run.cache_mb * 2**20 // len(paths),
-                successful_only=dataset.successful_only,
-                bad=dataset.bad,
-            )
-            for path in paths
-        ]
-        return together(parts, dataset.weights)
+        parts = _parts(paths, settings, keys, boxed=ranged is None)
+        return together([as_learned(part, ranged) for part in parts] if ranged else parts, settings.top.dataset.weights)
 
     if spec is None:
         demonstrations = _alone(open_with, settings)
@@ -61,6 +52,55 @@ def opened(paths: Sequence[Path], settings: Settings, spec: EnvSpec | None, *, e
     for note in demonstrations.notes:
         log.warning("%s: %s", demonstrations.path, note)
     return demonstrations
+
+
+def poses_of(paths: Sequence[Path], infos: Sequence[EnvInfo], settings: Settings) -> str:
+    """What `env.poses` is for some data sets: the range of their absolute poses, empty where actions are none.
+
+    Raises:
+        ConfigError: of some data sets they are, of others they aren't.
+        DemonstrationError: the first thing that is wrong with a file.
+    """
+    dataset = settings.top.dataset
+    which = [holds_poses(info, dataset.actions, dataset.poses) for info in infos]
+    if not any(which):
+        return ""
+    if not all(which):
+        raise ConfigError(
+            f"{dataset.named}: the actions of {paths[which.index(True)]} are absolute poses, those of "
+            f"{paths[which.index(False)]} aren't; train on one kind, or say dataset.poses=true or false."
+        )
+    try:
+        parts = _parts(paths, settings, [HAND], boxed=False)
+    except DemonstrationError:  # not everybody keeps it
+        parts = _parts(paths, settings, [], boxed=False)
+    ranged = range_of_poses(parts)
+    log.info(
+        "%s: actions are absolute poses of %d arm%s%s; rotations are learned as six numbers",
+        dataset.named,
+        ranged.arms,
+        "s" if ranged.arms > 1 else "",
+        f", seen from the {ranged.frame}" if ranged.frame else "",
+    )
+    return ranged.text()
+
+
+def _parts(paths: Sequence[Path], settings: Settings, keys: list[str] | None, *, boxed: bool) -> list[Demonstrations]:
+    run, dataset = settings.run, settings.top.dataset
+    return [
+        open_demonstrations(
+            path,
+            obs_keys=keys,
+            filter_key=dataset.filter,
+            limit=run.demos,
+            cache_bytes=run.cache_mb * 2**20 // len(paths),
+            successful_only=dataset.successful_only,
+            bad=dataset.bad,
+            action_key=dataset.actions,
+            boxed=boxed,
+        )
+        for path in paths
+    ]
 
 
 def _check_fits(paths: Sequence[Path], demonstrations: Demonstrations, spec: EnvSpec) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from difftop.capture import MODES as MODES_OF_CAPTURE
+from difftop.data.absolute import CHOICES as POSES
 from difftop.data.demonstrations import EnvInfo
 from difftop.data.faults import BAD
 from difftop.options import ConfigError, build, option, suggest
@@ -51,6 +52,16 @@ class DatasetConfig:
         "NaN rows, actions beyond [-1, 1], episodes that are cut off: stop; skip: leave such episodes out; clip: mend them",
         choices=BAD,
     )
+    actions: str = option("actions", "RoboMimic: name of the actions in the file; actions_abs holds absolute poses")
+    poses: str = option(
+        "auto",
+        "actions are absolute poses (position, axis-angle, gripper), learned with rotations of six numbers; auto: where they are "
+        "called ..._abs, or the file's controller says so",
+        choices=POSES,
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "poses", str(self.poses).lower())  # true and false arrive as words for a boolean
 
     @property
     def named(self) -> str:

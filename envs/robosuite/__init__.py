@@ -6,7 +6,8 @@
     pixels     one camera
 
 `object` has the poses of the task's objects (m and quaternions), also seen from the hand. Actions of each arm: a displacement of
-the hand (0.05 m at 1), a rotation (axis-angle, 0.5 rad at 1), and the gripper (its sign: 1 closes); 20 Hz. The dense reward is
+the hand (0.05 m at 1), a rotation (axis-angle, 0.5 rad at 1), and the gripper (its sign: 1 closes); 20 Hz. With `env.poses` they
+are where the hand shall be, a learned pose of `difftop.poses` that is scaled by the range of the data set. The dense reward is
 robosuite's shaped one, from 0 to 1 (Wipe's has penalties); ToolHang and TwoArmTransport have none and stay sparse. Wipe and
 TwoArmPegInHole have hands without joints: 6 actions an arm, and no gripper_qpos.
 
@@ -31,6 +32,7 @@ from envs.suites import Expert
 __all__ = ["TASKS", "RobosuiteSimulator", "env_kwargs"]
 
 OBS = ("state", "pixels", "low_dim", "image")
+POSES = True
 
 
 def load(task: str, config: EnvConfig) -> RobosuiteSimulator:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from difftop.options import ConfigError
+from difftop.poses import PoseRange
 from envs.config import EnvConfig
 from envs.errors import EnvError
 from envs.robosuite.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, TASKS, RobosuiteTask
@@ -48,7 +49,7 @@ def env_kwargs(task: str, config: EnvConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: another control mode.
-        EnvError: the file's arguments are no JSON object, or want absolute actions.
+        EnvError: the file's arguments are no JSON object, or want absolute actions where `config.poses` isn't set.
     """
     if config.control not in ("", "OSC_POSE"):
         raise ConfigError(f"robosuite/{task}: env.control={config.control} is not offered; leave it empty, for OSC_POSE.")
@@ -71,9 +72,10 @@ def env_kwargs(task: str, config: EnvConfig) -> dict[str, Any]:
         arguments["env_configuration"] = str(arguments["env_configuration"]).removeprefix("single-arm-")
     robots = arguments["robots"]
     count = 1 if isinstance(robots, str) else len(robots)
+    poses = PoseRange.read(config.poses) if config.poses else None
     controllers = arguments.get("controller_configs") or _OSC
     each = controllers if isinstance(controllers, list) else [controllers] * count
-    arguments["controller_configs"] = [composite_controller(c, named) for c in each]
+    arguments["controller_configs"] = [composite_controller(c, named, poses) for c in each]
     if config.obs == "image":
         sizes = image_sizes(known, config, arguments)
         arguments |= {
@@ -84,7 +86,7 @@ def env_kwargs(task: str, config: EnvConfig) -> dict[str, Any]:
     return arguments
 
 
-def composite_controller(controller: Mapping[str, Any], named: str) -> dict[str, Any]:
+def composite_controller(controller: Mapping[str, Any], named: str, poses: PoseRange | None = None) -> dict[str, Any]:
     """A controller as robosuite 1.5 wants it, by parts of the body; files of 1.4 and older describe the one arm's only.
 
     Their displacements are along the axes of the world, which has to be said since 1.5.
@@ -92,8 +94,9 @@ def composite_controller(controller: Mapping[str, Any], named: str) -> dict[str,
     Args:
         controller: of either form.
         named: what to call it in a message.
+        poses: it shall take absolute poses, in the frame that they name; None: displacements.
     Raises:
-        EnvError: the actions are absolute poses.
+        EnvError: its actions are absolute poses, and displacements are wanted.
     """
     made: dict[str, Any] = json.loads(json.dumps(controller))  # a copy that shares nothing
     if "body_parts" not in made:
@@ -106,8 +109,15 @@ def composite_controller(controller: Mapping[str, Any], named: str) -> dict[str,
         arm["gripper"] = {"type": "GRIP"}
         made = {"type": "BASIC", "body_parts": {"right": arm}}
     parts = made["body_parts"].get("arms", made["body_parts"])
+    if poses:
+        for part in parts.values():
+            part["input_type"] = "absolute"
+            part["input_ref_frame"] = poses.frame or part.get("input_ref_frame", "world")
+        return made
     if any(part.get("input_type", "delta") != "delta" for part in parts.values()):
-        raise EnvError(f"{named} want absolute poses as actions; only displacements (delta) are offered.")
+        raise EnvError(
+            f"{named} want absolute poses as actions, and displacements (delta) are asked for; leave dataset.poses at auto."
+        )
     return made
 
 

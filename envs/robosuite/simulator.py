@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from difftop.poses import EXECUTED, LEARNED, PoseRange
 from difftop.types import ObsSpec
 from envs.config import EnvConfig
 from envs.errors import EnvError
@@ -62,7 +63,7 @@ class RobosuiteSimulator:
         self._seen = self._look()
         self.obs = {key: ObsSpec("vector", np.shape(self._seen[key])) for key in self._vectors(config.obs)}
         self.obs |= {key: ObsSpec("image", (3, *size)) for key, (_, size) in self._images.items()}
-        self.action_dim = int(self.env.action_dim)
+        self.action_dim = self._action_dim(config)
         self.control_dt_s = 1 / float(self.env.control_freq)
         self.episode_steps = int(arguments.get("horizon") or known.episode_steps)
 
@@ -78,7 +79,7 @@ class RobosuiteSimulator:
     def step(self, action: Array) -> Outcome:
         """One action of 0.05 s; the force is the largest of its 25 simulator steps."""
         self._force = 0.0
-        _, own, _, _ = self.env.step(action)
+        _, own, _, _ = self.env.step(action if self._poses is None else self._poses.executed(action))
         self._seen = self._look()
         if self._remembers:  # to ask again would count anew
             return Outcome(float(own), success=bool(self.env._check_success()), contact_force_n=self._force)
@@ -108,11 +109,11 @@ class RobosuiteSimulator:
 
     def resize(self, shapes: Mapping[str, tuple[Array, Array, Array]]) -> None:
         """Gives geoms, by name, another size `[3]`, position `[3]` and quaternion `[4]` in their bodies."""
+        from envs.robosuite.shapes import reshape
+
         model = self.env.sim.model
-        for name, (size, position, quaternion) in shapes.items():
-            geom = model.geom_name2id(name)
-            model.geom_size[geom], model.geom_pos[geom], model.geom_quat[geom] = size, position, quaternion
-            model.geom_rbound[geom] = np.linalg.norm(size)
+        for name, shape in shapes.items():
+            reshape(model._model, model.geom_name2id(name), *shape)
         self._begin()
 
     def set_state(self, state: Array) -> None:
@@ -135,6 +136,18 @@ class RobosuiteSimulator:
         self._camera = None
         if getattr(self.env, "sim", None) is not None:
             self.env.close()
+
+    def _action_dim(self, config: EnvConfig) -> int:
+        """Numbers in an action: the controllers', or those of learned poses."""
+        self._poses, own = PoseRange.read(config.poses) if config.poses else None, int(self.env.action_dim)
+        if self._poses is None:
+            return own
+        if own != EXECUTED * self._poses.arms:
+            raise EnvError(
+                f"{self.name}: its {len(self.env.robots)} arm(s) have {own} actions; absolute poses have {EXECUTED} an arm, "
+                f"those of the data set are of {self._poses.arms}."
+            )
+        return LEARNED * self._poses.arms
 
     def _vectors(self, obs: str) -> list[str]:
         """Keys of the vectors that are seen; a policy on images doesn't see the objects as numbers. Some hands have no joints."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from difftop.command import main
+from tests.data.test_absolute import write as write_poses
 from tests.data.test_maniskill import write_file as write_maniskill
 from tests.data.test_robomimic import spoil, write_file
 from tests.datasets.files import episodes, raw_robosuite, zarr_folder
@@ -110,3 +111,13 @@ def test_images_are_never_read(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", watched)
     assert looked(path, capsys)["episodes"] == 5
+
+
+def test_absolute_poses_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_poses(tmp_path / "beside.hdf5")
+    found = looked(tmp_path / "beside.hdf5", capsys)
+    assert "absolute poses: dataset.actions=actions_abs trains on them" in found["notes"] and not found["faults"]
+    write_poses(tmp_path / "own.hdf5", controller={"control_delta": False}, key="actions")
+    found = looked(tmp_path / "own.hdf5", capsys)
+    assert not found["faults"] and any("as the file's controller says" in note for note in found["notes"])
+    assert found["used"] + found["held_out"] == 2

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from difftop.command import main, make_registry
+from difftop.data.absolute import HAND
 from difftop.data.lerobot_write import LeRobotWriter
 from difftop.data.robomimic import Recording, write_demonstrations
 from difftop.options import ConfigError
@@ -19,6 +20,7 @@ from difftop.policy import load_policy
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import composed
 from difftop.run.settings import in_new_names
+from tests.data.test_absolute import write as write_poses
 from tests.datasets.files import episodes, zarr_folder
 
 ENV_ARGS = {"env_name": "reach", "type": 2, "env_version": "1.0", "env_kwargs": {"suite": "toy", "obs": "low_dim"}}
@@ -153,3 +155,39 @@ def test_a_lerobot_data_set_trains_with_images(tmp_path: Path) -> None:
     folders = [folder.parent for folder in (tmp_path / "runs").rglob("checkpoints")]
     spec = load_checkpoint(folders[0]).spec
     assert spec.name == "data/set" and spec.shapes["top_image"] == (3, 48, 72) and spec.control_dt_s == 0.1
+
+
+def test_absolute_poses_are_learnt_and_acted_in_metres(tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "poses.hdf5"
+    made = np.concatenate(list(write_poses(path, arms=2).values()))
+    with caplog.at_level("INFO", logger="difftop"):
+        assert run(tmp_path, f"dataset={path}", "dataset.actions=actions_abs", *OFF) == 0
+    assert "actions are absolute poses of 2 arms, seen from the world" in caplog.text
+    policy = load_policy(tmp_path / "runs/robomimic-lift/bc/default/seed1")
+    assert policy.spec.poses == 2 and policy.spec.action_dim == 20
+    action = policy.act({"object": np.zeros((3, 10), np.float32), HAND: np.zeros((3, 3), np.float32)})
+    assert action.shape == (3, 14) and action.dtype == np.float32
+    for arm in (0, 7):
+        low, high = made[:, arm : arm + 3].min(0), made[:, arm : arm + 3].max(0)
+        assert (action[:, arm : arm + 3] >= low - 1e-5).all() and (action[:, arm : arm + 3] <= high + 1e-5).all()
+        assert (np.linalg.norm(action[:, arm + 3 : arm + 6], axis=1) <= np.pi + 1e-6).all()
+
+
+def test_limits_on_displacements_are_refused_on_poses(tmp_path: Path, capsys: Any) -> None:
+    write_poses(tmp_path / "poses.hdf5")
+    words = [f"dataset={tmp_path / 'poses.hdf5'}", "dataset.actions=actions_abs", *OFF, "threads=1", "device=cpu"]
+    words += ["run.grad_steps=2", "run.batch_size=4", "agent.hidden_dim=8", "agent.window=3", "agent.horizon=2"]
+    for agent, head in (("leto", "qp"), ("leto", "clip"), ("rnn_gmm", "clip")):
+        assert main([f"agent={agent}", f"agent.head={head}", *words, f"root={tmp_path}"]) == 2
+        said = capsys.readouterr().err
+        assert f"head={head}: its limits are of displacements per step" in said and said.count("\n") == 1
+    assert main(["agent=leto", "agent.head=none", *words, f"root={tmp_path}"]) == 0
+
+
+def test_files_of_poses_and_displacements_do_not_mix(tmp_path: Path, capsys: Any) -> None:
+    write_poses(tmp_path / "a.hdf5", controller={"control_delta": False}, key="actions")
+    write_poses(tmp_path / "b.hdf5")
+    assert run(tmp_path, f"dataset=[{tmp_path / 'a.hdf5'},{tmp_path / 'b.hdf5'}]", *OFF) == 2
+    assert "a.hdf5 are absolute poses, those of" in capsys.readouterr().err
+    assert run(tmp_path, f"dataset={tmp_path / 'a.hdf5'}", "dataset.poses=false", *OFF) == 2
+    assert "[-1, 1]" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""Data sets whose actions are absolute poses, read as the poses that policies learn; see `difftop.poses`.
+
+`actions_abs` of RoboMimic's files holds them, and `actions` where the file's controller says so (`control_delta` false,
+`input_type` absolute) or somebody replaced them, as Diffusion Policy's `..._abs.hdf5`, which doesn't say it.
+
+Source: diffusion_policy, `robomimic_dataset_conversion.py`; robomimic, `robosuite_add_absolute_actions.py`, which differs in that
+its poses are seen from the arm's base. Nothing in a file tells which of the two wrote it, but where the hand was does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo
+from difftop.data.robosuite import says_absolute as says_absolute
+from difftop.data.scaling import scaled
+from difftop.poses import EXECUTED, LEARNED, PoseRange, learned
+
+HAND = "robot0_eef_pos"  # the first arm's hand in the world, m
+CHOICES = ("auto", "true", "false")
+_NEAR_M = 0.2  # a goal is ahead of the hand by 5 cm an axis at most, and an arm's base is farther away from where it works
+
+
+def holds_poses(info: EnvInfo, action_key: str, choice: str) -> bool:
+    """Whether actions are absolute poses: `choice` of `CHOICES`, auto by what the file says and how they are called."""
+    if choice != "auto":
+        return choice == "true"
+    return action_key.endswith("_abs") or (action_key == "actions" and says_absolute(info))
+
+
+def range_of_poses(parts: Sequence[Demonstrations]) -> PoseRange:
+    """The range of the positions in several data sets, and the frame that they are in.
+
+    Args:
+        parts: with executed poses as actions, and with `HAND` where it is known.
+    Raises:
+        DemonstrationError: actions are none of 7 numbers an arm, or not all in one frame.
+    """
+    for part in parts:
+        if part.actions.shape[1] % EXECUTED:
+            raise DemonstrationError(
+                f"{part.path}: actions have {part.actions.shape[1]} entries; absolute poses must have {EXECUTED} an arm: "
+                "position in m, axis-angle in rad, gripper."
+            )
+    frames = {frame: part for part, frame in ((part, _frame(part)) for part in parts) if frame}
+    if len(frames) > 1:
+        said = " and ".join(f"{part.path} of the {frame}" for frame, part in frames.items())
+        raise DemonstrationError(f"absolute poses are seen from different frames: {said}; train on one of them.")
+    low, high = (np.stack([_ends(part, end) for part in parts]) for end in ("min", "max"))
+    return PoseRange(tuple(low.min(0).tolist()), tuple(high.max(0).tolist()), next(iter(frames), ""))
+
+
+def as_learned(made: Demonstrations, ranged: PoseRange) -> Demonstrations:
+    """A data set with executed poses as actions, with learned ones in [-1, 1]."""
+    low, high = torch.tensor(ranged.low), torch.tensor(ranged.high)
+    six = torch.from_numpy(learned(made.actions.numpy())).to(low)
+    return replace(made, actions=scaled(six, low, high), action_low=low, action_high=high)
+
+
+def _ends(part: Demonstrations, end: str) -> Any:
+    """The least or the largest of each entry of the learned poses; of all but positions -1 and 1."""
+    arms = part.actions.numpy().reshape(len(part.actions), -1, EXECUTED)
+    found = np.full((arms.shape[1], LEARNED), -1.0 if end == "min" else 1.0)
+    found[:, :3] = getattr(arms[..., :3], end)(0)
+    return found.reshape(-1)
+
+
+def _frame(part: Demonstrations) -> str:
+    """Where poses are seen from: as the file's controller where that takes poses, else by where the hand was, else world."""
+    if says_absolute(part.env):
+        return ""
+    if HAND not in part.low_dim:
+        return "world"
+    distance = (part.actions[:, :3] - part.low_dim[HAND]).norm(dim=1).median()
+    return "world" if float(distance) < _NEAR_M else "base"
