@@ -29,10 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.latent.centre import ValueCentre
 from agents.latent.exploration import add_noise
 from agents.latent.scaled_model import ScaledModel, ScaledModelConfig
 from agents.latent.world import LossConfig, Losses, Unrolled, World
 from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, n_step_targets
+from difftop.nn.mlp import EnsembleLinear
 from difftop.nn.running_norm import RunningNorm
 from difftop.options import option
 from difftop.types import EnvSpec
@@ -77,6 +79,7 @@ class ScaledWorld(World):
         super().__init__(spec, ScaledModel(spec, sizes), config, discount)
         self.return_scale = RunningScale()  # its peak keeps Huber's loss from ignoring the few rewards of a sparse task
         self.target_q = copy.deepcopy(self.model.q).requires_grad_(False)
+        self.centre = ValueCentre(discount)
         self.optimizer: torch.optim.Optimizer | None = None
         self._sizes, self.prior_std = sizes, prior_std
         self.norms = [module for module in self.model.encoder.modules() if isinstance(module, RunningNorm)]
@@ -138,7 +141,12 @@ class ScaledWorld(World):
 
     @torch.no_grad()
     def td_targets(self, u: Unrolled, generator: torch.Generator) -> Tensor:
-        """y `[T, B]`, from the online encoder and policy and the target Q; also feeds the running scales."""
+        """y `[T, B]`, from the online encoder and policy and the target Q; also feeds running scales and the centre."""
+        moved = self.centre.update(u.reward, u.terminated)
+        for net in (self.model.q, self.target_q):
+            last = net[-1]
+            assert isinstance(last, EnsembleLinear)
+            last.bias.add_(moved)
         a = self.model.sample_policy(u.z_next, self.prior_std, generator)
         q: Tensor = self.target_q(torch.cat([u.z_next, a], dim=-1))
         value = full_precision(q.squeeze(-1).amin(dim=0)).view_as(u.reward)

@@ -103,6 +103,25 @@ def test_units_of_the_reward_do_not_matter_to_what_is_learned(factor: float) -> 
     assert all((agent.get_parameter(name) - before[name]).abs().max() > 1e-6 for name in heads)
 
 
+@pytest.mark.parametrize("ends", [0, 2])
+def test_values_begin_at_what_all_states_share(ends: int) -> None:
+    """Rewards of 3, a share p of them at a termination: with heads at zero every value is 3 / (1 - gamma (1 - p)) at once."""
+    options = {"name": "difftop_rl", "world_model": "scaled", **SMALL, "policy_gradient": {"mode": "none"}}
+    agent, batch = make_agent(options, STATE, seed=3), random_batch(STATE)
+    terminated = torch.zeros_like(batch.terminated)
+    terminated[:ends, -1] = True
+    batch = replace(batch, reward=torch.full_like(batch.reward, 3.0), terminated=terminated)
+    u = agent.unroll(batch)
+    y = agent.world.td_targets(u, agent.generator)
+    common = 3 / (1 - GAMMA * (1 - ends / terminated.numel()))
+    torch.testing.assert_close(agent.model.values(u.z[0], u.action[0]), torch.full((2, len(batch.obs)), common))
+    torch.testing.assert_close(y, torch.where(terminated.t(), 3.0, 3 + GAMMA * common))
+    values = agent.model.values(u.z[0], u.action[0])
+    agent.world.td_targets(replace(u, reward=u.reward * 2), agent.generator)  # the mean reward moves by a hundredth of 3
+    moved = agent.model.values(u.z[0], u.action[0]) - values
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * common), rtol=1e-3, atol=0)
+
+
 def test_heads_learn_at_rates_in_the_units_they_predict_also_after_a_resume() -> None:
     agent, batch = scaled({"learning_rate": 1e-3}), random_batch(STATE)
     agent.update(batch, 0)
