@@ -20,16 +20,18 @@ from difftop.run.rollouts import roll_out
 from envs import EnvConfig, make_vector_env
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_ROUNDING = 1e-6  # of float32 actions
+_ROUNDING = 1e-6  # of float32: actions, and positions in m
 _LIMITS = {"free": [], "velocity": 0.8, "acceleration": 0.1}
 # Positions are kept too where the hand begins inside of them; metres_per_action is toy/reach's.
 _BOX = {"position_key": "hand_pos", "position_axes": [0, 1], "position_min": [-1.1, -1.1], "position_max": [1.1, 1.1],
         "metres_per_action": 0.1}  # fmt: skip
+_LETO = {"name": "leto", "window": 4, "horizon": 12, "hidden_dim": 16, "layers": 1}  # 8 steps to brake from the largest velocity
+_BC = {"name": "bc", "horizon": 12, "hidden_dims": [32], "distribution": "deterministic"}
 _POLICIES: dict[str, dict[str, Any]] = {
-    "leto": {"name": "leto", "window": 4, "horizon": 5, "hidden_dim": 16, "layers": 1},
-    "leto with positions": {"name": "leto", "window": 4, "horizon": 5, "hidden_dim": 16, "layers": 1, "limits": _BOX},
-    "bc": {"name": "bc"},
-    "bc with positions": {"name": "bc", "limits": _BOX},
+    "leto": _LETO,
+    "leto with positions": {**_LETO, "limits": _BOX},
+    "bc": _BC,
+    "bc with positions": {**_BC, "limits": _BOX},
 }
 
 
@@ -64,13 +66,13 @@ def _blow_up(agent: Any) -> None:
 
 
 def _excess(actions: Array, limits: dict[str, Any], positions: Array) -> float:
-    """By how much an episode `[T, A]` leaves its limits at most, in actions; it begins at rest."""
+    """By how much an episode `[T, A]` leaves its limits at most, in actions or in m; it begins at rest."""
     velocity = float((np.abs(actions) - limits["velocity"]).max())
     jumps = np.diff(np.concatenate([np.zeros((1, actions.shape[1])), actions]), axis=0)
     found = [velocity, float((np.abs(jumps) - limits["acceleration"]).max())]
     if "position_key" in limits:
         box = np.asarray(limits["position_min"]), np.asarray(limits["position_max"])
-        found.append(float(np.maximum(box[0] - positions, positions - box[1]).max()) / limits["metres_per_action"])
+        found.append(float(np.maximum(box[0] - positions, positions - box[1]).max()))
     return max(found) if all(map(math.isfinite, found)) else math.inf
 
 

@@ -59,6 +59,9 @@ class LeRobotReader:
             raise DemonstrationError(f"{path}: it has no feature {ACTION!r}; it has {', '.join(self.features)}.")
         ours = _ours(path)
         self._sums: Mapping[str, str] = ours.get("sha256", {})
+        for name in self._sums:
+            if name.startswith("meta/"):  # LeRobot's own programs read these too
+                self._check(path / name)
         named = {feature: key for key, feature in ours.get("keys", {}).items()}
         self.keys = {named.get(f, key_of(f)): f for f in self.features if f.startswith(_SHOWN)}
         self.table = self._episodes()

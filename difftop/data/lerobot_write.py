@@ -105,7 +105,8 @@ class LeRobotWriter:
         columns = {name: [row.get(name) for row in self._rows] for name in self._rows[0]}
         self._write(f"meta/episodes/{_PATTERN.format(number=0)}.parquet", self._arrow.table(columns))
         self._write("meta/tasks.parquet", self._task_table())
-        self._save("meta/stats.json", _whole_statistics(self._rows))
+        statistics = _whole_statistics(self._rows)
+        self._save("meta/stats.json", statistics)
         info = {
             "codebase_version": "v3.0",
             "fps": self.fps,
@@ -121,7 +122,8 @@ class LeRobotWriter:
             "robot_type": None,
             "splits": {"train": f"0:{self.count}"},
         }
-        self._sums["meta/info.json"] = hashlib.sha256(_text(info).encode()).hexdigest()
+        for name, values in (("meta/stats.json", statistics), ("meta/info.json", info)):
+            self._sums[name] = hashlib.sha256(_text(values).encode()).hexdigest()
         ours: dict[str, Any] = {"env_args": env_args, "keys": self.keys, "sha256": self._sums}
         ours["filters"] = {key: list(members) for key, members in filters.items()}
         self._save(OURS, {**ours, SEAL: json_sum(ours)})

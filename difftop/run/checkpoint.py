@@ -187,7 +187,8 @@ def load_checkpoint(path: Path | str, *, agent_name: str | None = None, training
             rows=tuple(RowsFile(**entry) for entry in manifest["replay"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder} can't be read ({error}): {_OTHER}") from error
+        reason = str(error).partition("\n")[0]  # torch goes on with how to load what it refused
+        raise CheckpointError(f"{folder} can't be read ({reason}): {_OTHER}") from error
 
 
 def has_checkpoint(folder: Path | str) -> bool:
@@ -212,6 +213,8 @@ def restore_replay(checkpoint: Checkpoint, replay: ReplayBuffer) -> None:
         replay.load_state_dict(checkpoint.replay_state, blocks())
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    except (KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its replay can't be restored ({error}): {_OTHER}") from error
     replay.files = checkpoint.rows
 
 

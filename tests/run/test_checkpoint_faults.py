@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -263,8 +264,26 @@ def test_pickled_code_is_never_run(tmp_path):
     del manifest["sha256"]
     manifest["files"]["train_state.pt"] = {"bytes": len(data), "sha256": module._sha256(data)}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="can't be read"):
+    with pytest.raises(CheckpointError, match="can't be read") as caught:
         load_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_that_are_something_else_are_one_sentence(tmp_path):
+    """With the right checksum: somebody meant it."""
+    replay = new_replay()
+    add_episode(replay, 0)
+    path = save(tmp_path, 1, replay)
+    data = pickle.dumps(random.Random(0))
+    (rows,) = path.parent.joinpath("replay").iterdir()
+    rows.write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["replay"][0] |= {"bytes": len(data), "sha256": module._sha256(data)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"its replay can't be restored \(.*\): choose an older checkpoint") as caught:
+        restore_replay(load_checkpoint(tmp_path), new_replay())
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_calls_say_what_is_wrong(tmp_path):
