@@ -245,9 +245,9 @@ def damage(setting: Setting) -> Iterator[Row]:
             note = ", ".join(f"{counts[key]} {text}" for key, text in _NOTES.items() if counts[key])
             short, promise = bad, "an error in one sentence"
             if not target.ours:
-                short, promise = bad - counts["changed"], "no crash, no traceback; values are as the format protects them"
+                short, promise = bad - counts["changed"], "no crash, no traceback; the format protects no number"
             what = "a bit that flips in" if kind == "flip" else "an end that is missing of"
-            yield Row(f"{what} a {target.what}", len(mine), promise, short, note, str(counts["error"]) if target.ours else "")
+            yield Row(f"{what} a {target.what}", len(mine), promise, short, note, str(sum(counts[good] for good in _GOOD)))
     yield attacks(setting)
 
 

@@ -3,12 +3,14 @@
     python benchmarks/status.py [--quick] [--json PATH]
 
 10 tasks x 2 agents x 50 seeds, each with 200 evaluations, 2,000 rows of training (0.3 MB) and the configuration of a real run.
-Seconds are of the whole command, interpreter and imports included, best of three. The bar: 3 s.
+Seconds are of the whole command, interpreter and imports included, best of three; beside them the time of a CPU, which
+is what other work leaves alone. The bar: 3 s.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -52,16 +54,23 @@ def main() -> None:
     """Prints one line."""
     args = parse(__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        count, seconds = write_sweep(Path(folder), 2 if args.quick else 50), []
+        count, seconds, busy = write_sweep(Path(folder), 2 if args.quick else 50), [], []
         for _ in range(1 if args.quick else 3):
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), cpu_s()
             command = [sys.executable, "train.py", "mode=status", f"root={folder}"]
             said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
             seconds.append(time.perf_counter() - begun)
+            busy.append(cpu_s() - used)
         assert f"{count} runs: {count} finished" in said.splitlines()[0], said.splitlines()[0]
     met = "yes" if min(seconds) <= BAR_S else "NO"
-    print(f"mode=status of {count:,} runs: {min(seconds):.2f} seconds, bar {BAR_S:g} s, met: {met}")
-    save({"status_s": min(seconds)}, args.json)
+    print(f"mode=status of {count:,} runs: {min(seconds):.2f} seconds ({min(busy):.2f} of a CPU), bar {BAR_S:g} s, met: {met}")
+    save({"status_s": min(seconds), "status_cpu_s": min(busy)}, args.json)
+
+
+def cpu_s() -> float:
+    """Of the commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

@@ -155,7 +155,9 @@ def _last_of(table: Sequence[Sequence[str]], columns: Sequence[str]) -> dict[str
     for column in set(columns) & set(header):
         place = header.index(column)
         for row in reversed(table[1:]):
-            with suppress(ValueError, IndexError):
+            if len(row) <= place or not row[place]:  # most rows, where nobody says what success is
+                continue
+            with suppress(ValueError):
                 found[column] = float(row[place])
                 break
     return found

@@ -44,7 +44,7 @@ def check_seal(path: Path) -> None:
         file.seek(max(0, stat.st_size - 2 * _BYTES))
         end = file.read()
     last = end[-_BYTES:]
-    if _MAGIC[:7] not in end and not _resembles(last):
+    if _MAGIC[:11] not in end and not _resembles(last):
         return
     said = last.removeprefix(_MAGIC).rstrip(b"\n").decode(errors="replace")
     whole = last.startswith(_MAGIC) and last.endswith(b"\n") and len(said) == 64

@@ -69,7 +69,7 @@ def test_a_bit_that_flips_anywhere_is_one_sentence(tmp_path: Path, write: Callab
             assert str(tmp_path / "copy") in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", [1, 10, 64, 73, 79, 80, 81, 2000])
+@pytest.mark.parametrize("missing", [1, 10, 64, 69, 79, 80, 81, 2000])
 def test_an_end_that_is_missing_is_one_sentence(tmp_path: Path, missing: int) -> None:
     """80 bytes are the seal; without all of it, or nearly, the file is like everybody else's, and whole."""
     path = hdf5(tmp_path)
