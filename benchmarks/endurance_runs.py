@@ -21,7 +21,7 @@ from benchmarks import endurance_life as life
 from benchmarks.endurance_rows import Row, Setting, forked, say, started
 from difftop.run.checkpoint import CheckpointError, has_checkpoint, load_checkpoint
 
-_LIFE_S = 240.0  # the longest that a toy run may take, or it hangs
+_LIFE_S = 1800.0  # a toy run takes seconds; what takes so long, on a machine however busy, hangs
 ONLINE = (
     "agent=difftop_rl", "env=toy/point-mass", "run.frames=200", "run.seed_steps=50", "run.batch_size=8", "run.eval_every=50",
     "run.eval_episodes=2", "run.eval_envs=2", "run.checkpoint_every=25", "run.capacity=150", "run.video=false",
