@@ -107,17 +107,18 @@ def known_errors() -> tuple[type[Exception], ...]:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    from difftop.run.cli import composed, register
-    from difftop.run.help import help_text
-    from difftop.run.overrides import prepared_sweep
-    from difftop.run.session import STOPPED
-
     logging.basicConfig(format="%(message)s")
     logging.getLogger("difftop").setLevel(logging.INFO)
     logging.getLogger("envs").setLevel(logging.INFO)
     try:
-        if {"mode=data", "mode=convert"} & set(arguments) and not {"--help", "-h"} & set(arguments):
-            return run(arguments).status  # which need no registry, and have flags of their own
+        mode = dict(argument.partition("=")[::2] for argument in arguments).get("mode", "")
+        if mode in _READERS and not {"--help", "-h", "-m", "--multirun"} & set(arguments):
+            _read(mode, arguments)  # which needs no registry, nor torch, and may have flags of its own
+            return 0
+        from difftop.run.cli import composed, register
+        from difftop.run.help import help_text
+        from difftop.run.overrides import prepared_sweep
+
         registry = make_registry()
         if "--help" in arguments or "-h" in arguments:
             sys.stdout.write(help_text(registry, arguments))
@@ -137,7 +138,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {what};{whole} mend this and run the same command again.\n")
     except KeyboardInterrupt:  # before a run could listen, or the second one
         sys.stderr.write("stopped at once: what was saved before is whole, and the same command goes on from there.\n")
-        return STOPPED
+        stopped: int = import_module("difftop.run.session").STOPPED
+        return stopped
     return 2
 
 
@@ -148,13 +150,15 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
         ConfigError and the others of `known_errors`: one sentence each.
     """
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    if given.get("mode") in _READERS:
-        return _read(given["mode"], arguments)
     from difftop.options import ConfigError
     from difftop.run.cli import composed
     from difftop.run.imitate import record_demonstrations, train_imitation
     from difftop.run.reinforce import train_online
+    from difftop.run.session import RunEnd
     from difftop.run.workers import started_by_torchrun
+
+    if given.get("mode") in _READERS:
+        return RunEnd(_read(given["mode"], arguments))
 
     registry = registry or make_registry()
     if given.get("mode") in ("eval", "diagnose"):
@@ -187,11 +191,8 @@ def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str
     return end
 
 
-def _read(mode: str, arguments: Sequence[str]) -> RunEnd:
-    """The modes that only read."""
-    from difftop.compare import compare_command, status_command
-    from difftop.run.session import RunEnd
-
+def _read(mode: str, arguments: Sequence[str]) -> Path:
+    """The modes that only read; returns what a conversion made."""
     if mode == "data":
         from difftop.datasets import data_command
         from difftop.datasets.look import Known
@@ -201,12 +202,14 @@ def _read(mode: str, arguments: Sequence[str]) -> RunEnd:
     elif mode == "convert":
         from difftop.datasets import convert_command
 
-        return RunEnd(convert_command(arguments, _playback))
+        return convert_command(arguments, _playback)
     elif mode == "envs":
         sys.stdout.write(import_module("envs.listing").text())
     else:
+        from difftop.compare.command import compare_command, status_command
+
         (compare_command if mode == "compare" else status_command)(arguments)
-    return RunEnd(Path())
+    return Path()
 
 
 def _playback(path: Path, config: ConvertConfig) -> Reader:

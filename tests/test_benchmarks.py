@@ -34,6 +34,8 @@ QUICK = {
     "planner_study.py": (["quick", "--jobs", "1", "--root", "ROOT"], '"planner": "papers-5"'),
     "loop.py": (["--quick"], "speedup_loop"),
     "update.py": (["--quick"], "policy_gradient_cost"),
+    "status.py": (["--quick"], "seconds"),
+    "endurance.py": (["--quick"], "SIGKILL of offline runs"),
 }
 
 

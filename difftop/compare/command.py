@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from difftop.compare.comparison import compare
 from difftop.compare.config import compare_config, parsed, status_config
 from difftop.compare.sweep import sweep_status, sweep_table
 
@@ -19,6 +18,8 @@ def compare_command(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError, CompareError: see `compare`.
     """
+    from difftop.compare.comparison import compare  # and Matplotlib, which the other one does without
+
     log.info("%s", compare(compare_config(parsed(arguments))).line())
     return 0
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from difftop.compare.config import StatusConfig
-from difftop.curves import read_lines
+from difftop.curves import CurveError, read_lines
 
 STATES = ("finished", "running", "stopped", "failed", "missing")
 _SKIPPED = {"checkpoints", "tensorboard", "videos", "eval", "evaluation"}
+_END_BYTES = 8192  # of a table that are read: some ten rows or more
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,10 @@ def _folders(root: Path) -> Iterable[Path]:
 def _status(folder: Path, minutes: float, now: float) -> RunStatus:
     task, agent, name, last = folder.resolve().parts[-4:]
     length, imitates, reports = _length(folder)
-    evaluated = _last(folder / "eval.csv", "env_frames") or 0.0
-    done = max(_last(folder / "metrics.csv", "step") or 0.0, evaluated)
-    score = _last(folder / "eval.csv", "success_mean")
-    score = _last(folder / "eval.csv", "return_mean") if score is None else score
+    evaluation = _last(folder / "eval.csv", "env_frames", "success_mean", "return_mean")
+    evaluated = evaluation.get("env_frames", 0.0)
+    done = max(_last(folder / "metrics.csv", "step").get("step", 0.0), evaluated)
+    score = evaluation.get("success_mean", evaluation.get("return_mean"))
     written = max((_time(folder / name) for name in ("metrics.csv", "eval.csv", "config.json")), default=0.0)
     idle = max(0.0, (now - written) / 60)
     # The last thing that a run does is its evaluation at the end.
@@ -134,19 +138,56 @@ def _length(folder: Path) -> tuple[int, bool, bool]:
         return 0, False, False
 
 
-def _last(path: Path, column: str) -> float | None:
-    """The last number in a column; None where there is none."""
-    try:
-        header, rows = read_lines(path)
+def _last(path: Path, *columns: str) -> dict[str, float]:
+    """The last number in each of the columns that has one at the end of the table."""
+    found = _last_of(_end(path), columns)
+    if not found and _size(path) > _END_BYTES:  # rows longer than that
+        with suppress(CurveError):
+            header, rows = read_lines(path)
+            found = _last_of([header, *(row for _, row in rows)], columns)
+    return found
+
+
+def _last_of(table: Sequence[Sequence[str]], columns: Sequence[str]) -> dict[str, float]:
+    """`_last` of the first row, which has the names, and some last rows."""
+    found: dict[str, float] = {}
+    header = table[0] if table else []
+    for column in set(columns) & set(header):
         place = header.index(column)
-    except ValueError:  # a CurveError, or no such column
-        return None
-    for _, row in reversed(rows):
-        try:
-            return float(row[place])
-        except ValueError:
-            continue
-    return None
+        for row in reversed(table[1:]):
+            if len(row) <= place or not row[place]:  # most rows, where nobody says what success is
+                continue
+            with suppress(ValueError):
+                found[column] = float(row[place])
+                break
+    return found
+
+
+def _end(path: Path) -> list[list[str]]:
+    """The first row of a CSV and its last ones: a sweep's tables together may have gigabytes."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+            size = file.seek(0, os.SEEK_END)
+            begin = max(len(first), size - _END_BYTES)
+            file.seek(begin)
+            rest = file.read()
+    except OSError:
+        return []
+    if begin > len(first):
+        rest = rest[rest.find(b"\n") + 1 :]  # the first of these lines is cut
+    text = (first + rest).decode("utf-8-sig", errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    try:
+        return list(csv.reader(io.StringIO(text)))
+    except csv.Error:
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _time(path: Path) -> float:

@@ -7,10 +7,12 @@ point of the group `difftop.datasets`, as docs/extend.md shows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from difftop.data import lerobot, maniskill, robomimic, robosuite, zarr
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
+from difftop.data.seal import check_seal
 from difftop.data.survey import Survey, survey_of
 from difftop.entry_points import Extended
 
@@ -34,6 +36,7 @@ def format_of(path: Path) -> Format:
     """
     if not path.exists():
         raise DemonstrationError(f"{path}: no such file or folder.")
+    _check_seal(path)
     known = []
     for name, made in FORMATS.items():  # packages of others are imported only if none of ours matches
         if not isinstance(made, Format):
@@ -46,6 +49,13 @@ def format_of(path: Path) -> Format:
         raise DemonstrationError(f"{path}: a folder of files, {', '.join(inside[:3])}{more}; name them, dataset=[A,B].")
     kind = "folder" if path.is_dir() else "file"
     raise DemonstrationError(f"{path}: no format knows this {kind}; there are {', '.join(known)}.")
+
+
+def _check_seal(path: Path) -> None:
+    """Before a library looks into a damaged file, which it may not survive."""
+    with suppress(OSError):  # opening it says what is wrong
+        if path.is_file():
+            check_seal(path)
 
 
 def survey(path: Path | str) -> Survey:

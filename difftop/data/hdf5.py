@@ -5,9 +5,10 @@ A format says where its file keeps things (`Source`); `read_demonstrations` chec
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, joined, missing_key, other_shape
 from difftop.data.faults import CUT_OFF, MISSING, Columns, Faults, FaultyEpisodeError, checked
+from difftop.data.seal import check_seal, seal
 
 _BLOCK_ROWS = 16  # images are read in blocks of this many steps: a window of 12 touches one or two
 
@@ -150,18 +152,65 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise DemonstrationError(f"{path}: no such file.")
     try:
+        check_seal(path)
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
-            raise  # not h5py's: an environment's, say, while a file is played back
+    except Exception as error:
+        if isinstance(error, DemonstrationError) or not (isinstance(error, OSError) or _of_h5py(error)):
+            raise  # an environment's, say, while a file is played back
         if isinstance(error, BlockingIOError) or "unable to lock file" in str(error):
             raise DemonstrationError(
                 f"{path}: open in another program, which writes to it; close it there, or read a copy."
             ) from error
         if isinstance(error, PermissionError):
             raise DemonstrationError(f"{path}: you may not read it ({error.strerror}).") from error
-        raise DemonstrationError(f"{path}: not a whole HDF5 file ({error}); a download or a copy may be incomplete.") from error
+        raise DemonstrationError(
+            f"{path}: not a whole HDF5 file ({_line(error)}); a download or a copy may be incomplete."
+        ) from error
+
+
+@contextmanager
+def new_hdf5(path: Path, *, sealed: bool = False) -> Iterator[Any]:
+    """An HDF5 file to write, with a seal where it is a whole data set.
+
+    Raises:
+        OSError: it can't be written, with one line that says why; of a full disk h5py makes an OSError of many lines, or
+            a RuntimeError.
+    """
+    try:
+        with h5py.File(path, "w") as file:
+            yield file
+    except Exception as error:
+        if not _of_h5py(error):
+            raise
+        full = "No space left on device" in str(error)
+        code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+        raise OSError(code, os.strerror(code) if full else _line(error), str(path)) from error
+    if sealed:
+        seal(path)
+
+
+def looked_into(path: Path, question: Callable[[Any], bool]) -> bool | None:
+    """What is answered of a file; None where it is too damaged to tell, which opening it will say."""
+    try:
+        with h5py.File(path, "r") as file:
+            return question(file)
+    except Exception as error:
+        if not (isinstance(error, OSError) or _of_h5py(error)):
+            raise
+        return None
+
+
+def _of_h5py(error: BaseException) -> bool:
+    """Whether h5py raised it: of a damaged file it raises KeyError, ValueError, TypeError, whatever comes first."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "h5py" in Path(trace.tb_frame.f_code.co_filename).parts
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_demonstrations(

@@ -5,7 +5,7 @@
     meta/tasks.parquet                        task_index of each task
     data/chunk-000/file-000.parquet           a row per step: action, observation.*, episode_index, next.reward, ...
     videos/<key>/chunk-000/file-000.mp4       frames of several episodes, one after another
-    meta/difftop.json                         of data sets written here: env_args, filters, and our name of each feature
+    meta/difftop.json                         of data sets written here: env_args, filters, our name of each feature, checksums
 
 Observations are called as here: `observation.state` is `state`, `observation.images.top` is `top_image`. Actions that leave
 [-1, 1] are scaled to it by their range, see `difftop.data.scaling`.
@@ -15,7 +15,7 @@ Source: lerobot 0.4 and 0.6, `datasets/dataset_metadata.py`, `datasets/dataset_w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from difftop.data.extras import optional
 from difftop.data.faults import Array, Columns, Faults
 from difftop.data.lerobot_images import Clip, LeRobotImages, Stored
 from difftop.data.scaling import gathered
+from difftop.data.seal import check_sum, json_sum
 from difftop.data.survey import Column, Survey, Surveyor
 
 OURS = "meta/difftop.json"
+SEAL = "seal"  # of the rest of it
+_KEYS = {"env_args", "filters", "keys", "sha256"}
 ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
 _SHOWN = "observation."
 _IMAGES = "observation.images."
@@ -49,12 +52,16 @@ class LeRobotReader:
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`: another version, or something is missing."""
         self.path, self.info = path, read_info(path)
-        self._parquet = optional("pyarrow.parquet", f"{path}: a LeRobot data set")
+        self._arrow, self._parquet = (optional(name, f"{path}: a LeRobot data set") for name in ("pyarrow", "pyarrow.parquet"))
         self.env, self.rate_hz = recorded_env(path), float(self.info.get("fps") or 0.0)
         self.features: Mapping[str, Any] = self.info["features"]
         if ACTION not in self.features:
             raise DemonstrationError(f"{path}: it has no feature {ACTION!r}; it has {', '.join(self.features)}.")
         ours = _ours(path)
+        self._sums: Mapping[str, str] = ours.get("sha256", {})
+        for name in self._sums:
+            if name.startswith("meta/"):  # LeRobot's own programs read these too
+                self._check(path / name)
         named = {feature: key for key, feature in ours.get("keys", {}).items()}
         self.keys = {named.get(f, key_of(f)): f for f in self.features if f.startswith(_SHOWN)}
         self.table = self._episodes()
@@ -71,8 +78,7 @@ class LeRobotReader:
             raise DemonstrationError(f"{self.path}: meta/episodes has no Parquet file; a download may be incomplete.")
         found: dict[str, list[Any]] = {}
         for file in files:
-            schema = self._parquet.read_schema(file).names
-            columns = self._table(file, [name for name in schema if not name.startswith("stats/")])
+            columns = self._table(file, lambda name: not name.startswith("stats/"))
             for name in columns.column_names:
                 found.setdefault(name, []).extend(columns[name].to_pylist())
         order = sorted(range(len(found["episode_index"])), key=found["episode_index"].__getitem__)
@@ -82,15 +88,25 @@ class LeRobotReader:
         path = self.path / "meta" / "tasks.parquet"
         if not path.is_file():
             return {}
-        table = self._table(path, None)
+        table = self._table(path)
         text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), "")
         return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)) if text else {}
 
-    def _table(self, path: Path, columns: Sequence[str] | None) -> Any:
+    def _table(self, path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Any:
+        """The columns of a file whose names are `wanted`, checked by all the checksums there are."""
+        self._check(path)
         try:
-            return self._parquet.read_table(path, columns=columns)
-        except (OSError, ValueError, KeyError) as error:
-            raise DemonstrationError(f"{path}: not a whole Parquet file ({error}); a download may be incomplete.") from error
+            with self._parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                return file.read([name for name in file.schema_arrow.names if wanted(name)])
+        except (OSError, ValueError, KeyError, MemoryError, OverflowError, self._arrow.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise DemonstrationError(f"{path}: not a whole Parquet file ({reason}); a download may be incomplete.") from error
+
+    def _check(self, path: Path) -> None:
+        """Compares a file with its checksum, where there is one."""
+        said = self._sums.get(path.relative_to(self.path).as_posix())
+        if said is not None:
+            check_sum(path, said, f"{self.path / OURS}")
 
     def is_image(self, key: str) -> bool:
         """Whether an observation, by our name, is a camera's."""
@@ -102,7 +118,7 @@ class LeRobotReader:
             chunk_index=self.table["data/chunk_index"][number], file_index=self.table["data/file_index"][number]
         )
         if self._read is None or self._read[0] != file or not set(keys) <= self._read[1].keys():
-            table = self._table(file, ["episode_index", *keys])
+            table = self._table(file, {"episode_index", *keys}.__contains__)
             self._read = (file, {name: _array(table[name], self.features.get(name, {})) for name in table.column_names})
             self._rows_of = _rows_by_episode(self._read[1]["episode_index"])
         rows = self._read[1]
@@ -120,6 +136,7 @@ class LeRobotReader:
             chunk, file = (self.table[f"{where}/{part}"][number] for part in ("chunk_index", "file_index"))
             path = self.path / pattern.format(video_key=feature, chunk_index=chunk, file_index=file)
             begins = float(self.table[f"{where}/from_timestamp"][number]) if where != "data" else 0.0
+            self._check(path)
             clips.append(Clip(path, begins, int(self.table["episode_index"][number]), self.length(number)))
         return Stored(feature, self.features[feature]["dtype"] == "video", (channels, height, width), self.rate_hz, tuple(clips))
 
@@ -187,6 +204,9 @@ def image_shape(feature: Mapping[str, Any]) -> tuple[int, int, int]:
 def read_info(path: Path) -> dict[str, Any]:
     """meta/info.json; raises `DemonstrationError` where it is missing, or of another version."""
     file = path / "meta" / "info.json"
+    said = _ours(path).get("sha256", {}).get("meta/info.json")
+    if said is not None:
+        check_sum(file, said, f"{path / OURS}")
     try:
         info: dict[str, Any] = json.loads(file.read_text())
         version = str(info["codebase_version"])
@@ -217,7 +237,15 @@ def recorded_env(path: Path) -> EnvInfo:
 
 def _ours(path: Path) -> dict[str, Any]:
     file = path / OURS
-    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+        said = found.pop(SEAL, None)  # those of before have none
+        if said != json_sum(found) if said is not None else not found.keys() <= _KEYS:
+            raise ValueError("it doesn't match its checksum")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DemonstrationError(f"{file}: it is damaged ({error}): copy or convert the data set again.") from error
     return found
 
 

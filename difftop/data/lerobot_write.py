@@ -6,6 +6,7 @@ meta/info.json, so nobody takes it for a whole one, and it can be gone on with.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ import numpy as np
 from difftop.data.exchange import RawEpisode
 from difftop.data.extras import optional
 from difftop.data.faults import Array
-from difftop.data.lerobot import ACTION, OURS, REWARD, SUCCESS
+from difftop.data.lerobot import ACTION, OURS, REWARD, SEAL, SUCCESS
+from difftop.data.seal import json_sum, sum_of
 
 _PATTERN = "chunk-000/file-{number:03d}"
 _DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -45,11 +47,12 @@ class LeRobotWriter:
         self.keys: dict[str, str] = {}
         self._tasks: list[str] = []
         self._steps = 0
+        self._sums: dict[str, str] = {}  # SHA-256 of each file
         state = path / "meta" / "partial.json"
         if state.is_file():
             saved = json.loads(state.read_text())
             self._rows, self._features, self.keys = saved["rows"], saved["features"], saved["keys"]
-            self._tasks, self._steps = saved["tasks"], saved["steps"]
+            self._tasks, self._steps, self._sums = saved["tasks"], saved["steps"], saved["sums"]
 
     @property
     def count(self) -> int:
@@ -102,9 +105,8 @@ class LeRobotWriter:
         columns = {name: [row.get(name) for row in self._rows] for name in self._rows[0]}
         self._write(f"meta/episodes/{_PATTERN.format(number=0)}.parquet", self._arrow.table(columns))
         self._write("meta/tasks.parquet", self._task_table())
-        self._save("meta/stats.json", _whole_statistics(self._rows))
-        filters = {key: list(members) for key, members in filters.items()}
-        self._save(OURS, {"env_args": env_args, "filters": filters, "keys": self.keys})
+        statistics = _whole_statistics(self._rows)
+        self._save("meta/stats.json", statistics)
         info = {
             "codebase_version": "v3.0",
             "fps": self.fps,
@@ -120,6 +122,11 @@ class LeRobotWriter:
             "robot_type": None,
             "splits": {"train": f"0:{self.count}"},
         }
+        for name, values in (("meta/stats.json", statistics), ("meta/info.json", info)):
+            self._sums[name] = hashlib.sha256(_text(values).encode()).hexdigest()
+        ours: dict[str, Any] = {"env_args": env_args, "keys": self.keys, "sha256": self._sums}
+        ours["filters"] = {key: list(members) for key, members in filters.items()}
+        self._save(OURS, {**ours, SEAL: json_sum(ours)})
         self._save("meta/info.json", info)
         (self.path / "meta" / "partial.json").unlink()
 
@@ -164,6 +171,7 @@ class LeRobotWriter:
             for row in rows:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(row, format="rgb24")))
             container.mux(stream.encode())
+        self._sums[str(path.relative_to(self.path))] = sum_of(path)
         where = f"videos/{feature}"
         found: dict[str, Any] = {f"{where}/chunk_index": chunk, f"{where}/file_index": file}
         return found | {f"{where}/from_timestamp": 0.0, f"{where}/to_timestamp": len(rows) / self.fps}
@@ -186,15 +194,20 @@ class LeRobotWriter:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.part")
-        self._parquet.write_table(table, partial)
+        self._parquet.write_table(table, partial, write_page_checksum=True)
+        self._sums[name] = sum_of(partial)
         partial.replace(path)
 
     def _save(self, name: str, values: Any) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps(values) + "\n")
+        partial.write_text(_text(values))
         partial.replace(path)
+
+
+def _text(values: Any) -> str:
+    return json.dumps(values) + "\n"
 
 
 def vars_of(writer: LeRobotWriter) -> dict[str, Any]:
@@ -205,6 +218,7 @@ def vars_of(writer: LeRobotWriter) -> dict[str, Any]:
         "keys": writer.keys,
         "tasks": writer._tasks,
         "steps": writer._steps,
+        "sums": writer._sums,
     }
 
 

@@ -21,7 +21,7 @@ import h5py
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.faults import Faults
-from difftop.data.hdf5 import Source, open_hdf5, read_demonstrations
+from difftop.data.hdf5 import Source, looked_into, open_hdf5, read_demonstrations
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
 
@@ -80,14 +80,10 @@ def matches(path: Path) -> bool:
     """Whether it is called .h5 or .hdf5, isn't RoboMimic's, and a .json of its name that describes trajectories is beside it."""
     if path.suffix not in (".h5", ".hdf5") or not path.with_suffix(".json").is_file():
         return False
-    try:
-        with h5py.File(path, "r") as file:
-            if "data" in file:
-                return False
-            if any(name.startswith("traj_") for name in file):
-                return True
-    except OSError:
-        pass  # opening it says what is wrong
+    if looked_into(path, lambda file: "data" in file):
+        return False
+    if looked_into(path, lambda file: any(name.startswith("traj_") for name in file)):
+        return True
     try:
         raw = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError):

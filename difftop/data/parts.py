@@ -18,6 +18,7 @@ import numpy as np
 
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.exchange import RawEpisode
+from difftop.data.hdf5 import new_hdf5
 from difftop.data.robomimic import Recording, write_episode
 
 
@@ -44,7 +45,7 @@ class Parts:
         """Writes one episode."""
         path = self._part(self.count)
         partial = path.with_suffix(".part")
-        with h5py.File(partial, "w") as file:
+        with new_hdf5(partial) as file:
             self._write(file.create_group("episode"), episode)
         partial.replace(path)
 
@@ -54,7 +55,7 @@ class Parts:
         if not count:
             raise DemonstrationError(f"{self.out}: there is no episode to write.")
         try:
-            with h5py.File(partial, "w") as file:
+            with new_hdf5(partial, sealed=True) as file:
                 for number in range(count):
                     with h5py.File(self._part(number), "r") as part:
                         file.copy(part["episode"], self._name(number))

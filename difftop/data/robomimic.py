@@ -26,7 +26,7 @@ import numpy as np
 
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
 from difftop.data.faults import BEYOND, TOTAL, Faults
-from difftop.data.hdf5 import Source, is_hdf5, open_hdf5, read_demonstrations
+from difftop.data.hdf5 import Source, is_hdf5, looked_into, new_hdf5, open_hdf5, read_demonstrations
 from difftop.data.robosuite import filter_sizes, says_absolute
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
@@ -127,7 +127,7 @@ def write_demonstrations(
         raise DemonstrationError(f"{path}: env_args lacks {', '.join(missing)}.")
     partial, total, count = path.with_name(f"{path.name}.{os.getpid()}.part"), 0, 0
     try:
-        with h5py.File(partial, "w") as file:
+        with new_hdf5(partial, sealed=True) as file:
             data = file.create_group("data")
             for episode in episodes:
                 total += write_episode(data.create_group(f"demo_{count}"), episode, f"{path}: demo_{count}")
@@ -175,11 +175,7 @@ def matches(path: Path) -> bool:
     """Whether it is an HDF5 file with a group `data`, or one too damaged to tell."""
     if not is_hdf5(path):
         return False
-    try:
-        with h5py.File(path, "r") as file:
-            return isinstance(file.get("data"), h5py.Group)
-    except OSError:
-        return True  # opening it says what is wrong
+    return looked_into(path, lambda file: isinstance(file.get("data"), h5py.Group)) is not False
 
 
 def recorded_env(path: Path) -> EnvInfo:

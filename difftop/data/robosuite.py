@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
-from difftop.data.hdf5 import Source, is_hdf5, open_hdf5
+from difftop.data.hdf5 import Source, is_hdf5, looked_into, open_hdf5
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
 
@@ -26,13 +26,13 @@ def matches(path: Path) -> bool:
     """Whether it is an HDF5 file whose demonstrations have states and no observations."""
     if not is_hdf5(path):
         return False
-    try:
-        with h5py.File(path, "r") as file:
-            data = file.get("data")
-            demo = next(iter(data.values()), None) if isinstance(data, h5py.Group) else None
-            return isinstance(demo, h5py.Group) and "states" in demo and "obs" not in demo
-    except OSError:
-        return False
+    return bool(looked_into(path, _raw))
+
+
+def _raw(file: Any) -> bool:
+    data = file.get("data")
+    demo = next(iter(data.values()), None) if isinstance(data, h5py.Group) else None
+    return isinstance(demo, h5py.Group) and "states" in demo and "obs" not in demo
 
 
 def recorded_env(path: Path) -> EnvInfo:

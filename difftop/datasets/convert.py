@@ -20,6 +20,7 @@ from difftop.data.lerobot_write import LeRobotWriter
 from difftop.data.parts import ManiSkillParts, RobomimicParts
 from difftop.data.read_hdf5 import ManiSkillReader, RobomimicReader
 from difftop.options import ConfigError, build, option
+from difftop.written import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _begin(config: ConvertConfig, source: Path, out: Path, kind: str) -> None:
     for left in (out.with_name(f"{out.name}.parts"), out if kind == "lerobot" else None):
         if left is not None and left.is_dir():
             shutil.rmtree(left)  # of a conversion whose note somebody removed
-    about.write_text(json.dumps(now))
+    write_whole(about, json.dumps(now))
 
 
 def _copy(reader: Reader, writer: Any, count: int, out: Path) -> None:

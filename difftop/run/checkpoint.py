@@ -5,7 +5,7 @@
                                 spec.json           the environment's `EnvSpec`: with config.json, all that acting needs
                                 config.json         the run's configuration
                                 train_state.pt      optimizers, generators, counters (loaded with weights_only=True)
-                                manifest.json       format, agent, versions, size and sha256 of each file, rows of the replay
+                                manifest.json       format, agent, versions, size and sha256 of each file and of itself, rows
         replay/rows_<first>-<end>_<sha>.safetensors   replayed rows, shared by checkpoints, never changed once written
         last -> step_000012500      best -> ...
 
@@ -34,6 +34,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from difftop.data.replay import ReplayBuffer, RowsFile
+from difftop.run.plain_state import check_plain
 from difftop.types import EnvSpec
 from difftop.version import __version__
 
@@ -41,6 +42,8 @@ FORMAT = 2  # 1 had no spec.json, and other names of weights
 _ROWS_FILE_BYTES = 256 * 2**20
 _STEP_NAME = re.compile(r"step_(\d+)(?:_(\d+))?")
 _TEMPORARY = ".writing_"
+_SEAL = "sha256"  # of the rest of the manifest
+_KEYS = {"format", "difftop", "agent", "step", "files", "replay"}
 
 
 class CheckpointError(RuntimeError):
@@ -109,7 +112,7 @@ def save_checkpoint(
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept.")
-    _check_plain(train_state, "train_state")
+    check_plain(train_state, "train_state")
     home = Path(folder) / "checkpoints"
     unfinished: list[Path] = []
     try:
@@ -130,7 +133,7 @@ def save_checkpoint(
             "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
             "replay": [vars(file) for file in rows],
         }
-        files["manifest.json"] = json.dumps(manifest, indent=2).encode()
+        files["manifest.json"] = json.dumps(manifest | {_SEAL: _sealed(manifest)}, indent=2).encode()
         path = home / _free_name(home, step)
         unfinished.insert(0, path)
         _save_folder(path, files)
@@ -184,7 +187,8 @@ def load_checkpoint(path: Path | str, *, agent_name: str | None = None, training
             rows=tuple(RowsFile(**entry) for entry in manifest["replay"]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder} can't be read ({error}): {_OTHER}") from error
+        reason = str(error).partition("\n")[0]  # torch goes on with how to load what it refused
+        raise CheckpointError(f"{folder} can't be read ({reason}): {_OTHER}") from error
 
 
 def has_checkpoint(folder: Path | str) -> bool:
@@ -209,6 +213,8 @@ def restore_replay(checkpoint: Checkpoint, replay: ReplayBuffer) -> None:
         replay.load_state_dict(checkpoint.replay_state, blocks())
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    except (KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its replay can't be restored ({error}): {_OTHER}") from error
     replay.files = checkpoint.rows
 
 
@@ -348,10 +354,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / "manifest.json"
     try:
         manifest = json.loads(file.read_bytes())
+        said = manifest.pop(_SEAL, None)  # checkpoints of before have none
+        if said != _sealed(manifest) if said is not None else not manifest.keys() <= _KEYS:
+            raise ValueError("it doesn't match its checksum")
         version, agent, step, files, replay = (manifest[key] for key in ("format", "agent", "step", "files", "replay"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing: {_OTHER}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): {_OTHER}") from error
     if version != FORMAT:
         raise CheckpointError(
@@ -374,6 +383,11 @@ def _read(file: Path, size: int, sha256: str) -> bytes:
     return data
 
 
+def _sealed(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest's contents: a step or a name in which a bit has flipped would else be believed."""
+    return _sha256(json.dumps(manifest, sort_keys=True).encode())
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -382,18 +396,3 @@ def _to_bytes(state: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Refuses at saving what `weights_only` would refuse at loading, when it is too late."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_plain(key, f"{where} key")
-            _check_plain(item, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]")
-    elif type(value) not in (int, float, bool, str, bytes, type(None), Tensor, torch.nn.Parameter):
-        raise TypeError(
-            f"{where} is a {type(value).__name__}: a checkpoint takes tensors, numbers, strings, None, lists, tuples and dicts."
-        )

@@ -20,6 +20,7 @@ from difftop.run.cli import Registry, Settings
 from difftop.run.rollouts import Environments, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import Factories, RunEnd, prepare_torch, with_overrides
+from difftop.written import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def noisy_episodes(envs: Environments, view: LatentView, seeds: Sequence[int], s
 def write(folder: Path, found: Mapping[str, Any]) -> None:
     """diagnosis.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "diagnosis.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_whole(folder / "diagnosis.json", json.dumps(found, indent=2) + "\n")
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

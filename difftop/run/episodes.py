@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from difftop.metrics import accelerations
 from difftop.run.rollouts import RolloutEpisode, Rollouts
+from difftop.written import write_whole
 
 EPISODE_COLUMNS = ("episode", "env_seed", "success", "success_end", "success_step", "steps", "return")
 QUALITY_COLUMNS = ("acc_mean", "acc_std", "acc_max", "contact_max_n")
@@ -21,11 +23,12 @@ def write_episodes(path: Path, rollouts: Rollouts, dims: Sequence[int]) -> None:
     Cells that the environment doesn't fill are empty: success where it isn't judged, forces where they aren't measured.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*EPISODE_COLUMNS, *QUALITY_COLUMNS])
-        for number, episode in enumerate(rollouts.episodes):
-            writer.writerow([number, *_row(episode, dims)])
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([*EPISODE_COLUMNS, *QUALITY_COLUMNS])
+    for number, episode in enumerate(rollouts.episodes):
+        writer.writerow([number, *_row(episode, dims)])
+    write_whole(path, table.getvalue())
 
 
 def _row(episode: RolloutEpisode, dims: Sequence[int]) -> list[int | str]:

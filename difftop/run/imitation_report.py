@@ -16,6 +16,7 @@ from difftop.run.protocols import PROTOCOLS
 from difftop.run.rollouts import Rollouts
 from difftop.run.session import save_video
 from difftop.types import EnvSpec
+from difftop.written import write_whole
 
 
 def action_groups(action_dim: int, free: Sequence[int], poses: int = 0) -> Mapping[str, Sequence[int]]:
@@ -59,7 +60,6 @@ def write_report(
     chosen = list(range(spec.action_dim)) if limits is None else list(limits.selected)
     groups = action_groups(spec.action_dim, [i for i in range(spec.action_dim) if i not in chosen], spec.poses)
     folder.mkdir(parents=True, exist_ok=True)
-    write_episodes(folder / "episodes.csv", rollouts, chosen)
     positions = _positions(rollouts, policy, limits)
     forces = rollouts.padded("forces_n") if all(episode.forces_n for episode in rollouts.episodes) else None
     actions = rollouts.padded("actions")
@@ -80,12 +80,14 @@ def write_report(
         metrics = {key: value for key, value in metrics.items() if "success" not in key}
     text = f"{protocol}: {PROTOCOLS[protocol].text}; played: {len(rollouts.episodes)} episodes of {spec.episode_steps} actions"
     summary = {"task": spec.name, "protocol": text, "grad_steps": step, "head": head or getattr(policy.config, "head", "none")}
-    (folder / "summary.json").write_text(json.dumps(summary | {"metrics": metrics}, indent=2) + "\n")
     plot_actions(
         folder / "actions.png", np.asarray(rollouts.episodes[0].actions), limits, spec, rollouts.episodes[0].success_step
     )
     if rollouts.frames:
         save_video(folder / "episode0.mp4", rollouts.frames, spec)
+    write_episodes(folder / "episodes.csv", rollouts, chosen)
+    # The last, because it says that the report is whole: a run that is killed before it writes everything again.
+    write_whole(folder / "summary.json", json.dumps(summary | {"metrics": metrics}, indent=2) + "\n")
     return _lines(metrics, groups, text, folder)
 
 

@@ -23,7 +23,8 @@ class CsvError(ValueError):
 class CsvLog:
     """A table that grows by rows, and by columns when a row brings a new one.
 
-    A row is one write, so that a kill leaves a readable file; new columns rewrite the file beside and rename it.
+    A row is one write, so that a kill leaves a readable file; new columns rewrite the file beside and rename it. Rows are kept
+    in the file only: in memory those of a long run would grow without end.
 
     Args:
         path: the CSV; continued if it exists.
@@ -39,39 +40,43 @@ class CsvLog:
     def __init__(self, path: Path, columns: tuple[str, ...], *, resume_at: int | None = None, rows: int | None = None) -> None:
         self.path = path
         self._columns = list(columns)
-        self._rows: list[dict[str, str]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        if resume_at is not None and path.exists():
-            self._resume(resume_at, rows)
-        self._rewrite()
+        kept = self._resumed(resume_at, rows) if resume_at is not None and path.exists() else []
+        self._count = len(kept)
+        self._rewrite(kept)
 
     def __len__(self) -> int:
         """Rows written."""
-        return len(self._rows)
+        return self._count
 
     def write(self, row: Mapping[str, Value]) -> None:
         """Appends a row; None is an empty cell."""
         cells = {key: _text(value) for key, value in row.items() if value is not None}
-        self._rows.append(cells)
         new = [key for key in cells if key not in self._columns]
         if new:
+            rows = list(self._whole_lines())
             self._columns += new
-            self._rewrite()
-            return
-        with self.path.open("a", newline="") as file:
-            file.write(self._format([cells]))
+            self._rewrite([*rows, cells])
+        else:
+            with self.path.open("a", newline="") as file:
+                file.write(self._format([cells]))
+        self._count += 1
 
     def sync(self) -> None:
         """Forces all rows to disk; called before a checkpoint, so that it never is ahead of the table."""
         with self.path.open("a") as file:
             os.fsync(file.fileno())
 
-    def _resume(self, agent_steps: int, rows: int | None) -> None:
+    def _whole_lines(self) -> csv.DictReader[str]:
+        """The rows of the file, without one that was cut off."""
         text = self.path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        reader = csv.DictReader(io.StringIO(whole))
+        return csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+
+    def _resumed(self, agent_steps: int, rows: int | None) -> list[dict[str, str]]:
+        """The rows to go on from; their columns become the table's."""
+        reader, kept = self._whole_lines(), list[dict[str, str]]()
         columns = list(reader.fieldnames or [])
-        if whole and "agent_steps" not in columns:
+        if columns and "agent_steps" not in columns:
             raise CsvError(f"{self.path} has no column agent_steps, so it can't be continued: move it away.")
         for row in reader:
             try:
@@ -80,16 +85,17 @@ class CsvLog:
                 raise CsvError(
                     f"{self.path}:{reader.line_num}: agent_steps is {row['agent_steps']!r}, not a whole number."
                 ) from error
-            if keep and (rows is None or len(self._rows) < rows):
-                self._rows.append({key: value for key, value in row.items() if key in columns and value})
-        used = {key for row in self._rows for key in row}
+            if keep and (rows is None or len(kept) < rows):
+                kept.append({key: value for key, value in row.items() if key in columns and value})
+        used = {key for row in kept for key in row}
         self._columns += [key for key in columns if key in used and key not in self._columns]
+        return kept
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
         header = io.StringIO()
         csv.writer(header, lineterminator="\n").writerow(self._columns)
         temporary = self.path.with_name(f".writing_{self.path.name}")
-        temporary.write_text(header.getvalue() + self._format(self._rows))
+        temporary.write_text(header.getvalue() + self._format(rows))
         os.replace(temporary, self.path)
 
     def _format(self, rows: list[dict[str, str]]) -> str:

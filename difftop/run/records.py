@@ -18,6 +18,7 @@ from difftop.run.logger import RunLogger
 from difftop.run.progress import Progress
 from difftop.run.rollouts import Rollouts
 from difftop.types import EnvSpec
+from difftop.written import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Records:
     ) -> None:
         self.folder, self.settings, self.spec, self.length, self.unit = folder, settings, spec, length, unit
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(settings.plain(), indent=2) + "\n")
+        write_whole(folder / "config.json", json.dumps(settings.plain(), indent=2) + "\n")
         step = checkpoint.step if checkpoint else None
         rows = checkpoint.train_state["logger"] if checkpoint else None
         done = (step or 0) * repeat

@@ -22,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from difftop.data.hdf5 import new_hdf5
 from difftop.run.seeding import stream
 from envs.config import EnvConfig
 from envs.errors import EnvError
@@ -86,7 +87,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.{os.getpid()}.part")
     try:
-        with h5py.File(partial, "w") as file:
+        with new_hdf5(partial, sealed=True) as file:
             while len(described) < episodes:
                 if attempts >= episodes / _LOWEST_RATE + 10:
                     raise EnvError(f"maniskill/{task}: {attempts} attempts gave only {len(described)} of {episodes} episodes.")

@@ -40,6 +40,17 @@ def test_every_state_is_told(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 11 and all(len(line) < 120 for line in text.splitlines())
 
 
+def test_of_long_tables_the_end_is_enough(tmp_path: Path) -> None:
+    """Rows that are cut by the place where reading begins, and columns that are empty at the end."""
+    for seed, width in ((1, 1), (2, 3000)):
+        folder = make_run(tmp_path, seed=seed, frames=range(0, 200))
+        head = "env_frames,agent_steps,return_mean,return_std,success_mean,episodes,wall_s,more\n"
+        rows = [f"{f},{f},{f / 2},1,,2,{f},{'x' * width}\n" for f in range(0, 199, 2)]
+        (folder / "eval.csv").write_text(head + "".join(rows))
+    for run in sweep_status(StatusConfig(str(tmp_path))):
+        assert (run.done, run.score) == (199, 99.0)
+
+
 def test_a_clock_that_jumped_back_is_no_error(tmp_path: Path) -> None:
     make_run(tmp_path, frames=(0, 100))
     (run,) = sweep_status(StatusConfig(str(tmp_path)), now=time.time() - 86400)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -188,8 +189,11 @@ def remove(name):
 
 
 def edit(**changes):
+    """A manifest as another version wrote it, without a checksum of its own."""
+
     def damage(path):
         manifest = json.loads((path / "manifest.json").read_text())
+        del manifest["sha256"]
         (path / "manifest.json").write_text(json.dumps(manifest | changes))
 
     return damage
@@ -223,6 +227,25 @@ def test_a_damaged_checkpoint_is_one_sentence_that_names_the_file(tmp_path, dama
     assert "\n" not in str(caught.value)
 
 
+def test_no_bit_of_a_manifest_flips_unseen(tmp_path):
+    """Its step, or the name of its agent, would else be believed."""
+    replay = new_replay()
+    add_episode(replay, 0)
+    path, chance = save(tmp_path, 1, replay), random.Random(0)
+    whole, expected = (path / "manifest.json").read_bytes(), load_checkpoint(tmp_path)
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << chance.randrange(8)
+        (path / "manifest.json").write_bytes(bytes(data))
+        try:
+            found = load_checkpoint(tmp_path)
+        except CheckpointError as error:
+            assert "manifest.json is damaged" in str(error) and "\n" not in str(error)
+        else:  # one kind of space is as good as another
+            assert (found.step, found.agent_name, found.rows) == (expected.step, expected.agent_name, expected.rows)
+            assert chr(data[place]).isspace()
+
+
 def test_a_damaged_older_checkpoint_does_not_hinder_saving(tmp_path):
     replay, again = new_replay(), new_replay()
     add_episode(replay, 0)
@@ -238,10 +261,29 @@ def test_pickled_code_is_never_run(tmp_path):
     torch.save({"run": random.Random(0), "replay": None}, path / "train_state.pt")
     data = (path / "train_state.pt").read_bytes()
     manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
     manifest["files"]["train_state.pt"] = {"bytes": len(data), "sha256": module._sha256(data)}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="can't be read"):
+    with pytest.raises(CheckpointError, match="can't be read") as caught:
         load_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_that_are_something_else_are_one_sentence(tmp_path):
+    """With the right checksum: somebody meant it."""
+    replay = new_replay()
+    add_episode(replay, 0)
+    path = save(tmp_path, 1, replay)
+    data = pickle.dumps(random.Random(0))
+    (rows,) = path.parent.joinpath("replay").iterdir()
+    rows.write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["replay"][0] |= {"bytes": len(data), "sha256": module._sha256(data)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"its replay can't be restored \(.*\): choose an older checkpoint") as caught:
+        restore_replay(load_checkpoint(tmp_path), new_replay())
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_calls_say_what_is_wrong(tmp_path):

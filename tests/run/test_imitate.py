@@ -84,6 +84,28 @@ def test_a_run_leaves_tables_checkpoints_and_a_report(finished: Path) -> None:
     assert frames == 41
 
 
+def test_a_run_that_is_killed_while_it_reports_makes_the_whole_report(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    shutil.copytree(finished / "data", tmp_path / "data")
+    folder, whole = tmp_path / FOLDER / "evaluation", finished / FOLDER / "evaluation"
+    with monkeypatch.context() as patch:
+        patch.setattr("difftop.run.imitation_report.save_video", killed)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    assert not (folder / "summary.json").exists()
+    assert run(tmp_path) == 0
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+    for name in ("episodes.csv", "summary.json"):
+        assert (folder / name).read_text() == (whole / name).read_text()
+
+
 def test_reported_episodes_never_choose_the_checkpoint(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import difftop.run.imitate as imitate
 

@@ -1,6 +1,7 @@
 """The tables of a run: what a row looks like, and that a killed and resumed run's equal an uninterrupted one's."""
 
 import csv
+import tracemalloc
 
 import pytest
 
@@ -27,6 +28,22 @@ def train(logger, episodes, late_tag_from=6):
                 episodes=5,
             )
     logger.sync()
+
+
+def test_a_long_table_is_not_kept_in_memory(tmp_path):
+    log = CsvLog(tmp_path / "a.csv", ("agent_steps",))
+    row = {f"loss/{k}": 0.5 for k in range(20)}
+    log.write(row | {"agent_steps": 0})
+    tracemalloc.start()
+    for step in range(1, 2000):
+        log.write(row | {"agent_steps": step})
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 50_000 and len(log) == 2000
+    log.write({"agent_steps": 2000, "late": 1.0})  # a new column: every row is written again
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    assert [int(row["agent_steps"]) for row in rows] == list(range(2001)) and rows[7]["loss/3"] == "0.5"
+    assert (rows[7]["late"], rows[-1]["late"]) == ("", "1")
 
 
 def tables(folder):
