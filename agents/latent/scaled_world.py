@@ -51,7 +51,7 @@ class ScaledLossConfig(LossConfig):
     value: float = option(1.0, "coefficient of the TD error, in units of the targets' spread", low=0)
     learning_rate: float = option(5e-4, "AdamW's learning rate, for model and policy", above=0)
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
-    target_rate: float = option(0.005, "rate of the target networks' moving average", above=0, high=1)
+    target_rate: float = option(0.02, "rate of the target networks' moving average", above=0, high=1)
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
     n_step: int = option(1, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
