@@ -44,8 +44,8 @@ class LMActingConfig(TDMPCActingConfig):
 
 
 @dataclass(frozen=True)
-class DiffTOPConfig(TDMPCConfig):
-    """Options of `agent=difftop_rl` on the papers' world."""
+class DiffTOPOnTDMPCConfig(TDMPCConfig):
+    """Options of `agent=difftop_rl world_model=tdmpc`, the papers' world."""
 
     name: str = option("difftop_rl", "registry name of the agent")
     world_model: str = option("tdmpc", "set by world_model=tdmpc", choices=("tdmpc",))
@@ -101,8 +101,8 @@ class OptionalGradientConfig(PolicyGradientConfig):
 
 
 @dataclass(frozen=True)
-class DiffTOPOnScaledConfig(LatentAgentConfig):
-    """Options of `agent=difftop_rl world_model=scaled`, a world of our own."""
+class DiffTOPConfig(LatentAgentConfig):
+    """Options of `agent=difftop_rl` on its own world."""
 
     name: str = option("difftop_rl", "registry name of the agent")
     world_model: str = option("scaled", "set by world_model=scaled", choices=("scaled",))
@@ -112,7 +112,7 @@ class DiffTOPOnScaledConfig(LatentAgentConfig):
     policy_gradient: OptionalGradientConfig = option(OptionalGradientConfig, "the loss through the optimizer")
 
 
-def make_scaled_world(config: DiffTOPOnScaledConfig, spec: EnvSpec) -> ScaledWorld:
+def make_scaled_world(config: DiffTOPConfig, spec: EnvSpec) -> ScaledWorld:
     """The world of unit-sized latents and errors."""
     return ScaledWorld(spec, config.model, config.loss, discount=config.discount, prior_std=config.acting.min_std)
 
@@ -120,19 +120,19 @@ def make_scaled_world(config: DiffTOPOnScaledConfig, spec: EnvSpec) -> ScaledWor
 class OnWorld(NamedTuple):
     """The agent's options on a world model, and what makes that world from them."""
 
-    config: type[DiffTOPOnScaledConfig | DiffTOPConfig | DiffTOPOnTDMPC2Config]
+    config: type[DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config]
     make: Callable[[Any, EnvSpec], World]
 
 
 WORLDS: Mapping[str, OnWorld] = {
-    "tdmpc": OnWorld(DiffTOPConfig, tdmpc.make_world),
-    "scaled": OnWorld(DiffTOPOnScaledConfig, make_scaled_world),
+    "scaled": OnWorld(DiffTOPConfig, make_scaled_world),
+    "tdmpc": OnWorld(DiffTOPOnTDMPCConfig, tdmpc.make_world),
     "tdmpc2": OnWorld(DiffTOPOnTDMPC2Config, tdmpc2.make_world),
 }
 
 
 def make_difftop_rl(
-    config: DiffTOPOnScaledConfig | DiffTOPConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any
+    config: DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any
 ) -> LatentAgent:
     """`agent=difftop_rl`: the world of a paper, a planner, and the policy gradient through it; see `LatentAgent`."""
     return LatentAgent(config, spec, lambda: WORLDS[config.world_model].make(config, spec), config.policy_gradient, **how)

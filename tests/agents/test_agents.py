@@ -18,7 +18,7 @@ from difftop.types import EnvSpec
 from tests.conftest import SMALL, STATE, planned_loss, random_batch
 
 PLANNERS = ["lm", "mppi", "none"]
-NAMES = [*names("rewards"), "difftop_rl on scaled", "difftop_rl on tdmpc2"]
+NAMES = [*names("rewards"), "difftop_rl on tdmpc", "difftop_rl on tdmpc2"]
 
 
 def small(
@@ -132,7 +132,7 @@ def test_overfits_one_batch(name: str) -> None:
 def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
     agent = small(name, STATE)
     before = {key: value.clone() for key, value in agent.state_dict().items()}
-    every, rate = (1, 0.005) if "scaled" in name else (1, 0.01) if "tdmpc2" in name else (2, 0.01)
+    every, rate = (1, 0.005) if name == "difftop_rl" else (1, 0.01) if "tdmpc2" in name else (2, 0.01)
     assert (agent.config.loss.target_every, agent.config.loss.target_rate) == (every, rate)
     if every == 2:
         agent.update(random_batch(STATE), 0)
@@ -207,7 +207,7 @@ def test_bfloat16_updates_are_near_float32_ones(name: str) -> None:
 
 
 def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None:
-    agent = small("difftop_rl", STATE, policy_gradient={"mode": "on_policy", "states": 3, "normalize": False})
+    agent = small("difftop_rl on tdmpc", STATE, policy_gradient={"mode": "on_policy", "states": 3, "normalize": False})
     agent.update(random_batch(STATE), 0)  # the critic starts at zero, where the loss has no gradient
     agent.update(random_batch(STATE), 0)
     actor = agent.actor(1, seed=0, explore=True)
@@ -251,7 +251,7 @@ def test_on_policy_loss_takes_an_episode_in_which_plans_grow() -> None:
 
 
 def test_on_policy_episode_of_failed_plans_changes_nothing() -> None:
-    agent = small("difftop_rl", STATE, policy_gradient={"mode": "on_policy", "states": 3})
+    agent = small("difftop_rl on tdmpc", STATE, policy_gradient={"mode": "on_policy", "states": 3})
     actor = agent.actor(1, seed=0, explore=True)
     with torch.no_grad():
         list(agent.model.reward.parameters())[-1].fill_(torch.inf)

@@ -98,9 +98,9 @@ def test_nothing_of_others_is_left_without_their_package() -> None:
 
 
 def test_world_models_of_an_agent() -> None:
-    assert list(world_models("difftop_rl")) == ["auto", "tdmpc", "scaled", "tdmpc2"] and world_models("tdmpc") == {}
+    assert list(world_models("difftop_rl")) == ["auto", "scaled", "tdmpc", "tdmpc2"] and world_models("tdmpc") == {}
     on = {world: make_agent({"name": "difftop_rl", "world_model": world, **SMALL}, STATE, seed=0) for world in ("auto", "tdmpc2")}
-    assert [agent.config.world_model for agent in on.values()] == ["tdmpc", "tdmpc2"]  # type: ignore[attr-defined]
+    assert [agent.config.world_model for agent in on.values()] == ["scaled", "tdmpc2"]  # type: ignore[attr-defined]
 
 
 class Counting:

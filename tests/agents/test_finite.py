@@ -17,7 +17,7 @@ from tests.conftest import STATE, random_batch
 DEVICE = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", [*names("rewards"), "difftop_rl on scaled", "difftop_rl on tdmpc2"])
+@pytest.mark.parametrize("name", [*names("rewards"), "difftop_rl on tdmpc", "difftop_rl on tdmpc2"])
 def test_watching_later_learns_the_same(name: str) -> None:
     now, later = small(name, STATE), small(name, STATE)
     later.finite = FiniteWatch(DEVICE, deferred=True)
@@ -29,7 +29,7 @@ def test_watching_later_learns_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["reward", "gradient"])
-@pytest.mark.parametrize("name", [*names("rewards"), "difftop_rl on scaled", "difftop_rl on tdmpc2"])
+@pytest.mark.parametrize("name", [*names("rewards"), "difftop_rl on tdmpc", "difftop_rl on tdmpc2"])
 def test_no_weight_moves_after_a_non_finite_number(name: str, fault: str) -> None:
     agent, batch = small(name, STATE), random_batch(STATE)
     agent.finite = FiniteWatch(DEVICE, deferred=True)

@@ -262,5 +262,5 @@ def test_environments_do_not_influence_each_other(planner: str) -> None:
 def test_world_models_that_an_agent_cannot_have() -> None:
     with pytest.raises(ConfigError, match="world_model=tdmpc2: agent=tdmpc has its own"):
         make_agent({"name": "tdmpc", "world_model": "tdmpc2"}, STATE, seed=0)
-    with pytest.raises(ConfigError, match="world_model=dreamer: unknown; agent=difftop_rl can be given: tdmpc, scaled, tdmpc2"):
+    with pytest.raises(ConfigError, match="world_model=dreamer: unknown; agent=difftop_rl can be given: scaled, tdmpc, tdmpc2"):
         make_agent({"name": "difftop_rl", "world_model": "dreamer"}, STATE, seed=0)

@@ -28,7 +28,7 @@ class Never:
         "difftop_rl",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("tdmpc", "tdmpc2", "difftop_rl on scaled", "difftop_rl on tdmpc2")
+            for name in ("tdmpc", "tdmpc2", "difftop_rl on tdmpc", "difftop_rl on tdmpc2")
         ),
     ],
 )

@@ -158,7 +158,7 @@ def test_what_a_checkpoint_is_not_is_refused(
 def test_the_same_folder_with_another_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(finished.parents[3], "agent.loss.rho=0.7") == 2
     said = capsys.readouterr().err
-    assert "agent.loss.rho was 0.5 and is 0.7" in said and "choose another name=NAME" in said
+    assert "agent.loss.rho was 0.9 and is 0.7" in said and "choose another name=NAME" in said
 
 
 def saved_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -189,7 +189,7 @@ def test_a_run_of_an_older_version_goes_on_and_can_be_played(
     assert main(["mode=eval", f"checkpoint={folder}", "run.eval_episodes=1", "run.video=false", "device=cpu"]) == 0
     assert [path.name.partition("-")[2] for path in (folder / "eval").iterdir() if "planner" not in path.name] == ["seed1"]
     assert run(tmp_path, "run.frames=200", "agent.loss.rho=0.7") == 2
-    assert "(agent.loss.rho was 0.5 and is 0.7): choose another name=NAME" in capsys.readouterr().err
+    assert "(agent.loss.rho was 0.9 and is 0.7): choose another name=NAME" in capsys.readouterr().err
     caplog.clear()
     with caplog.at_level(logging.INFO, "difftop"):
         assert run(tmp_path, "run.frames=200") == 0

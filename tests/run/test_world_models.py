@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.difftop_rl import DiffTOPConfig, DiffTOPOnScaledConfig, DiffTOPOnTDMPC2Config
+from agents.difftop_rl import DiffTOPConfig, DiffTOPOnTDMPC2Config, DiffTOPOnTDMPCConfig
 from agents.registry import make_agent
 from difftop.command import main, make_registry
 from difftop.options import ConfigError, build, defaults
@@ -34,22 +34,17 @@ def again(registry: Registry, settings: Settings) -> Settings:
     return checked(registry, plain["top"] | {key: plain[key] for key in ("run", "agent", "env")}, plain["choices"])
 
 
-@pytest.mark.parametrize("world", ["auto", "tdmpc"])
+@pytest.mark.parametrize("world", ["auto", "scaled"])
 def test_difftop_on_its_own_world_model(registry: Registry, world: str) -> None:
     settings = composed(registry, ["agent=difftop_rl", f"world_model={world}"])
     assert settings.agent == defaults(DiffTOPConfig)
+    assert (settings.run.batch_size, settings.run.updates_per_step, settings.run.prioritized) == (64, 4, False)
+
+
+def test_difftop_on_tdmpc_s(registry: Registry) -> None:
+    settings = composed(registry, ["agent=difftop_rl", "world_model=tdmpc"])
+    assert settings.agent == defaults(DiffTOPOnTDMPCConfig)
     assert settings.run == composed(registry, ["agent=tdmpc"]).run
-
-
-@pytest.mark.parametrize(("obs", "updates"), [("state", 4), ("pixels", 2)])
-def test_difftop_on_the_scaled_one(registry: Registry, obs: str, updates: int) -> None:
-    settings = composed(registry, ["world_model=scaled", "preset=cpu", f"obs={obs}"])
-    rate = {"loss": {"learning_rate": 3e-4}} if obs == "pixels" else {}
-    assert build(DiffTOPOnScaledConfig, settings.agent) == build(
-        DiffTOPOnScaledConfig, rate | {"acting": {"horizon_start": 5, "std_steps": 5_000}}
-    )
-    assert (settings.run.batch_size, settings.run.updates_per_step, settings.run.seed_noise) == (64, updates, "mixed")
-    assert composed(registry, ["world_model=scaled", "run.batch_size=8"]).run.batch_size == 8
 
 
 def test_difftop_on_tdmpc2_s(registry: Registry) -> None:
@@ -65,7 +60,7 @@ def test_difftop_on_tdmpc2_s(registry: Registry) -> None:
 def test_tdmpc2_on_its_batches(registry: Registry) -> None:
     settings = composed(registry, ["agent=tdmpc2", "planner=lm", "preset=cpu"])
     assert settings.agent["acting"]["planner"] == "lm" and settings.agent["model"]["mlp_dim"] == 256
-    assert settings.run.batch_size == 256 and not settings.run.prioritized
+    assert settings.run.batch_size == 64 and not settings.run.prioritized
     assert composed(registry, ["agent=tdmpc2", "run.batch_size=64"]).run.batch_size == 64
 
 
