@@ -15,6 +15,7 @@ from difftop.data.scaling import unscaled
 from difftop.options import ConfigError, still_known
 from difftop.poses import executed
 from difftop.run.checkpoint import load_checkpoint
+from difftop.run.weights import load_weights
 from difftop.types import EnvSpec
 
 Values = Any  # an observation: one array, or a mapping of arrays by key, NumPy's or torch's
@@ -48,7 +49,7 @@ def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, he
     world = str(values.get("world_model", "auto"))
     known, _ = still_known(registry.config_class(str(values["name"]), world), values)  # another version may have had more options
     agent = registry.make_agent(known | {"world_model": world}, saved.spec, seed=seed, device=where)
-    agent.load_state_dict(saved.model)
+    load_weights(agent, saved)
     return Policy(agent, saved.spec, saved.config, steps=saved.step, seed=seed, head=head)
 
 

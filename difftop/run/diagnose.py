@@ -20,6 +20,7 @@ from difftop.run.cli import Registry, Settings
 from difftop.run.rollouts import Environments, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import Factories, RunEnd, prepare_torch, with_overrides
+from difftop.run.weights import load_weights
 from difftop.written import write_whole
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def restored(saved: Checkpoint, settings: Settings, factories: Factories, device
     agent = factories.agent(
         options, saved.spec, seed=0, device=device, precision=settings.top.precision, capture=settings.top.capture
     )
-    agent.load_state_dict(saved.model)
+    load_weights(agent, saved)
     return agent
 
 

@@ -38,6 +38,7 @@ from difftop.run.session import (
 )
 from difftop.run.settings import NO_SIMULATOR
 from difftop.run.signals import StopOnSignal
+from difftop.run.weights import load_weights
 from difftop.run.workers import Workers, joined
 from difftop.types import EnvSpec, ObsSpec
 
@@ -120,7 +121,7 @@ def _train_in(
         hooks = _hooks(records, stop, envs, factories, settings) if records else others
         loop = OfflineRun(agent, training, held_out, run, seed=settings.top.seed, hooks=hooks, workers=workers)
         if checkpoint:
-            agent.load_state_dict(checkpoint.model)
+            load_weights(agent, checkpoint)
             agent.load_train_state(checkpoint.train_state["agent"])
             loop.load_state_dict(checkpoint.train_state["run"])
         if records:
@@ -135,7 +136,7 @@ def _train_in(
         if _reported(folder / "evaluation", best.step):
             log.info("reported already: %s", folder / "evaluation")
             return RunEnd(folder)
-        agent.load_state_dict(best.model)
+        load_weights(agent, best)
         report(agent, envs, factories, settings, best.step, folder / "evaluation")
     return RunEnd(folder)
 
@@ -169,7 +170,7 @@ def evaluate_imitation(
     try:
         _check_spec(saved, envs.difftop_spec)
         agent = _agent(settings, factories, saved.spec, device)
-        agent.load_state_dict(saved.model)
+        load_weights(agent, saved)
         folder = evaluation_folder(saved, settings, _ACTS_OTHERWISE)
         report(agent, envs, factories, settings, saved.step, folder, settings.top.head or None)
     finally:

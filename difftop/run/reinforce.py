@@ -33,6 +33,7 @@ from difftop.run.session import (
     with_overrides,
 )
 from difftop.run.signals import StopOnSignal
+from difftop.run.weights import load_weights
 from difftop.types import EnvSpec
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def evaluate_online(
     agent = factories.agent(
         settings.agent, saved.spec, seed=0, device=device, precision=settings.top.precision, capture=settings.top.capture
     )
-    agent.load_state_dict(saved.model)
+    load_weights(agent, saved)
     envs = factories.envs(settings.env, min(settings.run.eval_envs, episodes), settings.run.parallel)
     try:
         found = roll_out(
@@ -163,7 +164,7 @@ def evaluate_online(
 
 
 def _restore(checkpoint: Checkpoint, agent: Any, replay: ReplayBuffer, run: OnlineRun) -> None:
-    agent.load_state_dict(checkpoint.model)
+    load_weights(agent, checkpoint)
     agent.load_train_state(checkpoint.train_state["agent"])
     restore_replay(checkpoint, replay)
     run.load_state_dict(checkpoint.train_state["run"])
