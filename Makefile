@@ -53,7 +53,7 @@ lint: .venv/done
 	$(BIN)/lint-imports
 
 train: .venv/done
-	$(BIN)/python train.py preset=cpu env=dmc/cartpole-swingup run.frames=40000
+	$(BIN)/python train.py preset=cpu env=dmc/cartpole-swingup run.frames=24000
 
 # LeTO on a Meta-World task, from no data at all. Its products are small: on a machine with other work two threads only wait for each other.
 demo-il: .venv/done
