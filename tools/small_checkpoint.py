@@ -32,12 +32,15 @@ def small(run: Path, out: Path) -> int:
     model = {name: value.half() if value.dtype == torch.float32 else value for name, value in saved.model.items()}
     if any(not torch.isfinite(value).all() for value in model.values() if value.is_floating_point()):
         raise CheckpointError(f"{run}: a weight is beyond half precision's range.")
+    config = dict(saved.config)
+    if "top" in config:
+        config["top"] = dict(config["top"]) | {"root": "runs"}  # where it was on one machine is nobody's business
     with tempfile.TemporaryDirectory() as folder:
         path = save_checkpoint(
             folder,
             step=saved.step,
             agent_name=saved.agent_name,
-            config=saved.config,
+            config=config,
             spec=saved.spec,
             model=model,
             train_state={},
