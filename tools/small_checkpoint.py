@@ -35,6 +35,8 @@ def small(run: Path, out: Path) -> int:
     config = dict(saved.config)
     if "top" in config:
         config["top"] = dict(config["top"]) | {"root": "runs"}  # where it was on one machine is nobody's business
+    if "run" in config:
+        config["run"] = dict(config["run"]) | {"video": True}  # it is there to be looked at
     with tempfile.TemporaryDirectory() as folder:
         path = save_checkpoint(
             folder,
