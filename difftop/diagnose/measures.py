@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FIRST_SHARE = 0.4  # of an episode that a time limit ended: of later states too little of the return is seen
+_FIRST_SHARE = 0.4  # of an episode that a time limit ended: of later states too little of the return was seen
 _SATURATED = 0.95
 
 
@@ -70,7 +70,8 @@ class Diagnosis:
 
     Attributes:
         latent_error, reward_r2, value_r2: see the module.
-        value_mean, return_mean: of the states that are compared: V, and the discounted return that followed.
+        value_mean, return_mean: of the states that are compared: V, and the discounted return that followed,
+            with V of the last state where a time limit ended the episode.
         value_correlation: of the two.
         value_error: rms difference of the two.
         ensemble_spread: mean largest difference of members' values; where the error is far larger, the members don't know.
@@ -150,12 +151,16 @@ def _predictions(
 
 
 def _values(view: LatentView, episodes: Sequence[Played], latents: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """V, the discounted return that followed, and the spread of the members, of states whose return was seen."""
+    """V, the discounted return that followed, and the spread of the members, of states most of whose return was seen.
+
+    After a time limit V of the last state takes the place of what wasn't seen, as it does in what V is trained on.
+    """
     values, returns, spreads = [], [], []
     for episode, z in zip(episodes, latents, strict=True):
         total = len(episode.reward)
         known = total if episode.terminated else max(int(_FIRST_SHARE * total), 1)
-        followed = discounted_returns(episode.reward, view.discount)[:known]
+        after = None if episode.terminated else view.value(z[total:])[0]
+        followed = discounted_returns(episode.reward, view.discount, after)[:known]
         members = view.values(z[:known], view.policy(z[:known]))
         values.append(members.amin(dim=0))
         spreads.append(members.amax(dim=0) - members.amin(dim=0))
@@ -163,9 +168,9 @@ def _values(view: LatentView, episodes: Sequence[Played], latents: Sequence[Tens
     return torch.cat(values), torch.cat(returns), torch.cat(spreads)
 
 
-def discounted_returns(reward: Tensor, discount: float) -> Tensor:
-    """G_t = r_t + gamma G_{t+1}, `[T]`."""
-    returns, total = torch.zeros_like(reward), reward.new_zeros(())
+def discounted_returns(reward: Tensor, discount: float, after: Tensor | None = None) -> Tensor:
+    """G_t = r_t + gamma G_{t+1}, `[T]`; G_T is `after`, 0-d, or 0."""
+    returns, total = torch.zeros_like(reward), reward.new_zeros(()) if after is None else after.to(reward.dtype)
     for t in reversed(range(len(reward))):
         total = reward[t] + discount * total
         returns[t] = total

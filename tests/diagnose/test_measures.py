@@ -82,13 +82,16 @@ def test_only_states_whose_return_was_seen_are_compared() -> None:
     short = [Played(e.obs[:11], e.action[:10], e.reward[:10], terminated=True) for e in episodes()]
     by_hand = torch.cat([discounted_returns(e.reward, DISCOUNT) for e in short]).mean()
     assert diagnose(exact_view(), short, steps=2).return_mean == pytest.approx(float(by_hand))
-    truncated = [replace(e, terminated=False) for e in short]
-    by_hand = torch.cat([discounted_returns(e.reward, DISCOUNT)[:4] for e in short]).mean()
-    assert diagnose(exact_view(), truncated, steps=2).return_mean == pytest.approx(float(by_hand))
+    truncated, view = [replace(e, terminated=False) for e in short], exact_view()
+    by_hand = torch.cat(
+        [discounted_returns(e.reward, DISCOUNT)[:4] + DISCOUNT ** torch.arange(10, 6, -1) * view.value(e.obs[10:]) for e in short]
+    ).mean()
+    assert diagnose(view, truncated, steps=2).return_mean == pytest.approx(float(by_hand))
 
 
 def test_discounted_returns_and_r_squared_by_hand() -> None:
     assert discounted_returns(torch.tensor([1.0, 2.0, 4.0]), 0.5).tolist() == [3.0, 4.0, 4.0]
+    assert discounted_returns(torch.tensor([1.0, 2.0, 4.0]), 0.5, torch.tensor(8.0)).tolist() == [4.0, 6.0, 8.0]
     assert r_squared(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == pytest.approx(-1.0)
     assert math.isnan(r_squared(torch.ones(3), torch.ones(3)))
 
