@@ -102,11 +102,28 @@ def filter_sizes(file: Any) -> dict[str, int]:
 
 
 def says_absolute(info: EnvInfo) -> bool:
-    """Whether the controller of a file's environment takes absolute poses."""
-    return any(
-        part.get("input_type") == "absolute" or part.get("control_delta") is False
+    """Whether the controller of a file's environment takes absolute poses of hands; absolute angles of joints are none."""
+    return bool(_absolute_parts(info))
+
+
+def absolute_frame(info: EnvInfo) -> str:
+    """The frame that absolute poses are in as the controllers say: `world`, `base`, or empty where they differ or take none.
+
+    Where a controller doesn't say it, it is the world until robosuite 1.4, and since 1.5, which describes parts of the body, the
+    arm's base.
+    """
+    default = "base" if any("body_parts" in part for part in _mappings(info.kwargs.get("controller_configs"))) else "world"
+    frames = {str(part.get("input_ref_frame", default)) for part in _absolute_parts(info)}
+    return frames.pop() if len(frames) == 1 else ""
+
+
+def _absolute_parts(info: EnvInfo) -> list[Mapping[str, Any]]:
+    return [
+        part
         for part in _mappings(info.kwargs.get("controller_configs"))
-    )
+        if (part.get("input_type") == "absolute" or part.get("control_delta") is False)
+        and not str(part.get("type", "")).startswith("JOINT")
+    ]
 
 
 def text(value: Any) -> str:
