@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo
-from difftop.data.robosuite import absolute_frame
+from difftop.data.robosuite import HAND as HAND
+from difftop.data.robosuite import NEAR_M, absolute_frame
 from difftop.data.robosuite import says_absolute as says_absolute
 from difftop.data.scaling import scaled
 from difftop.poses import EXECUTED, LEARNED, PoseRange, learned
 
-HAND = "robot0_eef_pos"  # the first arm's hand in the world, m
 CHOICES = ("auto", "true", "false")
-_NEAR_M = 0.2  # a goal is ahead of the hand by 5 cm an axis at most, and an arm's base is farther away from where it works
 
 
 def holds_poses(info: EnvInfo, action_key: str, choice: str) -> bool:
@@ -95,4 +94,4 @@ def _frame(part: Demonstrations) -> str:
     if HAND not in part.low_dim:
         return "world"
     distance = (part.actions[:, :3] - part.low_dim[HAND]).norm(dim=1).median()
-    return "world" if float(distance) < _NEAR_M else "base"
+    return "world" if float(distance) < NEAR_M else "base"

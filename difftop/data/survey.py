@@ -44,6 +44,7 @@ class Survey:
         notes: sentences on what is peculiar.
         rate_hz: of control, 0 where it isn't known.
         raw: it has to be converted before anything trains on it.
+        options: that a run needs beside the data set's path.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     rate_hz: float = 0.0
     raw: bool = False
+    options: tuple[str, ...] = ()
 
 
 class Surveyor:

@@ -127,7 +127,7 @@ def _command(survey: Survey, env: str, installed: str) -> str:
         return f"difftop mode=convert dataset={path} out={survey.path.with_name(survey.path.stem + '-obs.hdf5')}"
     vectors = [key for key, column in survey.columns.items() if column.kind == "vector"]
     obs = "" if vectors else " obs=image"
-    bad = " dataset.bad=skip" if survey.faults else ""
+    bad = "".join(f" {option}" for option in survey.options) + " dataset.bad=skip" * bool(survey.faults)
     off = " run.select_episodes=0 run.eval_episodes=0" if not installed and not env.startswith("data/") else ""
     return f"difftop agent=leto env={env} dataset={path}{obs}{bad}{off}"
 

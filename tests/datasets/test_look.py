@@ -120,4 +120,15 @@ def test_absolute_poses_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_poses(tmp_path / "own.hdf5", controller={"control_delta": False}, key="actions")
     found = looked(tmp_path / "own.hdf5", capsys)
     assert not found["faults"] and any("as the file's controller says" in note for note in found["notes"])
-    assert found["used"] + found["held_out"] == 2
+    assert found["used"] + found["held_out"] == 2 and "dataset.poses" not in found["command"]
+
+
+def test_poses_that_nothing_but_the_hand_tells_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the files of Diffusion Policy's conversion; the command that is named trains on them."""
+    path = tmp_path / "image_abs.hdf5"
+    write_poses(path, key="actions")
+    found = looked(path, capsys)
+    assert not found["faults"] and any("by where the hand was" in note for note in found["notes"])
+    assert f"dataset={path} dataset.poses=true" in found["command"]
+    write_poses(tmp_path / "base.hdf5", key="actions", frame="base")  # may be anything
+    assert "dataset.bad=skip" in looked(tmp_path / "base.hdf5", capsys)["command"]

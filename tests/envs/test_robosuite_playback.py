@@ -218,6 +218,13 @@ def test_bad_files_are_named(tmp_path, lifted):
     broken("no demonstrations", lambda file, demo: file["data"].move("demo_1", "episode"))
 
 
+def test_absolute_poses_are_not_played_back(tmp_path, lifted):
+    poses = {**lifted, "actions": np.tile([0.1, 0.0, 0.9, np.pi, 0.0, 0.0, 1.0], (45, 1))}
+    raw = write_raw(tmp_path / "demo.hdf5", "Lift", [poses])
+    with pytest.raises(DemonstrationError, match=r"100% of the steps leave \[-1, 1\] by far, as absolute poses do"):
+        convert_raw(raw, tmp_path / "out.hdf5")
+
+
 def test_points_are_those_of_the_environment_at_that_state(tmp_path, lifted):
     raw, out = write_raw(tmp_path / "demo.hdf5", "Lift", [lifted]), tmp_path / "out.hdf5"
     assert main(["mode=convert", f"dataset={raw}", f"out={out}", "obs=pointcloud", "image_size=64"]) == 0
