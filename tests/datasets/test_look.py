@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,11 @@ def test_poses_that_nothing_but_the_hand_tells_of(tmp_path: Path, capsys: pytest
     assert f"dataset={path} dataset.poses=true" in found["command"]
     write_poses(tmp_path / "base.hdf5", key="actions", frame="base")  # may be anything
     assert "dataset.bad=skip" in looked(tmp_path / "base.hdf5", capsys)["command"]
+
+
+def test_a_look_imports_no_network(tmp_path: Path) -> None:
+    """torch would be half of the time that it takes."""
+    write_file(tmp_path / "people.hdf5")
+    words = ["mode=data", f"dataset={tmp_path / 'people.hdf5'}", f"picture={tmp_path / 'p.png'}"]
+    code = f"import sys; from difftop.command import main; assert main({words!r}) == 0; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[2])
