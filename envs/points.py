@@ -6,6 +6,8 @@ import numpy as np
 
 from envs.suites import Array
 
+POINTS = 1024  # in an observation
+
 
 def farthest_points(points: Array, count: int) -> Array:
     """Chooses points that cover a cloud evenly: each next one is the farthest from those chosen so far, the first is the first.

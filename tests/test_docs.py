@@ -10,7 +10,8 @@ import pytest
 
 from agents.registry import AGENTS, make_agent, names
 from difftop.command import make_registry
-from difftop.compare.config import compare_config, parsed, status_config
+from difftop.compare.config import compare_config, status_config
+from difftop.key_values import parsed
 from difftop.run.cli import composed
 from tests.conftest import SMALL, STATE, random_batch
 

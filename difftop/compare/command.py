@@ -6,8 +6,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from difftop.compare.config import compare_config, parsed, status_config
+from difftop.compare.config import compare_config, status_config
 from difftop.compare.sweep import sweep_status, sweep_table
+from difftop.key_values import parsed
 
 log = logging.getLogger(__name__)
 

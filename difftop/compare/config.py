@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
-
-from difftop.options import ConfigError, build, option
+from difftop.options import build, option
 
 _LISTS = ("runs", "references", "tasks", "methods", "frames", "returns", "agents", "seeds")
 _COUNTS = {"frames", "seeds"}
@@ -58,22 +54,6 @@ def compare_config(values: Mapping[str, Any]) -> CompareConfig:
 def status_config(values: Mapping[str, Any]) -> StatusConfig:
     """`StatusConfig` of plain values, where a single value may stand for a list of one; raises `ConfigError`."""
     return build(StatusConfig, _listed(values))
-
-
-def parsed(arguments: Sequence[str]) -> dict[str, Any]:
-    """Values of `KEY=VALUE` words (`runs=[a,b]`, `frames=1e5`), without `mode`; raises `ConfigError` for another form."""
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        try:
-            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index,call-overload]
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise ConfigError(f"{argument}: can't be read; write KEY=VALUE or KEY=[VALUE,VALUE].") from error
-        if not equals or not key:
-            raise ConfigError(f"{argument}: write KEY=VALUE or KEY=[VALUE,VALUE].")
-        if key != "mode":
-            values[key] = value
-    return values
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:

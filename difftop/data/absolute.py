@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo
+from difftop.data.robosuite import HAND as HAND
+from difftop.data.robosuite import NEAR_M, absolute_frame
 from difftop.data.robosuite import says_absolute as says_absolute
 from difftop.data.scaling import scaled
 from difftop.poses import EXECUTED, LEARNED, PoseRange, learned
 
-HAND = "robot0_eef_pos"  # the first arm's hand in the world, m
 CHOICES = ("auto", "true", "false")
-_NEAR_M = 0.2  # a goal is ahead of the hand by 5 cm an axis at most, and an arm's base is farther away from where it works
 
 
 def holds_poses(info: EnvInfo, action_key: str, choice: str) -> bool:
@@ -39,13 +39,20 @@ def range_of_poses(parts: Sequence[Demonstrations]) -> PoseRange:
     Args:
         parts: with executed poses as actions, and with `HAND` where it is known.
     Raises:
-        DemonstrationError: actions are none of 7 numbers an arm, or not all in one frame.
+        DemonstrationError: actions are none of 7 numbers an arm, not all in one frame, or of a robot with two arms.
     """
     for part in parts:
         if part.actions.shape[1] % EXECUTED:
             raise DemonstrationError(
                 f"{part.path}: actions have {part.actions.shape[1]} entries; absolute poses must have {EXECUTED} an arm: "
                 "position in m, axis-angle in rad, gripper."
+            )
+        arms, robots = part.actions.shape[1] // EXECUTED, part.env.kwargs.get("robots", ())
+        count = 1 if isinstance(robots, str) else len(robots)
+        if count and count != arms:
+            raise DemonstrationError(
+                f"{part.path}: actions are of {arms} arms and there is {count} robot; absolute poses of robots with several "
+                "arms, whose grippers come after all arms, are not offered."
             )
     frames = {frame: part for part, frame in ((part, _frame(part)) for part in parts) if frame}
     if len(frames) > 1:
@@ -62,6 +69,16 @@ def as_learned(made: Demonstrations, ranged: PoseRange) -> Demonstrations:
     return replace(made, actions=scaled(six, low, high), action_low=low, action_high=high)
 
 
+def largest_gripper(parts: Sequence[Demonstrations]) -> float:
+    """The largest size of a gripper's command in executed poses; beyond 1 `as_learned` clips it."""
+    return max(float(part.actions.view(len(part.actions), -1, EXECUTED)[..., EXECUTED - 1].abs().max()) for part in parts)
+
+
+def frame_is_told(part: Demonstrations) -> bool:
+    """Whether the controller or where the hand was tells which frame poses are in; else the world is a guess."""
+    return says_absolute(part.env) or HAND in part.low_dim
+
+
 def _ends(part: Demonstrations, end: str) -> Any:
     """The least or the largest of each entry of the learned poses; of all but positions -1 and 1."""
     arms = part.actions.numpy().reshape(len(part.actions), -1, EXECUTED)
@@ -73,8 +90,8 @@ def _ends(part: Demonstrations, end: str) -> Any:
 def _frame(part: Demonstrations) -> str:
     """Where poses are seen from: as the file's controller where that takes poses, else by where the hand was, else world."""
     if says_absolute(part.env):
-        return ""
+        return absolute_frame(part.env)
     if HAND not in part.low_dim:
         return "world"
     distance = (part.actions[:, :3] - part.low_dim[HAND]).norm(dim=1).median()
-    return "world" if float(distance) < _NEAR_M else "base"
+    return "world" if float(distance) < NEAR_M else "base"

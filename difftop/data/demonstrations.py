@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from difftop.data.faults import MISSING, Columns, Faults, FaultyEpisodeError, beyond, checked, numbers
 from difftop.data.faults import Array as Array
 from difftop.data.faults import DemonstrationError as DemonstrationError
 from difftop.data.windows import Images, Windows
+from difftop.later import later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = later("torch")
 
 
 @dataclass(frozen=True)

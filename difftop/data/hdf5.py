@@ -12,16 +12,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, joined, missing_key, other_shape
 from difftop.data.faults import CUT_OFF, MISSING, Columns, Faults, FaultyEpisodeError, checked
 from difftop.data.seal import check_seal, seal
+from difftop.later import later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = later("torch")
 
 _BLOCK_ROWS = 16  # images are read in blocks of this many steps: a window of 12 touches one or two
 

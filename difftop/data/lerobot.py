@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ _KEYS = {"env_args", "filters", "keys", "sha256"}
 ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
 _SHOWN = "observation."
 _IMAGES = "observation.images."
+_BATCH_ROWS = 2**16
 
 
 class LeRobotReader:
@@ -69,7 +71,7 @@ class LeRobotReader:
         self.filters: Mapping[str, list[int]] = ours.get("filters", {})
         self.tasks = self._tasks()
         self._read: tuple[Path, dict[str, Array]] | None = None  # the file that was read last
-        self._rows_of: dict[int, Array] = {}  # by episode, in that file
+        self._rows_of: dict[int, Array | slice] = {}  # by episode, in that file
 
     def _episodes(self) -> dict[str, list[Any]]:
         """Rows of meta/episodes, in order, without statistics."""
@@ -94,10 +96,37 @@ class LeRobotReader:
 
     def _table(self, path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Any:
         """The columns of a file whose names are `wanted`, checked by all the checksums there are."""
+        with self._opened(path) as file:
+            return file.read([name for name in file.schema_arrow.names if wanted(name)])
+
+    def _columns(self, path: Path, names: set[str], old: Mapping[str, Array]) -> dict[str, Array]:
+        """Columns `[R, ...]` of a file by name.
+
+        Memory is what takes the time, so they are read in batches (a whole table at once takes six times what its rows do), into
+        the columns of another file, `old`, where these are large enough and none of the actions, which surveys keep.
+        """
+        found: dict[str, Array] = {}
+        with self._opened(path) as file:
+            rows, at = file.metadata.num_rows, 0
+            kept = [name for name in file.schema_arrow.names if name in names]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=kept):
+                for name in kept:
+                    values = _array(batch[name], self.features.get(name, {}))
+                    stored = found[name] if name in found else _room(rows, values, old.get(name) if name != ACTION else None)
+                    if stored.dtype != values.dtype:  # where numbers are missing, integers come as floats
+                        stored = stored.astype(np.result_type(stored, values))
+                    stored[at : at + len(values)] = values
+                    found[name] = stored
+                at += batch.num_rows
+            return found or {name: np.zeros(0) for name in kept}
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        """A Parquet file; raises `DemonstrationError` where it is damaged, when opened or while it is read."""
         self._check(path)
         try:
             with self._parquet.ParquetFile(path, page_checksum_verification=True) as file:
-                return file.read([name for name in file.schema_arrow.names if wanted(name)])
+                yield file
         except (OSError, ValueError, KeyError, MemoryError, OverflowError, self._arrow.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise DemonstrationError(f"{path}: not a whole Parquet file ({reason}); a download may be incomplete.") from error
@@ -114,15 +143,18 @@ class LeRobotReader:
 
     def vectors(self, number: int, keys: Sequence[str]) -> dict[str, Array]:
         """Features of one episode by name `[T, ...]`, each of the type that is stored."""
+        return {key: np.array(rows) for key, rows in self.views(number, keys).items()}
+
+    def views(self, number: int, keys: Sequence[str]) -> dict[str, Array]:
+        """`vectors` without a copy: of a whole file's columns, which the next file's take the place of, but for the actions'."""
         file = self.path / str(self.info["data_path"]).format(
             chunk_index=self.table["data/chunk_index"][number], file_index=self.table["data/file_index"][number]
         )
         if self._read is None or self._read[0] != file or not set(keys) <= self._read[1].keys():
-            table = self._table(file, {"episode_index", *keys}.__contains__)
-            self._read = (file, {name: _array(table[name], self.features.get(name, {})) for name in table.column_names})
+            self._read = (file, self._columns(file, {"episode_index", *keys}, self._read[1] if self._read else {}))
             self._rows_of = _rows_by_episode(self._read[1]["episode_index"])
         rows = self._read[1]
-        mine = self._rows_of.get(int(self.table["episode_index"][number]), np.zeros(0, np.int64))
+        mine = self._rows_of.get(int(self.table["episode_index"][number]), slice(0))
         return {key: rows[key][mine] for key in keys}
 
     def stored(self, key: str) -> Stored:
@@ -163,25 +195,35 @@ class LeRobotReader:
             yield RawEpisode(self.name(number), rows[ACTION], obs, rewards=rewards, success=success, task=task)
 
 
-def _rows_by_episode(episode: Array) -> dict[int, Array]:
-    """Which rows of a file are of which episode, in their order; to look for them episode by episode is E times as much work."""
+def _room(rows: int, like: Array, old: Array | None) -> Array:
+    """Space for `rows` rows of the kind of `like`, in `old` if it fits."""
+    if old is not None and len(old) >= rows and (old.dtype, old.shape[1:]) == (like.dtype, like.shape[1:]):
+        return old[:rows]
+    return np.empty((rows, *like.shape[1:]), like.dtype)
+
+
+def _rows_by_episode(episode: Array) -> dict[int, Array | slice]:
+    """Which rows of a file are of which episode, in their order; to look for them episode by episode is E times as much work.
+
+    Where an episode's rows are one after another, as in every data set that LeRobot wrote, a slice copies nothing.
+    """
     flat = episode.reshape(-1)
     if not flat.size:
         return {}
     order = np.argsort(flat, kind="stable")
     numbers, first = np.unique(flat[order], return_index=True)
-    return dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
+    rows = dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
+    return {k: slice(int(r[0]), int(r[-1]) + 1) if int(r[-1]) - int(r[0]) == len(r) - 1 else r for k, r in rows.items()}
 
 
 def _array(column: Any, feature: Mapping[str, Any]) -> Array:
-    """A column of a table `[R, *shape]`; one number per row is `[R, 1]`."""
-    rows, chunks = len(column), column.combine_chunks()
-    nested = chunks
+    """A column of a batch `[R, *shape]`; one number per row is `[R, 1]`."""
+    rows, nested = len(column), column
     while hasattr(nested, "flatten") and str(nested.type).startswith(("list", "fixed_size_list", "large_list")):
         nested = nested.flatten()
     values: Array = nested.to_numpy(zero_copy_only=False)
     shape = tuple(feature.get("shape", ())) or (1,)
-    if nested is chunks:
+    if nested is column:
         return values.reshape(rows, 1) if feature.get("shape") else values
     return values.reshape(rows, *shape) if values.size == rows * int(np.prod(shape)) else values.reshape(rows, -1)
 
@@ -293,7 +335,7 @@ def survey(path: Path) -> Survey:
     vectors = [key for key in reader.keys if not reader.is_image(key)]
     more = [name for name in (REWARD, SUCCESS) if name in reader.features]
     for number in range(reader.count):
-        rows = reader.vectors(number, [ACTION, *(reader.keys[key] for key in vectors), *more])
+        rows = reader.views(number, [ACTION, *(reader.keys[key] for key in vectors), *more])
         success = bool(rows[SUCCESS].any()) if SUCCESS in rows else None
         shown = {key: rows[reader.keys[key]] for key in vectors}
         earned = rows.get(REWARD)

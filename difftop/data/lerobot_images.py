@@ -8,15 +8,20 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.extras import optional
 from difftop.data.faults import Array
+from difftop.later import later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = later("torch")
 
 _BLOCK_ROWS = 16  # frames are decoded in blocks of this many
 

@@ -27,7 +27,7 @@ import numpy as np
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
 from difftop.data.faults import BEYOND, TOTAL, Faults
 from difftop.data.hdf5 import Source, is_hdf5, looked_into, new_hdf5, open_hdf5, read_demonstrations
-from difftop.data.robosuite import filter_sizes, says_absolute
+from difftop.data.robosuite import filter_sizes, looks_absolute, says_absolute
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
 
@@ -274,14 +274,13 @@ def survey(path: Path) -> Survey:
             solved = bool(np.any(rewards[()] > 0)) if rewarded and rewards is not None and len(rewards) else None
             add_source(surveyor, file, _source(path, data[name], "actions"), rewards=f"data/{name}/rewards", success=solved)
         filters, more = filter_sizes(file), _more(data, names)
-    poses = says_absolute(env)
-    if poses:
-        more = (
-            *more,
-            "actions are absolute poses, as the file's controller says: they are learned with rotations of six numbers",
-        )
-    found = surveyor.survey(path, "robomimic", env, filters=filters, notes=(*faults.lines(), *more))
-    return replace(found, faults={kind: who for kind, who in found.faults.items() if not (poses and kind == BEYOND)})
+        said, alike = says_absolute(env), bool(names) and BEYOND in surveyor.faults and looks_absolute(data[names[0]])
+    if said or alike:
+        who = "as the file's controller says" if said else "by where the hand was, which the file's controller doesn't say"
+        more = (*more, f"actions are absolute poses, {who}: they are learned with rotations of six numbers")
+    options = ("dataset.poses=true",) if alike and not said else ()
+    found = surveyor.survey(path, "robomimic", env, filters=filters, notes=(*faults.lines(), *more), options=options)
+    return replace(found, faults={kind: n for kind, n in found.faults.items() if not ((said or alike) and kind == BEYOND)})
 
 
 def _more(data: Any, names: Sequence[str]) -> tuple[str, ...]:

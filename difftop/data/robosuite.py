@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.hdf5 import Source, is_hdf5, looked_into, open_hdf5
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
+
+HAND = "robot0_eef_pos"  # the first arm's hand in the world, m
+NEAR_M = 0.2  # a goal is ahead of the hand by 5 cm an axis at most, and an arm's base is farther away from where it works
 
 
 def matches(path: Path) -> bool:
@@ -102,11 +106,41 @@ def filter_sizes(file: Any) -> dict[str, int]:
 
 
 def says_absolute(info: EnvInfo) -> bool:
-    """Whether the controller of a file's environment takes absolute poses."""
-    return any(
-        part.get("input_type") == "absolute" or part.get("control_delta") is False
+    """Whether the controller of a file's environment takes absolute poses of hands; absolute angles of joints are none."""
+    return bool(_absolute_parts(info))
+
+
+def absolute_frame(info: EnvInfo) -> str:
+    """The frame that absolute poses are in as the controllers say: `world`, `base`, or empty where they differ or take none.
+
+    Where a controller doesn't say it, it is the world until robosuite 1.4, and since 1.5, which describes parts of the body, the
+    arm's base.
+    """
+    default = "base" if any("body_parts" in part for part in _mappings(info.kwargs.get("controller_configs"))) else "world"
+    frames = {str(part.get("input_ref_frame", default)) for part in _absolute_parts(info)}
+    return frames.pop() if len(frames) == 1 else ""
+
+
+def looks_absolute(group: Any) -> bool:
+    """Whether a demonstration's actions are poses in the world, though nothing says so: the first arm's are where its hand was.
+
+    Files of Diffusion Policy's conversion are so. Displacements are near 0, and no hand is near the world's origin.
+    """
+    actions, hand = (group.get(key) for key in ("actions", f"obs/{HAND}"))
+    if any(not isinstance(x, h5py.Dataset) or x.ndim != 2 for x in (actions, hand)) or len(actions) != len(hand):
+        return False
+    if not len(actions) or actions.shape[1] % 7 or hand.shape[1] != 3:
+        return False
+    return bool(np.median(np.linalg.norm(actions[:, :3] - hand[()], axis=1)) < NEAR_M)
+
+
+def _absolute_parts(info: EnvInfo) -> list[Mapping[str, Any]]:
+    return [
+        part
         for part in _mappings(info.kwargs.get("controller_configs"))
-    )
+        if (part.get("input_type") == "absolute" or part.get("control_delta") is False)
+        and not str(part.get("type", "")).startswith("JOINT")
+    ]
 
 
 def text(value: Any) -> str:

@@ -11,13 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, joined
 from difftop.data.faults import Columns, Faults, checked
+from difftop.later import later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = later("torch")
 
 _TOLERANCE = 1e-6
 

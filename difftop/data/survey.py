@@ -35,7 +35,7 @@ class Survey:
         path, format: of it.
         env: what it was recorded in.
         names, lengths: of its E episodes, in steps.
-        actions: of all episodes, end to end `[R, A]`; where they are damaged, what can be read of them.
+        actions: of each episode `[T, A]`, float32; where they are damaged, what can be read of them.
         columns: observations by key.
         rewards: sum of each episode's rewards `[E]`, NaN where none are recorded; None where they are nowhere.
         successes: 1, 0, or -1 where the data set doesn't say `[E]`.
@@ -44,6 +44,7 @@ class Survey:
         notes: sentences on what is peculiar.
         rate_hz: of control, 0 where it isn't known.
         raw: it has to be converted before anything trains on it.
+        options: that a run needs beside the data set's path.
     """
 
     path: Path
@@ -51,7 +52,7 @@ class Survey:
     env: EnvInfo
     names: tuple[str, ...]
     lengths: Array
-    actions: Array
+    actions: Sequence[Array]
     columns: Mapping[str, Column]
     rewards: Array | None = None
     successes: Array | None = None
@@ -60,6 +61,7 @@ class Survey:
     notes: tuple[str, ...] = ()
     rate_hz: float = 0.0
     raw: bool = False
+    options: tuple[str, ...] = ()
 
 
 class Surveyor:
@@ -107,17 +109,17 @@ class Surveyor:
         if usable and (not self.actions or rows.shape[1] == self.actions[0].shape[1]):
             self.actions.append(rows)
         found = [MISSING] if not usable else []
-        finite = bool(np.isfinite(rows).all())
+        finite = all_finite(rows)
         for key, values in vectors.items():
             self._column(key, tuple(values.shape[1:]), values.dtype, "points" if values.ndim == 3 else "vector")
             found += [CUT_OFF] if len(values) != len(rows) + extra_rows else []
-            finite &= values.dtype.kind not in "f" or bool(np.isfinite(values).all())
+            finite &= values.dtype.kind not in "f" or all_finite(values)
         for key, (shape, dtype) in images.items():
             self._column(key, tuple(shape[1:]), dtype, kind)
             found += [CUT_OFF] if shape[0] != len(rows) + extra_rows else []
         found += [CUT_OFF] if length is not None and length != len(rows) else []
         found += [] if finite else [NAN]
-        found += [BEYOND] if rows.size and np.nanmax(np.abs(rows)) > _LIMIT else []
+        found += [BEYOND] if rows.size and max(np.nanmax(rows), -np.nanmin(rows)) > _LIMIT else []
         for fault in dict.fromkeys(found):
             self.faults.setdefault(fault, []).append(name)
         self._rewards.append(float(np.sum(rewards)) if rewards is not None and len(rewards) else np.nan)
@@ -145,7 +147,7 @@ class Surveyor:
             env=env,
             names=tuple(self.names),
             lengths=np.array(self.lengths, np.int64),
-            actions=np.concatenate(self.actions) if self.actions else np.zeros((0, 0), np.float32),
+            actions=tuple(self.actions),
             columns=self.columns,
             rewards=None if np.isnan(rewards).all() else rewards,
             successes=None if (successes < 0).all() else successes,
@@ -153,6 +155,12 @@ class Surveyor:
             rate_hz=more.pop("rate_hz", 0.0) or float(env.kwargs.get("control_freq") or 0.0),
             **more,
         )
+
+
+def all_finite(values: Array) -> bool:
+    """Whether no entry is NaN or infinite. A sum over all of them tells, unless it overflows, in a pass that writes nothing."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def survey_of(format: str, made: Demonstrations) -> Survey:

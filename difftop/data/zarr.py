@@ -14,10 +14,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.exchange import RawEpisode
@@ -26,6 +25,13 @@ from difftop.data.hdf5 import pixels
 from difftop.data.scaling import gathered
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.zarr_arrays import Store, ZarrArray
+from difftop.later import later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = later("torch")
 
 _ACTION = "action"
 

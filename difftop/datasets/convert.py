@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difftop.compare.config import parsed
 from difftop.data import lerobot, zarr
 from difftop.data.demonstrations import DemonstrationError, EnvInfo
 from difftop.data.exchange import Reader
@@ -19,6 +18,7 @@ from difftop.data.files import FORMATS, format_of
 from difftop.data.lerobot_write import LeRobotWriter
 from difftop.data.parts import ManiSkillParts, RobomimicParts
 from difftop.data.read_hdf5 import ManiSkillReader, RobomimicReader
+from difftop.key_values import parsed
 from difftop.options import ConfigError, build, option
 from difftop.written import write_whole
 
@@ -44,10 +44,14 @@ class ConvertConfig:
     playback: bool = option(False, "RoboMimic: make the observations anew from the recorded states, in the installed robosuite")
     video: bool = option(False, "LeRobot: images as mp4, which changes them a little; false: PNG, which doesn't")
     obs: str = option(
-        "low_dim", "raw robosuite: what is observed; image: cameras beside the arms' vectors", choices=("low_dim", "image")
+        "low_dim",
+        "raw robosuite: what is observed; image: cameras beside the arms' vectors; pointcloud: 1024 points of what can move",
+        choices=("low_dim", "image", "pointcloud"),
     )
     cameras: list[str] = option([], "raw robosuite: cameras; empty for the task's usual ones")
-    image_size: int = option(84, "raw robosuite: height and width of images, pixels", low=16, high=480)
+    image_size: int = option(
+        84, "raw robosuite: height and width of images, and of the depths that points come from, pixels", low=16, high=480
+    )
     render_quality: str = option("published", "raw robosuite: of images; fast is 3 times faster", choices=("published", "fast"))
 
 

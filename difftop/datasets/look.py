@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from difftop.compare.config import parsed
 from difftop.data.demonstrations import EnvInfo
 from difftop.data.files import survey
 from difftop.datasets.summary import Summary, summarize
 from difftop.datasets.table import draw, text
+from difftop.key_values import parsed
 from difftop.options import ConfigError, build, option
 
 log = logging.getLogger(__name__)

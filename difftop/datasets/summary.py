@@ -8,37 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from difftop.data.faults import Array
 from difftop.data.survey import Survey
+from difftop.datasets.entries import ActionSummary, summarize_actions
 
-BINS = 20  # of a histogram of actions
-_IDLE = 0.02  # of an action's range: below it nothing moves
-_AT_LIMIT = 0.999
-_FEW = 3  # values that a gripper's command takes
-_FIRST = 1000  # steps that tell of most entries that they take many
 _HELD_OUT = 0.1  # run.valid_fraction's default
-
-
-@dataclass(frozen=True)
-class ActionSummary:
-    """One entry of the actions.
-
-    Attributes:
-        low, high, mean, std: over all steps.
-        at_limit, beyond: shares of the steps at -1 or 1, and outside of [-1, 1].
-        kind: `gripper` where it takes a few values only, `constant`, else `motion`.
-        edges, counts: histogram, `BINS` bins.
-    """
-
-    low: float
-    high: float
-    mean: float
-    std: float
-    at_limit: float
-    beyond: float
-    kind: str
-    edges: Sequence[float]
-    counts: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -107,45 +80,11 @@ def summarize(survey: Survey, env: str, installed: str) -> Summary:
         env: our name of its environment; `data/NAME` where there is no simulator.
         installed: version of that simulator here, empty where it isn't installed.
     """
-    rows = survey.actions[np.isfinite(survey.actions).all(1)]
-    actions = [_entry(rows[:, i]) for i in range(rows.shape[1])] if len(rows) else []
+    actions, idle = summarize_actions(survey.actions)
     whole = _whole(survey)
     held = min(round(_HELD_OUT * whole), max(whole - 1, 0))
-    idle = _idle(rows, actions)
     warnings = list(_warnings(survey, actions, idle, env, installed))
     return Summary(survey, actions, idle, whole - held, held, _command(survey, env, installed), tuple(warnings))
-
-
-def _entry(values: Array) -> ActionSummary:
-    counts, edges = np.histogram(values, BINS)
-    size = np.abs(values)
-    few = len(np.unique(np.round(values[:_FIRST], 3)))
-    if few <= _FEW:  # more values can only be more
-        few = len(np.unique(np.round(values, 3)))
-    switched = few <= _FEW and size.min() > 0.5 * size.max()  # open or closed, never in between
-    return ActionSummary(
-        low=float(values.min()),
-        high=float(values.max()),
-        mean=float(values.mean()),
-        std=float(values.std()),
-        at_limit=float(((size >= _AT_LIMIT) & (size <= 1 + 1e-6)).mean()),
-        beyond=float((size > 1 + 1e-6).mean()),
-        kind="constant" if few == 1 else "gripper" if switched else "motion",
-        edges=[float(edge) for edge in edges],
-        counts=[int(count) for count in counts],
-    )
-
-
-def _idle(rows: Array, actions: Sequence[ActionSummary]) -> float:
-    """Share of the steps without motion: small displacements, or, where actions leave [-1, 1], hardly another target."""
-    moving = [i for i, action in enumerate(actions) if action.kind == "motion"]
-    if not moving or len(rows) < 2:
-        return float("nan")
-    values = rows[:, moving]
-    if any(actions[i].beyond for i in moving):
-        span = np.maximum(values.max(0) - values.min(0), 1e-9)
-        return float((np.abs(np.diff(values, axis=0)) < _IDLE / 10 * span).all(1).mean())
-    return float((np.abs(values) < _IDLE).all(1).mean())
 
 
 def _whole(survey: Survey) -> int:
@@ -188,7 +127,7 @@ def _command(survey: Survey, env: str, installed: str) -> str:
         return f"difftop mode=convert dataset={path} out={survey.path.with_name(survey.path.stem + '-obs.hdf5')}"
     vectors = [key for key, column in survey.columns.items() if column.kind == "vector"]
     obs = "" if vectors else " obs=image"
-    bad = " dataset.bad=skip" if survey.faults else ""
+    bad = "".join(f" {option}" for option in survey.options) + " dataset.bad=skip" * bool(survey.faults)
     off = " run.select_episodes=0 run.eval_episodes=0" if not installed and not env.startswith("data/") else ""
     return f"difftop agent=leto env={env} dataset={path}{obs}{bad}{off}"
 

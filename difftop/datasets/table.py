@@ -88,14 +88,20 @@ def draw(summary: Summary, path: Path) -> None:
     survey, count = summary.survey, len(summary.actions) + 1
     columns = min(count, 4)
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows), layout="constrained")
+    width, height = 3.2 * columns, 2.4 * rows
+    figure = Figure(figsize=(width, height))
+    # Fixed margins, in inches: a layout that is looked for draws everything three times.
+    sides = {"left": 0.6 / width, "right": 1 - 0.15 / width, "bottom": 0.35 / height, "top": 1 - 0.75 / height}
+    figure.subplots_adjust(**sides, wspace=0.25, hspace=0.4)
     canvas: Any = FigureCanvasAgg(figure)
     axes = np.atleast_1d(figure.subplots(rows, columns)).flatten()
     axes[0].hist(survey.lengths, 20, color="tab:gray")
+    axes[0].ticklabel_format(useOffset=False)
     axes[0].set_title("length of an episode, steps", fontsize=9)
     for i, action in enumerate(summary.actions):
         axis, edges = axes[i + 1], np.array(action.edges)
-        axis.bar(edges[:-1], action.counts, np.diff(edges), align="edge", color="tab:blue")
+        axis.stairs(action.counts, edges, fill=True, color="tab:blue")
+        axis.locator_params(axis="x", nbins=5)
         for limit in (-1, 1):
             axis.axvline(limit, color="tab:red", linewidth=0.8, linestyle="--")
         axis.set_title(f"action {i} ({action.kind})", fontsize=9)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from difftop.data.absolute import HAND, as_learned, holds_poses, range_of_poses
+from difftop.data.absolute import HAND, as_learned, frame_is_told, holds_poses, largest_gripper, range_of_poses
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo
 from difftop.data.files import open_demonstrations
 from difftop.data.several import together
@@ -75,6 +75,10 @@ def poses_of(paths: Sequence[Path], infos: Sequence[EnvInfo], settings: Settings
     except DemonstrationError:  # not everybody keeps it
         parts = _parts(paths, settings, [], boxed=False)
     ranged = range_of_poses(parts)
+    _check_grippers(parts, settings)
+    for part in parts:
+        if not frame_is_told(part):
+            log.warning("%s: without %s nothing tells where its poses are seen from; taken as the world", part.path, HAND)
     log.info(
         "%s: actions are absolute poses of %d arm%s%s; rotations are learned as six numbers",
         dataset.named,
@@ -83,6 +87,18 @@ def poses_of(paths: Sequence[Path], infos: Sequence[EnvInfo], settings: Settings
         f", seen from the {ranged.frame}" if ranged.frame else "",
     )
     return ranged.text()
+
+
+def _check_grippers(parts: Sequence[Demonstrations], settings: Settings) -> None:
+    """Of a pose the gripper alone has limits; beyond them it is clipped, unless `dataset.bad` stops."""
+    worst, dataset = largest_gripper(parts), settings.top.dataset
+    if worst <= 1 + 1e-6:
+        return
+    if dataset.bad == "stop":
+        raise DemonstrationError(
+            f"{dataset.named}: a gripper's action is {worst:g} in size; it must be in [-1, 1]; dataset.bad=clip clips it."
+        )
+    log.warning("%s: grippers' actions of up to %g are clipped to [-1, 1]", dataset.named, worst)
 
 
 def _parts(paths: Sequence[Path], settings: Settings, keys: list[str] | None, *, boxed: bool) -> list[Demonstrations]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from envs.points import POINTS as POINTS
 from envs.points import farthest_points
 from envs.suites import Array
 
-POINTS = 1024
 _FLOOR_M = 0.005  # points below are table or ground
 _REACH_M = 1.0  # points farther from the world's origin to any side are background
 

@@ -76,7 +76,7 @@ def env_kwargs(task: str, config: EnvConfig) -> dict[str, Any]:
     controllers = arguments.get("controller_configs") or _OSC
     each = controllers if isinstance(controllers, list) else [controllers] * count
     arguments["controller_configs"] = [composite_controller(c, named, poses) for c in each]
-    if config.obs == "image":
+    if config.obs in ("image", "pointcloud"):
         sizes = image_sizes(known, config, arguments)
         arguments |= {
             "camera_names": list(sizes),
@@ -111,8 +111,8 @@ def composite_controller(controller: Mapping[str, Any], named: str, poses: PoseR
     parts = made["body_parts"].get("arms", made["body_parts"])
     if poses:
         for part in parts.values():
-            part["input_type"] = "absolute"
-            part["input_ref_frame"] = poses.frame or part.get("input_ref_frame", "world")
+            if not str(part.get("type", "")).startswith("JOINT"):  # a torso or a base
+                part |= {"input_type": "absolute"} | ({"input_ref_frame": poses.frame} if poses.frame else {})
         return made
     if any(part.get("input_type", "delta") != "delta" for part in parts.values()):
         raise EnvError(

@@ -1,4 +1,4 @@
-"""Images of a MuJoCo scene whose model is replaced at every reset.
+"""Images and points of a MuJoCo scene whose model is replaced at every reset.
 
 robosuite's own renderer binds its OpenGL context when it is made, and never again: of two environments in a process, the first
 silently returns the second's images. And it makes a context at every reset, which takes most of a second. Here the context is
@@ -46,20 +46,64 @@ class SceneCamera:
         Raises:
             RenderError: no OpenGL, no such camera, or an image of more than 480 x 480.
         """
-        number = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        number = self._number(model, camera, height, width)
+        self._prepare(model)
+        pixels, _ = self._drawn(model, data, number, height, width)
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL counts rows from below
+
+    def points(self, model: Any, data: Any, camera: str, height: int, width: int) -> Array:
+        """What `camera` sees of bodies that can move, a point per pixel `[N, 3]`, m, in the world; the camera must be fast.
+
+        Pixels tell which geom they show and how far it is, in one drawing; what is welded to the world (tables, bins, the floor)
+        is left out. A pixel (i, j) at depth d, with OpenGL's depth t and a camera at c with axes R, that looks along -z:
+
+            d = near / (1 - t (1 - near / far)),   f = height / (2 tan(fovy / 2)),
+            p = c + R d [(j + 1/2 - width/2) / f, (i + 1/2 - height/2) / f, -1],   i counted from below
+
+        Raises:
+            RenderError: see `image`.
+        """
+        assert self._fast, "anti-aliasing mixes the numbers of geoms"
+        number = self._number(model, camera, height, width)
+        self._prepare(model)
+        flags = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
+        self._scene.flags[list(map(int, flags))] = 1
+        try:
+            pixels, raw = self._drawn(model, data, number, height, width)
+        finally:
+            self._scene.flags[list(map(int, flags))] = 0
+        drawn = pixels.astype(np.int64) @ np.array([1, 2**8, 2**16]) - 1  # number of what the scene shows, -1 for nothing
+        moves = np.zeros(self._scene.ngeom + 1, bool)  # the last: nothing
+        for geom in self._scene.geoms[: self._scene.ngeom]:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
+                moves[geom.segid] = model.body_weldid[model.geom_bodyid[geom.objid]] != 0
+        row, column = np.nonzero(moves[drawn])
+        near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
+        depth = near / (1 - raw[row, column].astype(np.float64) * (1 - near / far))
+        focal = height / (2 * np.tan(np.deg2rad(model.cam_fovy[number]) / 2))
+        rays = np.stack([(column + 0.5 - width / 2) / focal, (row + 0.5 - height / 2) / focal, -np.ones(len(row))], 1)
+        seen: Array = data.cam_xpos[number] + (depth[:, None] * rays) @ data.cam_xmat[number].reshape(3, 3).T
+        return seen
+
+    def _number(self, model: Any, camera: str, height: int, width: int) -> int:
+        number = int(mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera))
         if number < 0:
             names = [mujoco.mj_id2name(model, mujoco.mjtObj.mjOBJ_CAMERA, i) for i in range(model.ncam)]
             raise RenderError(f"There is no camera {camera!r}; there are {', '.join(names)}.")
         if not 0 < min(height, width) <= max(height, width) <= _LARGEST:
             raise RenderError(f"An image of {height} x {width} pixels is not offered; at most {_LARGEST} x {_LARGEST}.")
-        self._prepare(model)
+        return number
+
+    def _drawn(self, model: Any, data: Any, number: int, height: int, width: int) -> tuple[Array, Array]:
+        """Colours `[height, width, 3]` and OpenGL's depths `[height, width]`, 0 near to 1 far, both from below."""
         view = mujoco.MjvCamera()
         view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, number
         mujoco.mjv_updateScene(model, data, self._visible, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
-        pixels, area = np.empty((height, width, 3), np.uint8), mujoco.MjrRect(0, 0, width, height)
+        area = mujoco.MjrRect(0, 0, width, height)
+        pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
         mujoco.mjr_render(area, self._scene, self._context)
-        mujoco.mjr_readPixels(pixels, None, area, self._context)
-        return np.ascontiguousarray(pixels[::-1])  # OpenGL counts rows from below
+        mujoco.mjr_readPixels(pixels, depth, area, self._context)
+        return pixels, depth
 
     def close(self) -> None:
         """Frees the context; closing twice is fine, and it closes itself at the latest when Python ends."""

@@ -33,6 +33,7 @@ from envs.robosuite.simulator import RobosuiteSimulator, import_robosuite
 from envs.robosuite.tasks import TASKS
 from envs.suites import Array, Observation
 
+_CLIPPED = 1.2  # a displacement beyond 1 is clipped, as the controller does; most of them aren't beyond this
 _WIDTHS = {"free": (7, 6), "ball": (4, 3), "slide": (1, 1), "hinge": (1, 1)}  # positions and velocities of a joint
 
 
@@ -249,6 +250,11 @@ def _check(states: Array, actions: Array, widths: tuple[int, int], where: str) -
             )
         if not np.isfinite(rows).all():
             raise DemonstrationError(f"{where}/{name} has NaN or infinity; leave this demonstration out.")
+    beyond = float((np.abs(actions) > _CLIPPED).any(1).mean())
+    if beyond > 0.5:
+        raise DemonstrationError(
+            f"{where}/actions: {beyond:.0%} of the steps leave [-1, 1] by far, as absolute poses do; poses aren't played back."
+        )
 
 
 def _rows(values: Sequence[Array]) -> Array:

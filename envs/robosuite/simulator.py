@@ -16,6 +16,7 @@ from difftop.types import ObsSpec
 from envs.config import EnvConfig
 from envs.errors import EnvError
 from envs.opengl import choose_backend
+from envs.points import POINTS, farthest_points
 from envs.robosuite.arguments import OURS, UNUSED, env_kwargs, image_sizes
 from envs.robosuite.tasks import TASKS
 from envs.suites import Array, Observation, Outcome
@@ -23,6 +24,7 @@ from envs.suites import Array, Observation, Outcome
 if TYPE_CHECKING:
     from envs.robosuite.camera import SceneCamera
 
+CLOUD = "pointcloud"
 _ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 
 
@@ -51,10 +53,12 @@ class RobosuiteSimulator:
         low, high = self.env.action_spec
         if not ((low == -1).all() and (high == 1).all()):
             raise EnvError(f"{name}: its actions are in [{low.min()}, {high.max()}]; only delta actions in [-1, 1] are offered.")
-        shown = image_sizes(known, config, arguments) if config.obs in ("image", "pixels") else {}
+        shown = image_sizes(known, config, arguments) if config.obs in ("image", "pixels", CLOUD) else {}
+        self._depths = shown if config.obs == CLOUD else {}  # size by camera
         keys = ["pixels"] if config.obs == "pixels" else [f"{camera}_image" for camera in shown]
-        self._images = dict(zip(keys, shown.items(), strict=True))  # key to camera and size
-        self._fast, self._camera = config.render_quality == "fast", cast("SceneCamera | None", None)
+        self._images = {} if self._depths else dict(zip(keys, shown.items(), strict=True))  # key to camera and size
+        self._fast = config.render_quality == "fast" or bool(self._depths)  # depths are of one surface, not of a mean
+        self._camera = cast("SceneCamera | None", None)
         self._refresh, self.env._update_observables = self.env._update_observables, self._watch
         self._hands: list[Array] = []
         self._force, self._xml = 0.0, ""
@@ -63,6 +67,7 @@ class RobosuiteSimulator:
         self._seen = self._look()
         self.obs = {key: ObsSpec("vector", np.shape(self._seen[key])) for key in self._vectors(config.obs)}
         self.obs |= {key: ObsSpec("image", (3, *size)) for key, (_, size) in self._images.items()}
+        self.obs |= {CLOUD: ObsSpec("points", (POINTS, 3))} if self._depths else {}
         self.action_dim = self._action_dim(config)
         self.control_dt_s = 1 / float(self.env.control_freq)
         self.episode_steps = int(arguments.get("horizon") or known.episode_steps)
@@ -88,9 +93,12 @@ class RobosuiteSimulator:
 
     def observe(self) -> Observation:
         """Of the state at the end of the step."""
-        obs: Observation = {key: np.asarray(self._seen[key], np.float64) for key in self.obs if key not in self._images}
+        rendered = (*self._images, CLOUD)
+        obs: Observation = {key: np.asarray(self._seen[key], np.float64) for key in self.obs if key not in rendered}
         for key, (camera, (height, width)) in self._images.items():
             obs[key] = self._image(camera, height, width).transpose(2, 0, 1)
+        if self._depths:
+            obs[CLOUD] = self._cloud()
         return obs
 
     def states(self) -> Array:
@@ -142,7 +150,7 @@ class RobosuiteSimulator:
         self._poses, own = PoseRange.read(config.poses) if config.poses else None, int(self.env.action_dim)
         if self._poses is None:
             return own
-        if own != EXECUTED * self._poses.arms:
+        if own != EXECUTED * self._poses.arms or len(self.env.robots) != self._poses.arms:
             raise EnvError(
                 f"{self.name}: its {len(self.env.robots)} arm(s) have {own} actions; absolute poses have {EXECUTED} an arm, "
                 f"those of the data set are of {self._poses.arms}."
@@ -156,7 +164,7 @@ class RobosuiteSimulator:
             return ["object", *(f"robot{i}_proprio-state" for i in robots)]
         arms = [f"robot{i}_{key}" for i in robots for key in _ARM_KEYS]
         arms = [key for key in arms if np.size(self._seen.get(key, ()))]
-        return {"low_dim": ["object", *arms], "image": arms}.get(obs, [])
+        return {"low_dim": ["object", *arms], "image": arms, CLOUD: arms}.get(obs, [])
 
     def _look(self) -> dict[str, Any]:
         """robosuite's observables of the state as it is; what they are computed from is brought up to date first."""
@@ -168,12 +176,21 @@ class RobosuiteSimulator:
         return {"object": seen.get("object-state"), **seen}
 
     def _image(self, camera: str, height: int, width: int) -> Array:
+        image: Array = self._cameras().image(self.env.sim.model._model, self.env.sim.data._data, camera, height, width)
+        return image
+
+    def _cloud(self) -> Array:
+        """Points of the arms and of objects, of all cameras together."""
+        model, data = self.env.sim.model._model, self.env.sim.data._data
+        seen = [self._cameras().points(model, data, camera, *size) for camera, size in self._depths.items()]
+        return farthest_points(np.concatenate(seen), POINTS)
+
+    def _cameras(self) -> SceneCamera:
         from envs.robosuite.camera import SceneCamera
 
         if self._camera is None:
             self._camera = SceneCamera(self._fast)
-        image: Array = self._camera.image(self.env.sim.model._model, self.env.sim.data._data, camera, height, width)
-        return image
+        return self._camera
 
     def _watch(self, force: bool = False) -> None:
         """Stands in for robosuite's refresh of the observables after each simulator step: nobody looks at them in between."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from difftop.compare import compare_command, compare_config, status_command, status_config
-from difftop.compare.config import parsed
+from difftop.key_values import parsed
 from difftop.options import ConfigError
 from tests.compare.folders import make_run
 

@@ -13,9 +13,18 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from difftop.data.absolute import HAND, as_learned, holds_poses, range_of_poses, says_absolute
+from difftop.data.absolute import (
+    HAND,
+    as_learned,
+    frame_is_told,
+    holds_poses,
+    largest_gripper,
+    range_of_poses,
+    says_absolute,
+)
 from difftop.data.demonstrations import DemonstrationError, EnvInfo
 from difftop.data.files import open_demonstrations
+from difftop.data.robosuite import absolute_frame
 from difftop.data.several import together
 from tests.datasets.files import zarr_folder
 
@@ -80,7 +89,43 @@ def test_the_frame_is_found_by_where_the_hand_was(tmp_path: Path) -> None:
         range_of_poses(list(parts.values()))
     assert range_of_poses([opened(tmp_path / "base.hdf5", [])]).frame == "world"  # nothing says otherwise
     write(tmp_path / "own.hdf5", frame="base", controller=OSC | {"control_delta": False}, key="actions")
-    assert range_of_poses([opened(tmp_path / "own.hdf5", [HAND], "actions")]).frame == ""  # of the file's controller
+    own = opened(tmp_path / "own.hdf5", [HAND], "actions")
+    assert range_of_poses([own]).frame == "world"  # the file's controller, of robosuite 1.4, says so
+    with pytest.raises(DemonstrationError, match=r"different frames: .*own.hdf5 of the world and .*base.hdf5 of the base"):
+        range_of_poses([own, parts["base"]])
+
+
+def test_controllers_say_their_frame() -> None:
+    def frame(controller: Any) -> str:
+        return absolute_frame(EnvInfo("Lift", {"controller_configs": controller}))
+
+    def parts(**said: dict[str, str]) -> dict[str, Any]:
+        return {"type": "BASIC", "body_parts": said}
+
+    arm = {"type": "OSC_POSE", "input_type": "absolute"}
+    assert frame(OSC | {"control_delta": False}) == "world"
+    assert frame(parts(right=arm)) == "base"  # robosuite 1.5's own default
+    assert frame(parts(right=arm | {"input_ref_frame": "world"})) == "world"
+    assert frame(parts(right=arm, left=arm | {"input_ref_frame": "world"})) == "" and frame(OSC) == ""
+
+
+def test_robots_with_two_arms_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "f.hdf5", arms=2)
+    part = opened(tmp_path / "f.hdf5", [HAND])
+    one, two = (replace(part, env=replace(part.env, kwargs={"robots": robots})) for robots in ("Baxter", ["Panda", "Panda"]))
+    assert range_of_poses([two]).arms == 2
+    with pytest.raises(DemonstrationError, match="actions are of 2 arms and there is 1 robot"):
+        range_of_poses([one])
+
+
+def test_the_largest_command_of_a_gripper(tmp_path: Path) -> None:
+    write(tmp_path / "f.hdf5", arms=2)
+    part = opened(tmp_path / "f.hdf5", [HAND])
+    assert largest_gripper([part]) == 1
+    actions = part.actions.clone()
+    actions[3, 13] = -1.5
+    assert largest_gripper([part, replace(part, actions=actions)]) == 1.5
+    assert frame_is_told(part) and not frame_is_told(opened(tmp_path / "f.hdf5", []))
 
 
 def test_several_files_share_one_range(tmp_path: Path) -> None:
@@ -102,6 +147,8 @@ def test_who_says_that_actions_are_poses() -> None:
     assert (
         says({"control_delta": False}) and says(by_part) and says([OSC, {"control_delta": False}]) and says(json.dumps(by_part))
     )
+    joints = {"type": "JOINT_POSITION", "input_type": "absolute"}
+    assert not says(joints) and not says({"type": "BASIC", "body_parts": {"right": joints}})  # seven angles are no pose
     assert not says(OSC) and not says(None) and not says({"body_parts": {"right": {"input_type": "delta"}}}) and not says("{")
     delta, absolute = (EnvInfo("Lift", {"controller_configs": {"control_delta": c}}) for c in (True, False))
     assert (

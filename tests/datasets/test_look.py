@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,4 +122,23 @@ def test_absolute_poses_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_poses(tmp_path / "own.hdf5", controller={"control_delta": False}, key="actions")
     found = looked(tmp_path / "own.hdf5", capsys)
     assert not found["faults"] and any("as the file's controller says" in note for note in found["notes"])
-    assert found["used"] + found["held_out"] == 2
+    assert found["used"] + found["held_out"] == 2 and "dataset.poses" not in found["command"]
+
+
+def test_poses_that_nothing_but_the_hand_tells_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the files of Diffusion Policy's conversion; the command that is named trains on them."""
+    path = tmp_path / "image_abs.hdf5"
+    write_poses(path, key="actions")
+    found = looked(path, capsys)
+    assert not found["faults"] and any("by where the hand was" in note for note in found["notes"])
+    assert f"dataset={path} dataset.poses=true" in found["command"]
+    write_poses(tmp_path / "base.hdf5", key="actions", frame="base")  # may be anything
+    assert "dataset.bad=skip" in looked(tmp_path / "base.hdf5", capsys)["command"]
+
+
+def test_a_look_imports_no_network(tmp_path: Path) -> None:
+    """torch would be half of the time that it takes."""
+    write_file(tmp_path / "people.hdf5")
+    words = ["mode=data", f"dataset={tmp_path / 'people.hdf5'}", f"picture={tmp_path / 'p.png'}"]
+    code = f"import sys; from difftop.command import main; assert main({words!r}) == 0; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=Path(__file__).parents[2])

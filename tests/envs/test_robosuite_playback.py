@@ -216,3 +216,45 @@ def test_bad_files_are_named(tmp_path, lifted):
     broken("data has no env_info", lambda file, demo: file["data"].attrs.__delitem__("env_info"))
     broken("this is no robosuite file", lambda file, demo: [file["data"].attrs.__delitem__(key) for key in ("env", "env_info")])
     broken("no demonstrations", lambda file, demo: file["data"].move("demo_1", "episode"))
+
+
+def test_absolute_poses_are_not_played_back(tmp_path, lifted):
+    poses = {**lifted, "actions": np.tile([0.1, 0.0, 0.9, np.pi, 0.0, 0.0, 1.0], (45, 1))}
+    raw = write_raw(tmp_path / "demo.hdf5", "Lift", [poses])
+    with pytest.raises(DemonstrationError, match=r"100% of the steps leave \[-1, 1\] by far, as absolute poses do"):
+        convert_raw(raw, tmp_path / "out.hdf5")
+
+
+def test_points_are_those_of_the_environment_at_that_state(tmp_path, lifted):
+    raw, out = write_raw(tmp_path / "demo.hdf5", "Lift", [lifted]), tmp_path / "out.hdf5"
+    assert main(["mode=convert", f"dataset={raw}", f"out={out}", "obs=pointcloud", "image_size=64"]) == 0
+    columns, obs = read(out)
+    assert set(obs) == {"robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "pointcloud"}
+    assert obs["pointcloud"].shape == (45, 1024, 3) and obs["pointcloud"].dtype == np.float32
+    assert open_robomimic(out, obs_keys=["pointcloud"]).shapes == {"pointcloud": (1024, 3)}
+    with closing(tasks.load("Lift", EnvConfig("robosuite/Lift", obs="pointcloud", reward="sparse", image_size=64))) as simulator:
+        simulator.reset(0)
+        simulator.load_scene(lifted["model_file"])
+        for step in (0, 20, 44):
+            simulator.set_state(columns["states"][step])
+            np.testing.assert_allclose(obs["pointcloud"][step], simulator.observe()["pointcloud"], atol=1e-6)
+
+
+def test_points_lie_on_what_moves():
+    """On the cube, whose place and size are known, and nowhere in the table; from every camera the same cube."""
+    config = EnvConfig("robosuite/Lift", obs="pointcloud", reward="sparse", image_size=240)
+    with closing(tasks.load("Lift", config)) as simulator:
+        simulator.reset(3)
+        sim = simulator.env.sim
+        model, data, cube = sim.model._model, sim.data._data, simulator.env.cube_body_id
+        half = model.geom_size[sim.model.geom_name2id("cube_g0")]
+        for camera in ("agentview", "frontview", "robot0_eye_in_hand"):
+            points = simulator._cameras().points(model, data, camera, 240, 240)
+            local = np.abs((points - data.xpos[cube]) @ data.xmat[cube].reshape(3, 3))
+            near = local[(local < half + 0.02).all(1)]
+            assert len(near) > 20, camera
+            on = np.abs((near - half).max(1)) < 1e-3  # on a face, 1 mm
+            assert on.mean() > 0.95, (camera, on.mean())
+            assert points[:, 2].min() > 0.795, camera  # the table's top is at 0.8 m
+        cloud = simulator.observe()["pointcloud"]
+        assert cloud.shape == (1024, 3) and np.isfinite(cloud).all() and len(np.unique(cloud, axis=0)) == 1024
