@@ -32,7 +32,6 @@ from agents.latent.world import World
 from agents.tdmpc import TDMPCActingConfig, TDMPCConfig
 from agents.tdmpc2 import TDMPC2ActingConfig, TDMPC2Config
 from difftop.options import option
-from difftop.planning.config import LMConfig
 from difftop.types import EnvSpec
 
 
@@ -71,13 +70,6 @@ class DiffTOPOnTDMPC2Config(TDMPC2Config):
 
 
 @dataclass(frozen=True)
-class WiderLMConfig(LMConfig):
-    """Longer steps from the prior: this world's values can be trusted further than TD-MPC's."""
-
-    damping: float = option(3.0, "lambda, in normalised units: larger means smaller steps, nearer the prior", above=0.0)
-
-
-@dataclass(frozen=True)
 class ScaledActingConfig(LMActingConfig):
     """Plans as long as the model is trained for, from the start; noise of every colour, which stays large."""
 
@@ -90,7 +82,6 @@ class ScaledActingConfig(LMActingConfig):
     )
     noise_colour: str = noise_option("mixed")
     explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
-    lm: WiderLMConfig = option(WiderLMConfig, "settings of planner=lm")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class ScaledLossConfig(LossConfig):
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
     n_step: int = option(1, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
-    saturation: float = option(1e-3, "coefficient of the prior's squared outputs before its tanh", low=0)
+    saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
 
 
 class ScaledWorld(World):
