@@ -28,7 +28,6 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "dmcontrol.md")
 BEGIN, END = "<!-- scores: python tools/readme_table.py -->\n\n", "\n<!-- end of scores -->\n"
 OURS = {  # method in the table of results, to the head of its column; the first that has runs is the one that is compared
     "difftop_rl": "DiffTOP",
-    "difftop_rl-on-scaled": "DiffTOP on its scaled world",
     "difftop_rl world_model=tdmpc2": "DiffTOP on TD-MPC2's model",
     "tdmpc": "TD-MPC",
     "tdmpc2": "TD-MPC2",
@@ -165,8 +164,9 @@ def _cost(results: Path) -> str:
             if row["method"] in OURS and row["wall_s"]:
                 key = (row["method"], row["task"], row["obs"], row["seed"])
                 last[key] = max(last.get(key, 0.0), float(row["wall_s"]))
-    hours = plural(round(sum(last.values()) / 3600), "hour")
-    return f"These {plural(len(last), 'run')} took {hours} by their own clocks, evaluations included."
+    seconds = sum(last.values())
+    time = plural(round(seconds / 3600), "hour") if seconds >= 3600 / 2 else plural(round(seconds / 60), "minute")
+    return f"These {plural(len(last), 'run')} took {time} by their own clocks, evaluations included."
 
 
 def _cell(score: Score | None, frames: float | None = None) -> str:
