@@ -53,7 +53,7 @@ def test_the_training_preset_of_the_makefile_composes() -> None:
     line = re.search(r"^train:.*\n\t(.*)", MAKEFILE, re.MULTILINE)
     assert line is not None
     settings = composed(make_registry(), line[1].split("train.py")[1].split())
-    assert settings.run.frames == 40_000 and settings.env.name == "dmc/cartpole-swingup"
+    assert settings.run.frames == 24_000 and settings.env.name == "dmc/cartpole-swingup"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from agents.latent.agent import LatentAgent
 from agents.latent.exploration import add_noise
+from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent, names
 from difftop.losses import NonFiniteLossError
 from difftop.nn.encoders import random_shift
@@ -132,7 +134,7 @@ def test_overfits_one_batch(name: str) -> None:
 def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
     agent = small(name, STATE)
     before = {key: value.clone() for key, value in agent.state_dict().items()}
-    every, rate = (1, 0.005) if name == "difftop_rl" else (1, 0.01) if "tdmpc2" in name else (2, 0.01)
+    every, rate = (1, 0.02) if name == "difftop_rl" else (1, 0.01) if "tdmpc2" in name else (2, 0.01)
     assert (agent.config.loss.target_every, agent.config.loss.target_rate) == (every, rate)
     if every == 2:
         agent.update(random_batch(STATE), 0)
@@ -141,7 +143,13 @@ def test_targets_move_as_a_moving_average_when_due(name: str) -> None:
     for key, value in agent.state_dict().items():
         if ".target" in key:
             online = key.replace("target_critic", "critic").replace("target_q.", "model.q.").replace("target.", "model.")
-            torch.testing.assert_close(value, torch.lerp(before[key], agent.state_dict()[online], rate))
+            start = before[key] + (centre_of(agent) if key.endswith("target_q.6.bias") else 0)
+            torch.testing.assert_close(value, torch.lerp(start, agent.state_dict()[online], rate))
+
+
+def centre_of(agent: LatentAgent) -> Tensor | float:
+    """What the first update has added to the last bias of values before it began, where a world knows it from replay."""
+    return agent.world.centre.value if isinstance(agent.world, ScaledWorld) else 0.0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,7 +179,8 @@ def test_a_finite_loss_with_a_bad_gradient_changes_no_weight(name: str) -> None:
     next(agent.model.encoder.parameters()).register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(NonFiniteLossError, match="the norm of the model loss's gradient is nan"):
         agent.update(batch, 0)
-    assert all(torch.equal(value, before[key]) for key, value in agent.model.named_parameters())
+    for key, value in agent.model.named_parameters():
+        assert torch.equal(value, before[key] + (centre_of(agent) if key == "q.6.bias" else 0)), key
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ class Idle:
     """An optimizer that does nothing: the real ones ask for the device."""
 
     def __init__(self, parameters: Any, **options: Any) -> None:
-        self.param_groups = [{"params": list(parameters)}]
+        given = list(parameters)
+        self.param_groups = given if isinstance(given[0], dict) else [{"params": given}]
 
     def step(self) -> None:
         """Nothing."""
@@ -88,6 +89,9 @@ def latent(name: str, spec: EnvSpec, planner: str | None = None) -> Iterator[Lat
     agent = small(name, spec, planner, device=DEVICE.type)
     with FakeTensorMode():
         move(agent)
+        for group in agent.optimizer.param_groups:
+            if "lr" in group:  # a rate of its own, which the update sets
+                group["lr"] = torch.empty((), device=DEVICE)
         agent.finite = FiniteWatch(DEVICE)
         agent.critic_parameters = list(agent.gradient.critic.parameters()) if agent.gradient else []
         yield agent

@@ -169,6 +169,7 @@ def saved_otherwise(folder: Path, change: Callable[[dict[str, Any]], None]) -> N
     data = json.dumps(config, indent=2).encode()
     (last / "config.json").write_bytes(data)
     manifest = json.loads((last / "manifest.json").read_text())
+    manifest.pop("sha256")  # of the manifest itself, which older versions didn't write
     manifest["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (last / "manifest.json").write_text(json.dumps(manifest))
 
