@@ -104,6 +104,7 @@ class Case:
         """Its update, its action, and the products of its update."""
         options: dict[str, Any] = {"name": self.agent, "model": {"mlp_dim": self.width}}
         options |= {"policy_gradient": dict(self.gradient)} if self.gradient else {}
+        options |= {"world_model": "tdmpc"} if self.agent == "difftop_rl" else {}  # what the bars were set on
         agent = make_agent(options, CHEETAH, seed=0, precision=self.precision)
         batch = random_batch(self.size, torch.Generator().manual_seed(0))
 
