@@ -43,7 +43,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(lab: Path, *arguments: str) -> str:
     """Runs Python beside the package; returns what it prints."""
     env = os.environ | {"PYTHONPATH": f"{lab}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], cwd=lab, env=env, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, *arguments], cwd=lab, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is left out" not in done.stderr
     return done.stdout + done.stderr

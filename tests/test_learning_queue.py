@@ -361,11 +361,11 @@ def test_a_study_that_is_interrupted_goes_on_and_ends_as_if_it_had_not_been(tmp_
         assert first.poll() is None and time.monotonic() < end
         time.sleep(0.1)
     first.send_signal(signal.SIGINT)
-    out = first.communicate(timeout=900)[0]
+    out = first.communicate(timeout=300)[0]
     assert first.returncode == 130 and "stopping" in out, out
     for root in ("stopped", "whole"):
         run = started(root)
-        out = run.communicate(timeout=900)[0]
+        out = run.communicate(timeout=600)[0]
         assert run.returncode == 0, out
     assert "done: diagnose" in out
     for table in tables:
@@ -374,7 +374,7 @@ def test_a_study_that_is_interrupted_goes_on_and_ends_as_if_it_had_not_been(tmp_
         assert [row["env_frames"] for row in ours] == ["0", "200", "400"]
         assert [row["return_mean"] for row in ours] == [row["return_mean"] for row in theirs]
     again = started("stopped", "--report")
-    out = again.communicate(timeout=900)[0]
+    out = again.communicate(timeout=300)[0]
     assert again.returncode == 0, out
     page = (tmp_path / "stopped" / "report.md").read_text()
     assert "Unfinished" not in page and "## Diagnosis" in page and "| lm | toy/point-mass |" in page

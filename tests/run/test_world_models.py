@@ -60,7 +60,7 @@ def test_difftop_on_tdmpc2_s(registry: Registry) -> None:
 def test_tdmpc2_on_its_batches(registry: Registry) -> None:
     settings = composed(registry, ["agent=tdmpc2", "planner=lm", "preset=cpu"])
     assert settings.agent["acting"]["planner"] == "lm" and settings.agent["model"]["mlp_dim"] == 256
-    assert settings.run.batch_size == 64 and not settings.run.prioritized
+    assert settings.run.batch_size == 256 and not settings.run.prioritized
     assert composed(registry, ["agent=tdmpc2", "run.batch_size=64"]).run.batch_size == 64
 
 
