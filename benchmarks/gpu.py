@@ -213,12 +213,12 @@ class Training:
     def options(self, machine: Machine) -> list[str]:
         """Of the command line: the papers' sizes, no evaluation; or the smallest run there is."""
         common = ["agent=difftop_rl", "run.eval_episodes=1", "run.eval_every=100000000", "run.video=false", "threads=1"]
-        common += [f"device={machine.device}", f"capture={self.capture}", f"obs={self.obs}"]
+        common += [f"device={machine.device}", f"capture={self.capture}", f"obs={self.obs}", "run.updates_per_step=1"]
         if machine.quick:
             small = [f"agent.model.{key}={value}" for key, value in TINY.items()]
             return [*common, *small, "env=toy/point-mass", "run.frames=1000", "run.seed_steps=100", "run.batch_size=4"]
         return [*common, "env=dmc/cheetah-run", "run.frames=10000000", "run.seed_steps=500", "run.batch_size=512",
-                "run.updates_per_step=1", "agent.model.mlp_dim=512"]  # fmt: skip
+                "agent.model.mlp_dim=512"]  # fmt: skip
 
 
 def rate(rows: list[dict[str, str]], log: Path) -> float:

@@ -97,7 +97,7 @@ class Study:
     def command(self, cell: Cell) -> list[str]:
         """The training run of one cell."""
         settings = [f"agent.acting.{option}={value}" for option, value in PLANNERS[cell.planner].items()]
-        options = ["agent=difftop_rl", "agent.policy_gradient.mode=none", *settings, f"env=dmc/{cell.task}"]
+        options = ["agent=difftop_rl", "world_model=tdmpc", "agent.policy_gradient.mode=none", *settings, f"env=dmc/{cell.task}"]
         sizes = ["preset=cpu", "run.batch_size=128", f"run.frames={self.tasks[cell.task]}", "run.eval_every=4000"]
         where = [f"seed={cell.seed}", f"name={cell.planner}", f"root={self.root}"]
         return [sys.executable, "train.py", *options, *sizes, "run.video=false", "threads=1", *where, *self.extra]

@@ -335,6 +335,7 @@ TOY = {
     "common": [
         *("run.seed_steps=50", "run.batch_size=8", "run.capacity=1000", "agent.model.mlp_dim=16", "agent.model.encoder_dim=16"),
         *("agent.model.latent_dim=8", "agent.acting.mppi.samples=16", "agent.acting.mppi.elites=4", "device=cpu"),
+        "run.updates_per_step=1",
     ],
     "tasks": ["toy/point-mass"],
     "seeds": [1],
