@@ -4,7 +4,7 @@
 
 Both trees train the same task on TD-MPC's world by `preset=cpu`, one thread each, in turn (ours, theirs, ours, ...), each in a
 process of its own. What counts is the time from the first episode after the random ones to the end, as metrics.csv has it:
-starting Python, random steps and the first burst of updates are not in it. The older tree is taken from this repository's history.
+starting Python, random steps and the first burst of updates are not in it. The older tree is from this repository's history.
 
     speedup_loop          frames/s here over frames/s there, medians            at least 2
 """
