@@ -331,4 +331,5 @@ def _signal(children: Sequence[Child], number: signal.Signals) -> None:
                 os.killpg(child.process.pid, number)
                 child.process.wait()
             else:
-                child.process.send_signal(number)
+                # Not Popen's own, which takes the exit status of one that has just ended away from wait4.
+                os.kill(child.process.pid, number)

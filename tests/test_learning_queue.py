@@ -330,6 +330,22 @@ def test_an_interrupt_lets_every_run_end_by_itself(study: Study, tmp_path: Path,
     assert not any(line.startswith("failed") for line in said) and sum(line.startswith("stopped") for line in said) == 2
 
 
+def test_a_run_that_ends_before_the_signal_reaches_it_is_written_down(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status of a run that is over when the queue is told to stop is fetched once, by the queue."""
+    scripted(monkeypatch, lambda cell: "pass")
+
+    def say(line: str) -> None:
+        if line.startswith("train"):
+            time.sleep(1.0)  # it has ended, and nobody has asked for its status
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert run_queue(study, Records(study, tmp_path), 1, say) == 130
+    ledger = list(csv.DictReader((tmp_path / "queue.csv").read_text().splitlines()))
+    assert [row["status"] for row in ledger] == ["0"]
+
+
 TOY = {
     "settings": {"lm": ["agent.policy_gradient.mode=none"], "prior": ["planner=none", "agent.policy_gradient.mode=none"]},
     "common": [
