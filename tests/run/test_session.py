@@ -35,6 +35,8 @@ SMALL = [
     "run.frames=100",
     "run.seed_steps=50",
     "run.batch_size=8",
+    "run.updates_per_step=1",
+    "run.prioritized=true",
     "run.eval_every=50",
     "run.eval_episodes=2",
     "run.eval_envs=2",
@@ -69,7 +71,9 @@ def without_clock(path: Path) -> list[dict[str, str]]:
 def final_state(folder: Path) -> dict[str, Any]:
     checkpoint = load_checkpoint(folder)
     checkpoint.train_state["run"]["count"]["wall_s"] = 0.0
-    replay = ReplayBuffer(env_spec(EnvConfig(name="toy/point-mass")), capacity=200, horizon=5, prioritized=True)
+    layout = checkpoint.replay_state["layout"]
+    spec = env_spec(EnvConfig(name="toy/point-mass"))
+    replay = ReplayBuffer(spec, capacity=200, horizon=layout["horizon"], prioritized=layout["prioritized"])
     restore_replay(checkpoint, replay)
     rows = replay.read_rows(replay.begin, replay.end)
     return {
