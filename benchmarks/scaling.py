@@ -157,7 +157,7 @@ def acting(steps: int) -> dict[str, float]:
 def main() -> None:
     """Prints the tables; writes `{measure: value}` with --json."""
     options = parse(__doc__)
-    updates, steps, ratios = (20, 20, RATIOS[-1:]) if options.quick else (STATE.episode_steps, 60, RATIOS)
+    steps, ratios = (20, RATIOS[-1:]) if options.quick else (60, RATIOS)
     measures = {f"actor_steps_per_s/{planner}": rate for planner, rate in acting(steps).items()}
     for name, rate in measures.items():
         print(f"{name:32s}{rate:10.1f}")
@@ -171,6 +171,7 @@ def main() -> None:
     learners = {"tdmpc, state": (STATE, agent), "replay alone, state": (STATE, None), "replay alone, pixels": (PIXELS, None)}
     for label, (spec, learns) in learners.items():
         for ratio in ratios:
+            updates = round(STATE.episode_steps * ratio**0.5) * (4 if learns is None else 1)  # 1, 2, 4, 8 episodes
             found = fed(spec, learns, ratio, updates)
             shares = " ".join(f"{found[f'share_{phase}']:5.0%}" for phase in PHASES)
             rates = f"{found['updates_per_s']:11.1f}{found['steps_per_s']:10.0f}{found['mb_per_s']:8.2f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0].strip() or type(error).__name__
         raise WorkerLostError(
             f"another worker of this run is gone ({said}); the last checkpoint is whole: run the same torchrun command again on "
             "every node, or with --max_restarts=N on the node that was lost."

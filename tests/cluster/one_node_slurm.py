@@ -81,6 +81,7 @@ def one_node(cpus: int) -> Iterator[Slurm]:
             slurm.daemon(daemons, "slurmctld", "-D")
             slurm.daemon(daemons, "slurmd", "-D")
             slurm.wait_for_node()
+            daemons.callback(slurm.cancel_all)
             yield slurm
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -103,6 +104,12 @@ class Slurm:
         """State of every job that isn't over, by its number; of an array, by array's number and index, as `7_0`."""
         lines = self.say("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return {job: state for job, state in (line.split() for line in lines)}
+
+    def cancel_all(self) -> None:
+        """Leaves no job behind, which would outlive the daemons."""
+        while jobs := self.states():
+            self.say("scancel", *jobs)
+            time.sleep(1)
 
     def daemon(self, ends: ExitStack, program: str, *arguments: str) -> None:
         """Starts a program that ends when `ends` does."""
@@ -135,7 +142,7 @@ class Slurm:
         self._wait(idle)
 
     def _wait(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not done():
             logs = "\n".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
             assert time.monotonic() < deadline, logs

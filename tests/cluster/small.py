@@ -58,7 +58,7 @@ def started(line: list[str], log: Path, environment: dict[str, str] | None = Non
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
     """As when a machine loses power: a process and those that it started, and those that they did, without a word to any."""
-    for one in [*_started_by(process.pid), process.pid]:
+    for one in [process.pid, *_started_by(process.pid)]:  # the parent first: it could still do something about its children's end
         with suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
     process.wait()
@@ -88,16 +88,16 @@ def free_port() -> int:
 
 
 def trainer(run: Path) -> int:
-    """The process that trains this run: it holds the run's folder; 0 where none does."""
+    """The process that trains this run: it holds the run's folder."""
     for handle in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if handle.readlink() == run:
                 return int(handle.parts[2])
-    return 0
+    raise AssertionError(f"nobody trains {run}")  # 0 would be a signal to ourselves
 
 
 def wait_until(
-    what: Callable[[], bool], log: Path, running: subprocess.Popen[bytes] | None = None, timeout_s: float = 240.0
+    what: Callable[[], bool], log: Path, running: subprocess.Popen[bytes] | None = None, timeout_s: float = 600.0
 ) -> None:
     """Until it is so; fails with what `log` says after `timeout_s`, or where `running` has ended before."""
     deadline = time.monotonic() + timeout_s

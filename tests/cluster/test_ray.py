@@ -76,7 +76,7 @@ def test_twelve_jobs_of_which_one_loses_its_worker(cluster: Cluster, tmp_path: P
     with started(command(root, *sweep), log, cluster.environment) as launcher:
         wait_until((folder(root, KILLED) / "checkpoints" / "step_000000025").exists, log, launcher)
         os.kill(trainer(folder(root, KILLED)), signal.SIGKILL)
-        assert launcher.wait(timeout=500) == 0, log.read_text()
+        assert launcher.wait(timeout=900) == 0, log.read_text()
     said = log.read_text()
     assert f"continues at 25 of 100 frames in {folder(root, KILLED)}" in said
     status = sweep_status(StatusConfig(str(root)))

@@ -75,7 +75,7 @@ def test_jobs_that_slurm_stops_are_completed_by_the_same_command(slurm: Slurm, t
     assert [frames(root, seeds[how]) for how in ("preempted", "out of time")] == [200, 200]
     assert frames(root, seeds["cancelled"]) < 200
 
-    again = subprocess.run(line, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(line, cwd=ROOT, env=slurm.environment, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stderr
     for seed in SEEDS:
         assert_ended_alike(folder(root, seed), never_stopped(tmp_path / "whole", seed))

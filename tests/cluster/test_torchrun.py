@@ -49,7 +49,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two workers that went through."""
     home = tmp_path_factory.mktemp("whole")
     with started(line(home, "--standalone", "--nproc_per_node=2"), home / "log", os.environ | {"OMP_NUM_THREADS": "1"}) as both:
-        assert both.wait(timeout=500) == 0, (home / "log").read_text()
+        assert both.wait(timeout=900) == 0, (home / "log").read_text()
     return run_folder(home)
 
 
@@ -65,13 +65,13 @@ def test_a_run_of_two_nodes_goes_on_when_one_was_lost(whole: Path, tmp_path: Pat
         assert load_checkpoint(folder).step < STEPS
         if restarts:
             with node(tmp_path, port, 1, restarts) as other:
-                assert one.wait(timeout=500) == 0 == other.wait(timeout=500), log.read_text()
+                assert one.wait(timeout=900) == 0 == other.wait(timeout=900), log.read_text()
         else:
-            assert one.wait(timeout=240) != 0
+            assert one.wait(timeout=600) != 0
     if not restarts:
         port = free_port()
         with node(tmp_path, port, 0, 0) as one, node(tmp_path, port, 1, 0) as other:
-            assert one.wait(timeout=500) == 0 == other.wait(timeout=500), log.read_text()
+            assert one.wait(timeout=900) == 0 == other.wait(timeout=900), log.read_text()
 
     assert "continues at" in log.read_text()
     ended, expected = load_checkpoint(folder), load_checkpoint(whole)
