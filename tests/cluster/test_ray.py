@@ -33,7 +33,10 @@ class Cluster:
     def __init__(self, home: Path) -> None:
         self.home, self.log, self.port = home, home / "ray.log", free_port()
         self.address = f"127.0.0.2:{self.port}"  # Ray takes 127.0.0.1 for the machine's other address
-        self.environment = os.environ | {"RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
+        token = home / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_DEDUP_LOGS": "0"}
 
     def node(self, head: bool) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """A node, for as long as the context lasts; what it says is in `ray.log`."""

@@ -41,6 +41,8 @@ def node(home: Path, port: int, rank: int, restarts: int) -> AbstractContextMana
     launcher = ["--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1", f"--max_restarts={restarts}", "--local_addr=127.0.0.1"]
     launcher += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", f"--rdzv_conf=is_host={int(rank == 0)}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    if restarts:  # else torchrun 2.13 tells no node that joins later where the first one is
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     return started(line(home, *launcher), home / f"node{rank}.log", environment)
 
 
