@@ -172,7 +172,8 @@ def main() -> None:
     learners = {"tdmpc, state": (STATE, agent), "replay alone, state": (STATE, None), "replay alone, pixels": (PIXELS, None)}
     for label, (spec, learns) in learners.items():
         for ratio in ratios:
-            updates = math.ceil(STATE.episode_steps * ratio**0.5) * (4 if label == "replay alone, state" else 1)  # 1, 2, 4, 8 episodes
+            longer = 4 if label == "replay alone, state" else 1
+            updates = math.ceil(longer * STATE.episode_steps * ratio**0.5)  # of 1, 2, 4, 8 episodes, or four times these
             found = fed(spec, learns, ratio, updates)
             shares = " ".join(f"{found[f'share_{phase}']:5.0%}" for phase in PHASES)
             rates = f"{found['updates_per_s']:11.1f}{found['steps_per_s']:10.0f}{found['mb_per_s']:8.2f}"
