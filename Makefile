@@ -52,9 +52,11 @@ slurm: .venv/done
 	$(PIP) hydra-submitit-launcher
 	$(BIN)/python -m pytest -m slow -rs tests/cluster/test_slurm.py
 
-# A Ray of two nodes on this machine.
+# A Ray of two nodes on this machine. Without dependencies: the launcher asks for cloudpickle 2, which joblib no longer runs with, and
+# works with 3; boto3 is for Amazon's clusters.
 ray: .venv/done
-	$(PIP) --no-warn-conflicts hydra-ray-launcher
+	$(PIP) 'ray[default]'
+	$(PIP) --no-deps hydra-ray-launcher
 	$(BIN)/python -m pytest -m slow -rs tests/cluster/test_ray.py
 
 lint: .venv/done
