@@ -1,11 +1,11 @@
-# make setup | sims | browser | test | train | demo-il | lint | clean        PYTHON=python3.11 picks the interpreter of a new environment
+# make setup | sims | browser | test | slurm | ray | train | demo-il | lint | clean        PYTHON=python3.11 picks the interpreter of a new environment
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 APT := python3-venv libegl1 libgl1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup sims browser test slow lint train demo-il clean system
+.PHONY: setup sims browser test slow slurm ray lint train demo-il clean system
 
 setup: .venv/done
 
@@ -45,6 +45,19 @@ test: .venv/done
 
 slow: .venv/done
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# A Slurm of one node, which the test starts and stops; root installs it, others need it there.
+slurm: .venv/done
+	@sh tools/system_packages.sh slurmctld slurmd slurm-client munge
+	$(PIP) hydra-submitit-launcher
+	$(BIN)/python -m pytest -m slow -rs tests/cluster/test_slurm.py
+
+# A Ray of two nodes on this machine. Without dependencies: the launcher asks for cloudpickle 2, which joblib no longer runs with, and
+# works with 3; boto3 is for Amazon's clusters.
+ray: .venv/done
+	$(PIP) 'ray[default]'
+	$(PIP) --no-deps hydra-ray-launcher
+	$(BIN)/python -m pytest -m slow -rs tests/cluster/test_ray.py
 
 lint: .venv/done
 	$(BIN)/ruff check .

@@ -99,10 +99,11 @@ def known_errors() -> tuple[type[Exception], ...]:
     from difftop.run.checkpoint import CheckpointError
     from difftop.run.logger import CsvError
     from difftop.run.online import RunError
+    from difftop.run.workers import WorkerLostError
 
     env_error: type[Exception] = import_module("envs").EnvError
-    ours = (ConfigError, CaptureError, CheckpointError, RunError, CompareError, CurveError, CsvError, DemonstrationError)
-    return (*ours, env_error)
+    of_runs = (CheckpointError, RunError, WorkerLostError, CsvError, DemonstrationError)
+    return (ConfigError, CaptureError, CompareError, CurveError, *of_runs, env_error)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -35,6 +35,7 @@ QUICK = {
     "loop.py": (["--quick"], "speedup_loop"),
     "update.py": (["--quick"], "policy_gradient_cost"),
     "status.py": (["--quick"], "seconds"),
+    "scaling.py": (["--quick"], "replay alone, pixels"),
     "endurance.py": (["--quick"], "SIGKILL of offline runs"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from torch import Tensor
 _PATIENCE = timedelta(days=1)  # the others wait while the first one evaluates
 
 T = TypeVar("T")
+
+
+class WorkerLostError(RuntimeError):
+    """Another worker is gone, and training can't go on without its share of the batches."""
 
 
 def started_by_torchrun() -> bool:
@@ -54,7 +59,7 @@ class Workers:
         if self.count == 1 or not tensors:
             return
         flat = torch.cat([x.detach().flatten().to(self.device, torch.float32) for x in tensors])
-        dist.all_reduce(flat)
+        self._sum_(flat)
         flat /= self.count
         for x, mean in zip(tensors, torch.split(flat, [x.numel() for x in tensors]), strict=True):
             x.detach().copy_(mean.view_as(x))
@@ -64,8 +69,13 @@ class Workers:
         if self.count == 1:
             return flag
         total = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(total)
+        self._sum_(total)
         return bool(total > 0)
+
+    def _sum_(self, tensor: Tensor) -> None:
+        """Adds up over the workers, in place. Gloo notices at once that a process is gone; NCCL ends the process that waits."""
+        with _lost():
+            dist.all_reduce(tensor)
 
     def lead_first(self, work: Callable[[], T]) -> T:
         """Does `work` in the first process, and only then in the others: what it makes is there for them."""
@@ -81,16 +91,31 @@ class Workers:
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device(self.device))
+        with _lost():
+            dist.broadcast_object_list(box, src=0, device=torch.device(self.device))
         return box[0]
 
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            dist.barrier()
+            with _lost():
+                dist.barrier()
 
 
 ALONE = Workers()
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """What torch says of a connection that broke, in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0].strip() or type(error).__name__
+        raise WorkerLostError(
+            f"another worker of this run is gone ({said}); the last checkpoint is whole: run the same torchrun command again on "
+            "every node, or with --max_restarts=N on the node that was lost."
+        ) from error
 
 
 @contextmanager
