@@ -24,9 +24,9 @@ from difftop.run.checkpoint import CheckpointError, has_checkpoint, load_checkpo
 _LIFE_S = 1800.0  # a toy run takes seconds; what takes so long, on a machine however busy, hangs
 ONLINE = (
     "agent=difftop_rl", "env=toy/point-mass", "run.frames=200", "run.seed_steps=50", "run.batch_size=8", "run.updates_per_step=1",
-    "run.eval_every=50", "run.eval_episodes=2", "run.eval_envs=2", "run.checkpoint_every=25", "run.capacity=150", "run.video=false",
-    "agent.model.mlp_dim=16", "agent.model.encoder_dim=16", "agent.model.latent_dim=8", "agent.policy_gradient.mode=replay",
-    "agent.policy_gradient.states=4", "threads=1", "device=cpu",
+    "run.eval_every=50", "run.eval_episodes=2", "run.eval_envs=2", "run.checkpoint_every=25", "run.capacity=150",
+    "run.video=false", "agent.model.mlp_dim=16", "agent.model.encoder_dim=16", "agent.model.latent_dim=8",
+    "agent.policy_gradient.mode=replay", "agent.policy_gradient.states=4", "threads=1", "device=cpu",
 )  # fmt: skip
 OFFLINE = (
     "agent=leto", "env=toy/reach", "agent.hidden_dim=16", "agent.layers=1", "agent.window=4", "agent.horizon=3",
