@@ -161,7 +161,7 @@ def test_an_image_below_the_crop_is_an_error() -> None:
         ObservationEncoder({"camera": (3, 40, 36)}, EncoderConfig(crop=32))
     assert ObservationEncoder({"camera": (3, 64, 48)}, EncoderConfig(crop=0)).nets["camera"].size == (64, 48)
     assert ObservationEncoder({"camera": (3, 40, 36)}, EncoderConfig(crop=32, network="small")).nets["camera"].cells == (4, 4)
-    with pytest.raises(ConfigError, match="encoder.network=small needs more than 8 pixels"):
+    with pytest.raises(ConfigError, match=r"encoder\.network=small needs more than 8 pixels"):
         ObservationEncoder({"camera": (3, 40, 36)}, EncoderConfig(crop=8, network="small"))
 
 
