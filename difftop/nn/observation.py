@@ -96,6 +96,7 @@ class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
         image:  crop -> x / 127.5 - 1 -> ResNet18 or SmallConv -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
+                (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs never wake up)
         cloud:  PointNet
 
     Args:
@@ -169,11 +170,13 @@ class ImageEncoder(CroppedMaps):
         super().__init__(name, shape, config)
         self.softmax = SpatialSoftmax(self.out, self.cells, config.keypoints)
         self.linear = nn.Linear(2 * config.keypoints, config.features)
+        self.last = nn.LayerNorm(config.features) if config.network == "small" else nn.ReLU()
 
     def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
         """Features; see `maps`."""
         points = self.softmax(self.maps(image, corner)).flatten(1)
-        return torch.relu(self.linear(points))
+        features: Tensor = self.last(self.linear(points))
+        return features
 
 
 def cropped_size(crop: float, height: int, width: int) -> tuple[int, int]:
