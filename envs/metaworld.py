@@ -4,6 +4,7 @@
     low_dim    hand_pos [3], m; gripper [1], opening from 0 to 1; objects [14]: position and quaternion of two objects, zeros
                where there is one; goal_pos [3], m
     image      hand_pos and gripper, and <camera>_image: what tells nothing of objects and goal but by sight
+    pointcloud hand_pos and gripper, and pointcloud [1024, 3], m: what the cameras see of what can move
     pixels     one camera
 
 Actions: 3 displacements of the hand, 0.01 m at 1, and the gripper; 80 Hz. The dense reward is the suite's own, from 0 to 10.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,8 +22,13 @@ from difftop.types import ObsSpec
 from envs.config import EnvConfig, refuse
 from envs.errors import EnvError, RenderError
 from envs.opengl import advice, choose_backend, ensure_drawing
+from envs.points import farthest_points
 from envs.suites import Array, Observation, Outcome, TaskInfo
 
+if TYPE_CHECKING:
+    from envs.scene_camera import SceneCamera
+
+CLOUD = "pointcloud"
 _NAMES = """
 assembly basketball bin-picking box-close button-press-topdown button-press-topdown-wall button-press button-press-wall
 coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open door-unlock drawer-close drawer-open
@@ -34,13 +40,13 @@ _STEPS = 200  # DiffTORI's episodes; Meta-World's own are 500
 _LONG = {"basketball": 400, "peg-insert-side": 400, "stick-pull": 300, "handle-pull-side": 300}  # where its experts take over 100
 _GIVES = frozenset({"reward", "success", "expert"})
 TASKS: Mapping[str, TaskInfo] = {name: TaskInfo(_LONG.get(name, _STEPS), gives=_GIVES) for name in _NAMES.split()}
-OBS = ("state", "pixels", "low_dim", "image")
+OBS = ("state", "pixels", "low_dim", "image", CLOUD)
 
 METRES_PER_ACTION = 0.01
 _CONTROL_DT_S = 0.0125
 _STATE_DIM = 39
 _VECTORS = {"hand_pos": slice(0, 3), "gripper": slice(3, 4), "objects": slice(4, 18), "goal_pos": slice(36, 39)}
-_IMAGE_KEYS = ("hand_pos", "gripper")  # an image policy doesn't see objects and goal as numbers
+_SEEING = ("hand_pos", "gripper")  # who sees by cameras doesn't get objects and goal as numbers
 _CAMERA = "corner2"  # of Meta-World's published images
 _ENDLESS = 10**9  # control steps; the time limit is not the simulator's business
 
@@ -59,10 +65,13 @@ class MetaWorldSimulator:
         package = _import_metaworld()
         self.episode_steps, self._sparse = TASKS[task].episode_steps, config.reward == "sparse"
         self._cameras = _shown(config)
-        self._keys = {"image": _IMAGE_KEYS, "low_dim": tuple(_VECTORS)}.get(config.obs, ())
+        self._keys = {"image": _SEEING, CLOUD: _SEEING, "low_dim": tuple(_VECTORS)}.get(config.obs, ())
         self.obs = {key: ObsSpec("vector", (len(range(*_VECTORS[key].indices(_STATE_DIM))),)) for key in self._keys}
         self.obs |= {"state": ObsSpec("vector", (_STATE_DIM,))} if config.obs == "state" else {}
         self.obs |= {key: ObsSpec("image", (3, config.image_size, config.image_size)) for key in self._cameras}
+        self._clouds = (config.cameras or [_CAMERA]) if config.obs == CLOUD else []
+        self._size, self._points = config.image_size, config.points
+        self.obs |= {CLOUD: ObsSpec("points", (config.points, 3))} if self._clouds else {}
         self._env = package.env_dict.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"](seed=0)
         self._env._freeze_rand_vec, self._env.seeded_rand_vec = False, True
         self._env.max_path_length = _ENDLESS  # the suite raises beyond it
@@ -70,10 +79,12 @@ class MetaWorldSimulator:
             quality = self._env.model.vis.quality
             quality.shadowsize, quality.offsamples = 0, 0
         cameras = [self._env.model.camera(i).name for i in range(self._env.model.ncam)]
-        for name in self._cameras.values():
+        for name in (*self._cameras.values(), *self._clouds):
             if name not in cameras:
                 raise EnvError(f"metaworld/{task}: env.cameras: there is no {name!r}; it has {', '.join(cameras)}.")
+        self._fast = config.render_quality == "fast"
         self._renderers: dict[tuple[int, int], Any] = {}
+        self._depths = cast("SceneCamera | None", None)
         self.last = np.zeros(_STATE_DIM)
 
     def reset(self, seed: int) -> None:
@@ -94,6 +105,8 @@ class MetaWorldSimulator:
             obs["state"] = self.last
         for key, camera in self._cameras.items():
             obs[key] = self._image(camera, *self.obs[key].shape[1:]).transpose(2, 0, 1)
+        if self._clouds:
+            obs[CLOUD] = self._cloud()
         return obs
 
     def render(self, height: int, width: int) -> Array:
@@ -111,6 +124,17 @@ class MetaWorldSimulator:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers = {}
+        if self._depths is not None:
+            self._depths.close()
+
+    def _cloud(self) -> Array:
+        """Points of all cameras of `obs=pointcloud`, together."""
+        from envs.scene_camera import SceneCamera
+
+        if self._depths is None:
+            self._depths = SceneCamera(fast=True, hidden=())
+        seen = [self._depths.points(self._env.model, self._env.data, camera, self._size, self._size) for camera in self._clouds]
+        return farthest_points(np.concatenate(seen), self._points)
 
     def _image(self, camera: str, height: int, width: int) -> Array:
         backend = ensure_drawing()
@@ -118,7 +142,9 @@ class MetaWorldSimulator:
             import mujoco
 
             if (height, width) not in self._renderers:
-                self._renderers[height, width] = mujoco.Renderer(self._env.model, height, width)
+                self._renderers[height, width] = made = mujoco.Renderer(self._env.model, height, width)
+                if self._fast:  # a reflecting floor draws the robot twice: half of the time
+                    made.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
                 atexit.unregister(self.close)
                 atexit.register(self.close)  # what is left over is freed before MuJoCo ends EGL, or it complains
             renderer = self._renderers[height, width]

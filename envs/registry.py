@@ -224,7 +224,7 @@ def _resolved(config: EnvConfig) -> tuple[Task, EnvConfig]:
         )
     if config.reward == "sparse" and "success" not in task.info.gives:
         raise ConfigError(f"{task.name}: env.reward=sparse is not offered, the task says nothing of success; leave it out.")
-    if config.cameras and config.obs not in ("pixels", "image"):
+    if config.cameras and config.obs not in ("pixels", "image", "pointcloud"):
         raise ConfigError(
             f"{task.name}: env.cameras={config.cameras}: env.obs={config.obs} has no images; set env.obs=image, or leave it out."
         )

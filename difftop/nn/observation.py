@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from difftop.nn.pointnet import PointNet
 from difftop.nn.resnet import ResNet18, SpatialSoftmax
+from difftop.nn.small_conv import SmallConv
 from difftop.options import ConfigError, option
 
 log = logging.getLogger(__name__)
 
-_STRIDE = 32  # of the ResNet: so many pixels make one of its map
 _LITTLE = 0.75  # of a side: a crop below it may miss what matters at the edges
 
 
@@ -24,6 +24,9 @@ _LITTLE = 0.75  # of a side: a crop below it may miss what matters at the edges
 class EncoderConfig:
     """How images and point clouds become features; low-dimensional observations are used as they are."""
 
+    network: str = option(
+        "resnet18", "images: a ResNet18, or small, three convolutions that one CPU core can train", choices=("resnet18", "small")
+    )
     norm: str = option(
         "batch", "images: normalization in the ResNet; group is safer with averaged weights", choices=("batch", "group")
     )
@@ -92,7 +95,8 @@ class KeyedEncoder(nn.Module):
 class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
-        image:  crop -> x / 127.5 - 1 -> ResNet18 -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
+        image:  crop -> x / 127.5 - 1 -> ResNet18 or SmallConv -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
+                (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs never wake up)
         cloud:  PointNet
 
     Args:
@@ -117,11 +121,14 @@ class ObservationEncoder(KeyedEncoder):
         return torch.cat(self.encoded(obs, crops), -1)
 
 
-class CroppedResNet(nn.Module):
-    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, 512, *cells]`.
+class CroppedMaps(nn.Module):
+    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, out, *cells]`.
 
+    Attributes:
+        out: channels of the maps; 512 of a ResNet18, 64 of the small network.
+        cells: rows and columns of the maps.
     Raises:
-        ConfigError: the image is smaller than the crop, or the crop too small for the ResNet.
+        ConfigError: the image is smaller than the crop, or the crop too small for the network.
     """
 
     def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
@@ -133,10 +140,11 @@ class CroppedResNet(nn.Module):
                 f"encoder.crop={config.crop:g}: images {name} have {height} x {width} pixels; take a share, such as 0.905, fewer "
                 "pixels, or 0 for none."
             )
-        if min(self.size) <= _STRIDE:
+        network = SmallConv if config.network == "small" else ResNet18
+        if min(self.size) <= network.stride:
             raise ConfigError(
                 f"encoder.crop={config.crop:g}: of images {name} only {self.size[0]} x {self.size[1]} pixels are seen; "
-                f"a ResNet needs more than {_STRIDE} pixels on a side."
+                f"encoder.network={config.network} needs more than {network.stride} pixels on a side."
             )
         if self.size[0] < _LITTLE * height or self.size[1] < _LITTLE * width:
             log.warning(
@@ -144,28 +152,31 @@ class CroppedResNet(nn.Module):
                 "is never seen at evaluation. A share, such as encoder.crop=0.905, fits any size.",
                 *(config.crop, *self.size, height, width, name, 100 * _LITTLE),
             )
-        self.resnet = ResNet18(channels, config.norm)
-        self.cells = math.ceil(self.size[0] / _STRIDE), math.ceil(self.size[1] / _STRIDE)
+        self.resnet = SmallConv(channels) if config.network == "small" else ResNet18(channels, config.norm)
+        self.out = network.out
+        self.cells = math.ceil(self.size[0] / network.stride), math.ceil(self.size[1] / network.stride)
 
     def maps(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
         """Feature maps; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
         cropped = crop(image, self.size, corner)
-        made: Tensor = self.resnet(cropped.to(self.resnet.stem.weight.dtype) / 127.5 - 1)
+        made: Tensor = self.resnet(cropped.to(next(self.resnet.parameters()).dtype) / 127.5 - 1)
         return made
 
 
-class ImageEncoder(CroppedResNet):
-    """One camera's network: `[N, C, height, width]` in 0 .. 255 to `[N, features]`; raises as `CroppedResNet`."""
+class ImageEncoder(CroppedMaps):
+    """One camera's network: `[N, C, height, width]` in 0 .. 255 to `[N, features]`; raises as `CroppedMaps`."""
 
     def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
         super().__init__(name, shape, config)
-        self.softmax = SpatialSoftmax(self.resnet.out, self.cells, config.keypoints)
+        self.softmax = SpatialSoftmax(self.out, self.cells, config.keypoints)
         self.linear = nn.Linear(2 * config.keypoints, config.features)
+        self.last = nn.LayerNorm(config.features) if config.network == "small" else nn.ReLU()
 
     def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
         """Features; see `maps`."""
         points = self.softmax(self.maps(image, corner)).flatten(1)
-        return torch.relu(self.linear(points))
+        features: Tensor = self.last(self.linear(points))
+        return features
 
 
 def cropped_size(crop: float, height: int, width: int) -> tuple[int, int]:

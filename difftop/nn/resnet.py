@@ -41,7 +41,7 @@ class ResNet18(nn.Module):
     Source: He et al., arXiv:1512.03385, and torchvision's initialization; Diffusion Policy for the groups.
     """
 
-    out = 512
+    out, stride = 512, 32
 
     def __init__(self, channels: int = 3, norm: str = "batch") -> None:
         super().__init__()

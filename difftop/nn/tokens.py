@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from difftop.nn.observation import CroppedResNet, EncoderConfig, KeyedEncoder
+from difftop.nn.observation import CroppedMaps, EncoderConfig, KeyedEncoder
 from difftop.nn.pointnet import PointNet
 from difftop.nn.transformer import grid_sinusoids
 
@@ -16,7 +16,7 @@ class ObservationTokens(KeyedEncoder):
     """Tokens of all keys, in the order of `shapes`; each has a learned vector of its key added.
 
         vector:  linear -> 1 token
-        image:   crop -> x / 127.5 - 1 -> ResNet18 -> linear, plus the cell's place as waves -> a token for each cell of its map
+        image:   crop -> x / 127.5 - 1 -> ResNet18 or SmallConv -> linear, plus the cell's place as waves -> a token for each cell
         cloud:   PointNet -> linear -> 1 token
 
     Args:
@@ -51,14 +51,14 @@ class ObservationTokens(KeyedEncoder):
         return torch.cat([x + kind for x, kind in zip(lists, self.kinds, strict=True)], -2)
 
 
-class MapTokens(CroppedResNet):
-    """One camera's tokens: `[N, C, height, width]` in 0 .. 255 to `[N, rows columns, dim]`; raises as `CroppedResNet`."""
+class MapTokens(CroppedMaps):
+    """One camera's tokens: `[N, C, height, width]` in 0 .. 255 to `[N, rows columns, dim]`; raises as `CroppedMaps`."""
 
     place: Tensor
 
     def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig, dim: int) -> None:
         super().__init__(name, shape, config)
-        self.linear = nn.Linear(self.resnet.out, dim)
+        self.linear = nn.Linear(self.out, dim)
         self.register_buffer("place", grid_sinusoids(*self.cells, dim), persistent=False)
 
     def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:

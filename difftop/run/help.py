@@ -64,7 +64,9 @@ def _screen(registry: Registry) -> Iterator[str]:
     yield from _rows("agent=", agents)
     yield ""
     yield from _wrapped("env=", [f"{tasks[0]} ({len(tasks)})" for tasks in _suites(registry).values()] + ["(number of tasks)"])
-    others = [f"{group}= {' '.join(name for name, _ in _choices(registry, group))}" for group in ("preset", _WORLD)]
+    choices = {group: [name for name, _ in _choices(registry, group)] for group in ("preset", _WORLD)}
+    # cpu_image and cpu_pointcloud are what preset=cpu stands for in imitation
+    others = [f"{group}= {' '.join(name for name in names if '_' not in name)}" for group, names in choices.items()]
     yield from _wrapped("obs=", [*(name for name, _ in _choices(registry, "obs")), *(f"  {text}" for text in others)])
     yield from _wrapped("experiment=", experiment_names(registry.config_dir))
     yield ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +20,7 @@ from difftop.run.settings import DEMONSTRATED_TASK, GROUPS, NO_SIMULATOR, Regist
 
 _PATHS = ("checkpoint", "dataset", "data", "root", "agent.base_checkpoint")  # a path is taken as it is, whatever is in it
 _NEW_KEYS = {"dataset": "dataset.path", "run.filter_key": "dataset.filter"}
+_CPU_OBS = ("image", "pointcloud")  # of which imitation has a preset cpu_...
 _IN_FOLDER = {*GROUPS, "env.name", "planner", "seed", "root", "name", "run"}  # two of these have two folders
 
 
@@ -36,7 +38,10 @@ def prepared(registry: Registry, overrides: Sequence[str]) -> list[str]:
     _check_agent(registry, experiment, agent)
     demos = words.get("mode") == "demos"
     if demos or agent in registry.imitators:
-        _check_preset(words.get("preset", "standard"), "mode=demos" if demos else f"agent={agent}")
+        obs = words.get("obs", groups.get("obs", "low_dim"))
+        given = [_preset_of_imitation(text, obs, "mode=demos" if demos else f"agent={agent}") for text in given]
+    elif words.get("preset") in [f"cpu_{seen}" for seen in _CPU_OBS]:
+        raise ConfigError(f"preset={words['preset']}: has sizes of agents that imitate; agents that learn from rewards take cpu.")
     check_not_gone(overrides, offline=demos or agent in registry.imitators)
     if demos:
         _check_has_expert(registry, words.get("env", groups.get("env", "")))
@@ -132,8 +137,8 @@ def _usual_of_sweep(registry: Registry, values: Mapping[str, Sequence[str]]) -> 
         agents = [experiment.groups.get("agent", "") for experiment in experiments]
     usual = usual_of_imitation(registry, agents, demos=demos)
     if usual:
-        for preset in values.get("preset", []):
-            _check_preset(preset, "mode=demos" if demos else f"agent={','.join(agents)}")
+        for preset, obs in product(values.get("preset", []), values.get("obs", ["low_dim"])):
+            _preset_of_imitation(f"preset={preset}", obs, "mode=demos" if demos else f"agent={','.join(agents)}")
     return [f"run={usual['run']}"] if usual and "run" not in values else []
 
 
@@ -202,9 +207,16 @@ def _check_agent(registry: Registry, experiment: Experiment | None, agent: str) 
         raise ConfigError(f"experiment={experiment.name}: is of agent={own}; leave out agent={agent}.")
 
 
-def _check_preset(preset: str, who: str) -> None:
-    if preset != "standard":
-        raise ConfigError(f"preset={preset}: has sizes of agents that learn from rewards; {who} takes none.")
+def _preset_of_imitation(text: str, obs: str, who: str) -> str:
+    """The override; of preset=cpu the preset for what is seen, since images and clouds need other networks than vectors."""
+    key, _, preset = text.partition("=")
+    if key != "preset" or preset in ("standard", f"cpu_{obs}"):
+        return text
+    if preset == "cpu" and obs in _CPU_OBS:
+        return f"preset=cpu_{obs}"
+    raise ConfigError(
+        f"{text}: {who} takes preset=cpu with obs={' or obs='.join(_CPU_OBS)} only; its defaults for vectors are sizes for a CPU."
+    )
 
 
 def _check_has_expert(registry: Registry, env: str) -> None:

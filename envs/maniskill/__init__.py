@@ -17,10 +17,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.config import EnvConfig
+from difftop.options import ConfigError
+from envs.config import EnvConfig, refuse
 from envs.maniskill.arguments import arguments, recorded_arguments
 from envs.maniskill.package import version
 from envs.maniskill.tasks import OBS_MODES, TASKS
+from envs.points import POINTS
 
 if TYPE_CHECKING:
     from envs.maniskill.demos import DemonstrationReport
@@ -32,9 +34,13 @@ OBS = tuple(OBS_MODES)
 
 
 def load(task: str, config: EnvConfig) -> ManiSkillSimulator:
-    """The simulator of a task; raises as `ManiSkillSimulator` does."""
+    """The simulator of a task; raises as `ManiSkillSimulator` does, and `ConfigError` where clouds are wanted otherwise."""
     from envs.maniskill.simulator import ManiSkillSimulator
 
+    if config.obs == "pointcloud":
+        refuse(config, "cameras")
+        if config.points != POINTS:
+            raise ConfigError(f"{config.name}: env.points={config.points}: its clouds have {POINTS}; set env.points={POINTS}.")
     return ManiSkillSimulator(task, config)
 
 

@@ -16,13 +16,13 @@ from difftop.types import ObsSpec
 from envs.config import EnvConfig
 from envs.errors import EnvError
 from envs.opengl import choose_backend
-from envs.points import POINTS, farthest_points
+from envs.points import farthest_points
 from envs.robosuite.arguments import OURS, UNUSED, env_kwargs, image_sizes
 from envs.robosuite.tasks import TASKS
 from envs.suites import Array, Observation, Outcome
 
 if TYPE_CHECKING:
-    from envs.robosuite.camera import SceneCamera
+    from envs.scene_camera import SceneCamera
 
 CLOUD = "pointcloud"
 _ARM_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
@@ -58,6 +58,7 @@ class RobosuiteSimulator:
         keys = ["pixels"] if config.obs == "pixels" else [f"{camera}_image" for camera in shown]
         self._images = {} if self._depths else dict(zip(keys, shown.items(), strict=True))  # key to camera and size
         self._fast = config.render_quality == "fast" or bool(self._depths)  # depths are of one surface, not of a mean
+        self._points = config.points
         self._camera = cast("SceneCamera | None", None)
         self._refresh, self.env._update_observables = self.env._update_observables, self._watch
         self._hands: list[Array] = []
@@ -67,7 +68,7 @@ class RobosuiteSimulator:
         self._seen = self._look()
         self.obs = {key: ObsSpec("vector", np.shape(self._seen[key])) for key in self._vectors(config.obs)}
         self.obs |= {key: ObsSpec("image", (3, *size)) for key, (_, size) in self._images.items()}
-        self.obs |= {CLOUD: ObsSpec("points", (POINTS, 3))} if self._depths else {}
+        self.obs |= {CLOUD: ObsSpec("points", (config.points, 3))} if self._depths else {}
         self.action_dim = self._action_dim(config)
         self.control_dt_s = 1 / float(self.env.control_freq)
         self.episode_steps = int(arguments.get("horizon") or known.episode_steps)
@@ -183,10 +184,10 @@ class RobosuiteSimulator:
         """Points of the arms and of objects, of all cameras together."""
         model, data = self.env.sim.model._model, self.env.sim.data._data
         seen = [self._cameras().points(model, data, camera, *size) for camera, size in self._depths.items()]
-        return farthest_points(np.concatenate(seen), POINTS)
+        return farthest_points(np.concatenate(seen), self._points)
 
     def _cameras(self) -> SceneCamera:
-        from envs.robosuite.camera import SceneCamera
+        from envs.scene_camera import SceneCamera
 
         if self._camera is None:
             self._camera = SceneCamera(self._fast)

@@ -109,6 +109,25 @@ def test_pictures_are_upright_and_not_mirrored(camera):
 
 
 @needs_opengl
+def test_points_are_of_what_can_move():
+    options = {"obs": "pointcloud", "image_size": 84, "points": 200, "cameras": ["corner3"]}
+    with closing(make("button-press-topdown", **options)) as env:
+        obs, _ = env.reset(seed=1)
+        assert {key: value.shape for key, value in obs.items()} == {"hand_pos": (3,), "gripper": (1,), "pointcloud": (200, 3)}
+        data = env.simulator._env.data
+
+        def nearest(cloud, place):
+            return np.linalg.norm(cloud - place, axis=1).min()
+
+        button, box = env.simulator.last[4:7], data.body("box").xpos - [0, 0, 0.05]
+        assert nearest(obs["pointcloud"], obs["hand_pos"]) < 0.06 and nearest(obs["pointcloud"], button) < 0.04
+        assert nearest(obs["pointcloud"], box) > 0.08  # it stands still
+        assert obs["pointcloud"][:, 2].min() > 0.02  # no table
+    with closing(make("button-press-topdown", render_quality="fast", **options)) as fast:
+        assert np.array_equal(fast.reset(seed=1)[0]["pointcloud"], obs["pointcloud"])  # whatever pictures look like
+
+
+@needs_opengl
 def test_images_by_key_and_pixels_are_the_same_pictures():
     with closing(make(obs="image", image_size=48, render_quality="fast", cameras=["corner", "corner3"])) as keyed:
         obs, _ = keyed.reset(seed=2)

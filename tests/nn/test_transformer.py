@@ -78,6 +78,16 @@ def test_tokens_of_every_kind_of_observation() -> None:
     torch.testing.assert_close(shuffled, tokens)
 
 
+def test_tokens_of_the_small_network_are_its_cells() -> None:
+    net = ObservationTokens({"eye": (3, 64, 48)}, EncoderConfig(crop=0, network="small"), dim=8)
+    image = torch.randint(0, 256, (2, 1, 3, 64, 48), dtype=torch.uint8)
+    tokens = net({"eye": image})
+    assert tokens.shape == (2, 1, 8 * 6, 8) and net.count == 8 * 6
+    image[:, :, :, :8, :8] = 255 - image[:, :, :, :8, :8]
+    changed = (net({"eye": image}) - tokens).detach().abs().amax((0, 1, 3)).view(8, 6) > 1e-4
+    assert bool(changed[0, 0]) and not bool(changed[4:].any() or changed[:, 4:].any())  # the corner's tokens alone
+
+
 def test_the_denoiser_attends_to_the_past_alone() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -10,6 +10,8 @@ import pytest
 
 from agents.registry import make_agent, names
 from difftop.command import make_registry
+from difftop.nn.resnet import ResNet18
+from difftop.nn.small_conv import SmallConv
 from difftop.options import ConfigError, describe
 from difftop.run.cli import Registry, TopConfig, checked, composed, run_name
 from difftop.run.offline import OfflineConfig
@@ -191,7 +193,7 @@ def test_planner_reaches_the_agent(registry: Registry, refused: Callable[..., st
         ("env=dmc/walker-wlak", "dmc/walker-wlak: unknown environment. Did you mean 'dmc/walker-walk'?"),
         ("agent=dreamer", "agent=dreamer: unknown. Known: tdmpc, "),
         ("agent=let", "agent=let: unknown. Did you mean 'leto'?"),
-        ("preset=gpu", "preset=gpu: unknown. Did you mean 'cpu'? Known: cpu, standard."),
+        ("preset=gpu", "preset=gpu: unknown. Did you mean 'cpu'? Known: cpu, cpu_image, cpu_pointcloud, standard."),
         ("obs=pixel", "obs=pixel: unknown. Did you mean 'pixels'?"),
         ("experiment=difftory", "experiment=difftory: unknown. Did you mean 'difftori'?"),
         ("agent.lm.damping=3", "agent.lm.damping: unknown option. Did you mean 'agent.acting.lm.damping'?"),
@@ -221,9 +223,11 @@ def test_mistakes_get_one_sentence(refused: Callable[..., str], override: str, m
         (["mode=demos", "env=dmc/walker-walk"], "env=dmc/walker-walk: has no scripted expert"),
         (
             ["mode=demos", "env=metaworld/reach", "preset=cpu"],
-            "preset=cpu: has sizes of agents that learn from rewards; mode=demos",
+            "preset=cpu: mode=demos takes preset=cpu with obs=image or obs=pointcloud only",
         ),
-        (["agent=bc", "preset=cpu"], "agent=bc takes none."),
+        (["agent=bc", "preset=cpu"], "preset=cpu: agent=bc takes preset=cpu with obs=image"),
+        (["agent=bc", "obs=pointcloud", "preset=cpu_image"], "preset=cpu_image: agent=bc takes preset=cpu"),
+        (["agent=tdmpc", "preset=cpu_image"], "preset=cpu_image: has sizes of agents that imitate"),
         (["agent=leto", "run.frames=3"], "run.frames: unknown option."),
         (["checkpoint=runs/x"], "checkpoint=runs/x: is for mode=eval"),
         ([FILE], "dataset=demonstrations.hdf5: is for agents that imitate"),
@@ -262,8 +266,9 @@ def test_a_sweep_of_imitation_runs_its_loop(registry: Registry) -> None:
     assert "run=offline" not in prepared_sweep(registry, ["-m", "experiment=tdmpc,difftori_cup-catch"])[0]
     with pytest.raises(ConfigError, match="sweep over one kind at a time"):
         prepared_sweep(registry, ["-m", "agent=bc,tdmpc"])
-    with pytest.raises(ConfigError, match="preset=cpu: has sizes of agents that learn from rewards"):
+    with pytest.raises(ConfigError, match="preset=cpu: agent=bc takes preset=cpu with obs=image"):
         prepared_sweep(registry, ["-m", "agent=bc", "preset=standard,cpu"])
+    assert "preset=cpu" in prepared_sweep(registry, ["-m", "agent=bc,leto", "preset=cpu", "obs=image"])[0]
 
 
 def test_a_choice_is_a_file_only_where_it_sets_something(registry: Registry) -> None:
@@ -295,6 +300,20 @@ def test_every_imitator_composes_and_is_built(registry: Registry, agent: str) ->
     assert settings.env.name == "metaworld/button-press-topdown" and settings.env.obs == "low_dim"
     assert isinstance(settings.run, OfflineConfig)
     assert make_agent(settings.agent, LOW_DIM, seed=0, total_steps=1).policy.config.name == agent
+
+
+@pytest.mark.parametrize("agent", names("demonstrations"))
+@pytest.mark.parametrize(("obs", "seen"), [("image", ObsSpec("image", (3, 64, 64))), ("pointcloud", ObsSpec("points", (256, 3)))])
+def test_every_imitator_has_a_preset_for_a_cpu(registry: Registry, agent: str, obs: str, seen: ObsSpec) -> None:
+    base = ["agent.base=bc", "agent.base_checkpoint=runs/none"] if agent == "residual" else []
+    settings = composed(registry, [f"agent={agent}", "preset=cpu", f"obs={obs}", *base])
+    assert settings.choices["preset"] == f"cpu_{obs}" and (settings.env.image_size, settings.env.points) == (
+        (64, 1024) if obs == "image" else (84, 256)
+    )
+    spec = EnvSpec("test", {"hand": ObsSpec("vector", (3,)), "seen": seen}, action_dim=4, episode_steps=10, control_dt_s=0.1)
+    policy = make_agent(settings.agent, spec, seed=0, total_steps=1).policy
+    assert any(isinstance(m, SmallConv) for m in policy.modules()) == (obs == "image")
+    assert not any(isinstance(m, ResNet18) for m in policy.modules())
 
 
 def test_the_folder_of_files_may_be_anywhere(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

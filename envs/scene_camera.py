@@ -1,4 +1,4 @@
-"""Images and points of a MuJoCo scene whose model is replaced at every reset.
+"""Images and points of a MuJoCo scene, also of one whose model is replaced at every reset.
 
 robosuite's own renderer binds its OpenGL context when it is made, and never again: of two environments in a process, the first
 silently returns the second's images. And it makes a context at every reset, which takes most of a second. Here the context is
@@ -8,6 +8,7 @@ bound for every image, and meshes and textures stay in it as long as models shar
 from __future__ import annotations
 
 import atexit
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -28,9 +29,10 @@ class SceneCamera:
 
     Args:
         fast: no shadow map, no anti-aliasing and no reflections: 3 to 4 times as fast.
+        hidden: groups of geoms that aren't drawn; robosuite's group 0 collides and has a visible twin.
     """
 
-    def __init__(self, fast: bool) -> None:
+    def __init__(self, fast: bool, hidden: Sequence[int] = (0,)) -> None:
         self._fast = fast
         self._model: Any = None  # that the context was made for
         self._gl: Any = None
@@ -38,7 +40,8 @@ class SceneCamera:
         self._scene: Any = None
         self._scene_model: Any = None
         self._visible = mujoco.MjvOption()
-        self._visible.geomgroup[0] = 0  # what collides has a visible twin
+        for group in hidden:
+            self._visible.geomgroup[group] = 0
 
     def image(self, model: Any, data: Any, camera: str, height: int, width: int) -> Array:
         """The view of `camera` `[height, width, 3]`, uint8, upright.
@@ -138,7 +141,7 @@ class SceneCamera:
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         except Exception as error:  # OpenGL, EGL and MuJoCo each have their own
             self._gl = None
-            raise RenderError(f"robosuite can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
+            raise RenderError(f"MuJoCo can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
         self._model = model
         atexit.register(self.close)  # contexts that are left over are freed before MuJoCo ends EGL, or they complain
 
