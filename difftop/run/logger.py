@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -217,9 +218,24 @@ class RunLogger:
 def _event_writer(folder: Path, resume_at: int | None, resume_frames: int) -> EventWriter:
     from torch.utils.tensorboard import SummaryWriter
 
+    _quiet_writers()
     # TensorBoard drops what an earlier life of the run wrote from purge_step on.
     writer: EventWriter = SummaryWriter(str(folder), purge_step=None if resume_at is None else resume_frames + 1)
     return writer
+
+
+def _quiet_writers() -> None:
+    """No traceback of TensorBoard's thread where a disk is full: the next event, or the end of the run, raises the same error."""
+    previous = threading.excepthook
+    if getattr(previous, "quiets_writers", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            previous(args)
+
+    hook.quiets_writers = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 def _text(value: float | int | str) -> str:

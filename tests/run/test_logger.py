@@ -1,6 +1,9 @@
 """The tables of a run: what a row looks like, and that a killed and resumed run's equal an uninterrupted one's."""
 
 import csv
+import errno
+import os
+import threading
 import tracemalloc
 
 import pytest
@@ -130,3 +133,25 @@ def test_tensorboard_gets_the_same_numbers_and_forgets_what_was_after_the_checkp
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/return")] == [(8, 10), (16, 20), (24, 30), (32, 40)]
     assert [e.step for e in events.Scalars("eval/return_mean")] == [16, 32]
+
+
+def test_a_full_disk_is_one_error_and_no_traceback_of_a_thread(tmp_path, monkeypatch, capsys):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def broken():
+        raise OSError("another thread's")
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        for logger in [RunLogger(tmp_path, seed=1) for _ in range(2)]:
+            train(logger, range(1, 6))
+    assert "Traceback" not in capsys.readouterr().err
+
+    other = threading.Thread(target=broken)
+    other.start()
+    other.join()
+    assert "another thread's" in capsys.readouterr().err
