@@ -92,7 +92,7 @@ class Run:
 def kills(setting: Setting) -> Iterator[Row]:
     """SIGKILL at random moments; where a run was over before its moment, the next moment is drawn."""
     for kind in KINDS:
-        chance, count = setting.random("kills", kind), setting.size(10, 2)
+        chance, count = setting.random("kills", kind), setting.size(10, 1)
         whole = Run(kind, setting.folder / kind / "whole")
         _, seconds = whole.live()  # the first also starts the server, and records the demonstrations
         _, seconds = _again(whole).live()
@@ -130,7 +130,7 @@ def full_disk(setting: Setting) -> Iterator[Row]:
             wrong.append("the run that was counted ended otherwise")
         chosen = list(range(writes))
         if setting.quick:
-            chosen = sorted(setting.random("disk", kind).sample(chosen, 6))
+            chosen = sorted(setting.random("disk", kind).sample(chosen, 3))
         for full_at in chosen:
             run = Run(kind, setting.folder / kind / f"full{full_at}")
             _with_data_of(whole, run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 else:
     torch = later("torch")
 
+_HELD_BACK = 1 << 20  # bytes of a disk that stay free: what a file that is being written wants for its closing
 _BLOCK_ROWS = 16  # images are read in blocks of this many steps: a window of 12 touches one or two
 
 
@@ -172,6 +174,19 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         raise DemonstrationError(
             f"{path}: not a whole HDF5 file ({_line(error)}); a download or a copy may be incomplete."
         ) from error
+
+
+def ensure_room(path: Path, count: int) -> None:
+    """Refuses what the disk has no room for: HDF5 prints pages, and may crash, where a write of its own fails.
+
+    Args:
+        path: the file.
+        count: bytes that come next; HDF5's own, and those that it holds back until the file is closed, are added.
+    Raises:
+        OSError: ENOSPC.
+    """
+    if shutil.disk_usage(path.parent).free < count + _HELD_BACK:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 @contextmanager

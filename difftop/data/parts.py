@@ -18,7 +18,7 @@ import numpy as np
 
 from difftop.data.demonstrations import DemonstrationError
 from difftop.data.exchange import RawEpisode
-from difftop.data.hdf5 import new_hdf5
+from difftop.data.hdf5 import ensure_room, new_hdf5
 from difftop.data.robomimic import Recording, write_episode
 
 
@@ -46,6 +46,7 @@ class Parts:
         path = self._part(self.count)
         partial = path.with_suffix(".part")
         with new_hdf5(partial) as file:
+            ensure_room(partial, episode.actions.nbytes + 2 * sum(rows.nbytes for rows in episode.obs.values()))
             self._write(file.create_group("episode"), episode)
         partial.replace(path)
 
@@ -56,6 +57,7 @@ class Parts:
             raise DemonstrationError(f"{self.out}: there is no episode to write.")
         try:
             with new_hdf5(partial, sealed=True) as file:
+                ensure_room(partial, sum(self._part(number).stat().st_size for number in range(count)))
                 for number in range(count):
                     with h5py.File(self._part(number), "r") as part:
                         file.copy(part["episode"], self._name(number))

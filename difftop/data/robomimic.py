@@ -26,7 +26,7 @@ import numpy as np
 
 from difftop.data.demonstrations import Array, DemonstrationError, Demonstrations, EnvInfo, Format, check_actions, check_values
 from difftop.data.faults import BEYOND, TOTAL, Faults
-from difftop.data.hdf5 import Source, is_hdf5, looked_into, new_hdf5, open_hdf5, read_demonstrations
+from difftop.data.hdf5 import Source, ensure_room, is_hdf5, looked_into, new_hdf5, open_hdf5, read_demonstrations
 from difftop.data.robosuite import filter_sizes, looks_absolute, says_absolute
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
@@ -158,6 +158,7 @@ def write_episode(group: Any, episode: Recording, where: str) -> int:
     for key, last in (episode.last_obs or {}).items():
         after = np.concatenate([np.asarray(episode.obs[key])[1:], np.asarray(last)[None]])
         columns[f"{_NEXT}{key}"] = (after, np.asarray(episode.obs[key]).dtype)
+    ensure_room(Path(group.file.filename), sum(np.asarray(v).size * np.dtype(dtype).itemsize for v, dtype in columns.values()))
     for name, (values, dtype) in columns.items():
         rows = np.asarray(values)
         if len(rows) != steps:

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from difftop.data.hdf5 import new_hdf5
+from difftop.data.hdf5 import ensure_room, new_hdf5
 from difftop.run.seeding import stream
 from envs.config import EnvConfig
 from envs.errors import EnvError
@@ -186,6 +186,7 @@ def _run(module_and_arguments: list[str], folder: str, episodes: int) -> str:
 
 def _append(file: Any, described: list[dict[str, Any]], path: Path, episodes: list[dict[str, Any]], wanted: int) -> None:
     """Copies episodes to the end of `file` until it has as many as wanted, without what a policy has no use for."""
+    ensure_room(Path(file.filename), path.stat().st_size)
     with h5py.File(path, "r") as source:
         for episode in episodes[: wanted - len(described)]:
             number = len(described)

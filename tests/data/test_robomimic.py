@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from difftop.data import hdf5
 from difftop.data.demonstrations import DemonstrationError, EnvInfo
 from difftop.data.hdf5 import BlockCache
 from difftop.data.robomimic import Recording, open_robomimic, write_demonstrations
@@ -238,3 +240,13 @@ def test_nothing_is_written_of_bad_episodes(tmp_path: Path, episode: Recording, 
         write_demonstrations(path, [], ENV_ARGS["v15"])
     with pytest.raises(DemonstrationError, match="beyond 0"):
         write_demonstrations(path, recordings()[:1], ENV_ARGS["v15"], {"train": [1]})
+
+
+def test_a_disk_without_room_is_refused_before_hdf5_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two episodes: what is there goes, and the error is the disk's."""
+    free = iter([10**9, 2 * 10**6])
+    monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    episode = Recording({"image": np.zeros((200, 84, 84, 3), np.uint8)}, np.zeros((200, 7)), np.zeros(200))
+    with pytest.raises(OSError, match="No space left"):
+        write_demonstrations(tmp_path / "demos.hdf5", [episode, episode], {"env_name": "Lift"})
+    assert list(tmp_path.iterdir()) == []
