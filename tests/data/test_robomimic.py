@@ -248,5 +248,5 @@ def test_a_disk_without_room_is_refused_before_hdf5_writes(tmp_path: Path, monke
     monkeypatch.setattr(hdf5.shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     episode = Recording({"image": np.zeros((200, 84, 84, 3), np.uint8)}, np.zeros((200, 7)), np.zeros(200))
     with pytest.raises(OSError, match="No space left"):
-        write_demonstrations(tmp_path / "demos.hdf5", [episode, episode], {"env_name": "Lift"})
+        write_demonstrations(tmp_path / "demos.hdf5", [episode, episode], ENV_ARGS["v141"])
     assert list(tmp_path.iterdir()) == []
