@@ -10,6 +10,7 @@ from difftop.compare.config import CompareConfig, StatusConfig
 from difftop.datasets.convert import ConvertConfig
 from difftop.datasets.look import DataConfig
 from difftop.options import ConfigError, describe, suggest
+from difftop.serve.config import ServeConfig
 from difftop.run.experiments import experiment_names, first_comment, read_experiment
 from difftop.run.settings import LOOPS, MODES, Registry, TopConfig
 
@@ -21,6 +22,7 @@ _MODE_OPTIONS: Mapping[str, type] = {
     "status": StatusConfig,
     "data": DataConfig,
     "convert": ConvertConfig,
+    "serve": ServeConfig,
 }
 _LOOP_TITLES = {"online": "run, of agents that learn from rewards", "offline": "run, of agents that learn from demonstrations"}
 _NOT_IN_FILES = {  # options of groups that have no file, because they set nothing
