@@ -163,7 +163,7 @@ def test_what_is_wrong_before_it_serves_is_one_sentence(tmp_path: Path) -> None:
         serve_command(["mode=serve"])
     with pytest.raises(CheckpointError, match="no checkpoint"):
         serve_command(["mode=serve", f"checkpoint={tmp_path}"])
-    with pytest.raises(ConfigError, match="prt: unknown option.*'port'"):
+    with pytest.raises(ConfigError, match=r"prt: unknown option.*'port'"):
         serve_command(["mode=serve", "prt=1"])
     saved(tmp_path, "tdmpc", STATE, model={"mlp_dim": 16, "encoder_dim": 16, "latent_dim": 8}, acting={"planner": "none"})
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -4,8 +4,8 @@
     <folder>/data/action         [R, A]
     <folder>/data/<key>          [R, ...]: observations; images [R, height, width, 3], uint8 or floats 0 to 255
 
-See `difftop.data.zarr_arrays` for the arrays; Push-T's are recognized, see `difftop.data.pusht`. Actions that leave [-1, 1] are scaled to it by their range, see
-`difftop.data.scaling`.
+See `difftop.data.zarr_arrays` for the arrays; Push-T's are recognized, see `difftop.data.pusht`. Actions that leave [-1, 1] are
+scaled to it by their range, see `difftop.data.scaling`.
 Source: diffusion_policy, `common/replay_buffer.py`.
 """
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from difftop.nn.pointnet import PointNet
-from difftop.nn.resnet import ResNet18, SpatialSoftmax
+from difftop.nn.pretrained import MEAN, STD, load_pretrained_
+from difftop.nn.resnet import DEPTHS, NORMS, ResNet, SpatialSoftmax
 from difftop.options import ConfigError, option
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,13 @@ class EncoderConfig:
     """How images and point clouds become features; low-dimensional observations are used as they are."""
 
     norm: str = option(
-        "batch", "images: normalization in the ResNet; group is safer with averaged weights", choices=("batch", "group")
+        "batch",
+        "images: normalization in the ResNet; group is safer with averaged weights, frozen takes the pretrained statistics",
+        choices=NORMS,
+    )
+    depth: int = option(18, "images: layers of the ResNet", choices=DEPTHS)
+    weights: str = option(
+        "", "images: file of pretrained weights in torchvision's names, .pth or .safetensors; empty: begin at random ones"
     )
     crop: float = option(
         0.905,
@@ -88,11 +95,24 @@ class KeyedEncoder(nn.Module):
         random = self.training or self.config.evaluation_crop == "random"
         return bool(self.cameras) and self.config.crop not in (0, 1) and random
 
+    def load_pretrained_(self) -> None:
+        """Before training: weights of `config.weights` into the ResNet of every camera; nothing where it names none.
+
+        A checkpoint has what became of them: where one is loaded, the file isn't needed.
+
+        Raises:
+            ConfigError: the file can't be read, or is of another network.
+        """
+        if self.config.weights:
+            for module in self.modules():
+                if isinstance(module, CroppedResNet):
+                    load_pretrained_(module.resnet, self.config.weights)
+
 
 class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
-        image:  crop -> x / 127.5 - 1 -> ResNet18 -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
+        image:  crop -> x / 127.5 - 1 -> ResNet -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
         cloud:  PointNet
 
     Args:
@@ -118,14 +138,21 @@ class ObservationEncoder(KeyedEncoder):
 
 
 class CroppedResNet(nn.Module):
-    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, 512, *cells]`.
+    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, resnet.out, *cells]`.
+
+    Pretrained networks see images as they were trained on them, (x / 255 - MEAN) / STD by channel; others see x / 127.5 - 1.
 
     Raises:
-        ConfigError: the image is smaller than the crop, or the crop too small for the ResNet.
+        ConfigError: the image is smaller than the crop, or the crop too small for the ResNet; pretrained weights are of another
+            number of channels; statistics are frozen and not pretrained.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
         super().__init__()
+        self.config = config
         channels, height, width = shape
         self.size = cropped_size(config.crop, height, width)
         if self.size[0] > height or self.size[1] > width:
@@ -144,13 +171,24 @@ class CroppedResNet(nn.Module):
                 "is never seen at evaluation. A share, such as encoder.crop=0.905, fits any size.",
                 *(config.crop, *self.size, height, width, name, 100 * _LITTLE),
             )
-        self.resnet = ResNet18(channels, config.norm)
+        if config.norm == "frozen" and not config.weights:
+            raise ConfigError("encoder.norm=frozen: takes the statistics of pretrained weights; set encoder.weights=PATH.")
+        if config.weights and channels != len(MEAN):
+            raise ConfigError(
+                f"encoder.weights={config.weights}: is for images of {len(MEAN)} channels, and {name} has {channels}; leave it "
+                "out."
+            )
+        self.resnet = ResNet(channels, config.norm, config.depth)
+        mean, std = (MEAN, STD) if config.weights else ([0.5], [0.5])
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std)[:, None, None], persistent=False)
         self.cells = math.ceil(self.size[0] / _STRIDE), math.ceil(self.size[1] / _STRIDE)
 
     def maps(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
         """Feature maps; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
         cropped = crop(image, self.size, corner)
-        made: Tensor = self.resnet(cropped.to(self.resnet.stem.weight.dtype) / 127.5 - 1)
+        seen = cropped.to(self.resnet.stem.weight.dtype)
+        made: Tensor = self.resnet((seen - self.mean) / self.std if self.config.weights else seen / 127.5 - 1)
         return made
 
 

@@ -10,8 +10,8 @@ from difftop.compare.config import CompareConfig, StatusConfig
 from difftop.datasets.convert import ConvertConfig
 from difftop.datasets.look import DataConfig
 from difftop.options import ConfigError, describe, suggest
-from difftop.serve.config import ServeConfig
 from difftop.run.experiments import experiment_names, first_comment, read_experiment
+from difftop.run.serve_options import ServeConfig
 from difftop.run.settings import LOOPS, MODES, Registry, TopConfig
 
 WIDTH = 120

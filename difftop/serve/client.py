@@ -63,7 +63,8 @@ class Client:
         wanted = {key: _plain(key, obs[key]) for key in self.spec.obs if key in obs}  # others would only be sent
         body = self._asked("POST", "/act", save(wanted))
         try:
-            return load(body)["action"]
+            action: np.ndarray[Any, Any] = load(body)["action"]
+            return action
         except (SafetensorError, KeyError) as error:
             raise ServeError(f"{self._where}: its answer is no action ({error!r}); is it mode=serve of this version?") from error
 

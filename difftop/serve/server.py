@@ -19,8 +19,8 @@ from safetensors.numpy import load, save
 from difftop.key_values import parsed
 from difftop.options import ConfigError, build
 from difftop.policy import Policy, load_policy
+from difftop.run.serve_options import ServeConfig
 from difftop.serve.client import TYPE
-from difftop.serve.config import ServeConfig
 from difftop.serve.latency import Latency
 
 log = logging.getLogger(__name__)

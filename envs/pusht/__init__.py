@@ -5,8 +5,8 @@
     image      agent_pos [2] and img_image, the board
     pixels     the board
 
-Actions: where the disc goes, x and y, -1 and 1 being the edges of the board; 10 Hz. Reward of a step, from 0 to 1: the share of the
-goal that the T covers, over 0.95; above that it is solved.
+Actions: where the disc goes, x and y, -1 and 1 being the edges of the board; 10 Hz. Reward of a step, from 0 to 1: the share of
+the goal that the T covers, over 0.95; above that it is solved.
 Source: gym-pusht, Diffusion Policy (arXiv:2303.04137).  Differs: success ends no episode, as in every suite here.
 """
 

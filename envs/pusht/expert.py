@@ -1,7 +1,7 @@
 """Push-T's expert: straight pushes, one after the other, found by trying them out in a simulator of its own.
 
-    choose      contact points all around the T, three directions at each; the 16 that, were the T moved as they push, would bring its
-                corners closest to the goal's
+    choose      contact points all around the T, three directions at each; the 16 whose pushes move its corners most towards the
+                goal's, were it moved as it is pushed
     try         walk there around the T, push on; of the 4 best, several lengths
     execute     the one whose corners end closest, on average; then choose again
 
@@ -153,7 +153,8 @@ def _contacts() -> list[tuple[Array, Array]]:
 
 
 def _turned(vector: Array, angle: float) -> Array:
-    return placed(np.array([0.0, 0.0, angle]), vector[None])[0]
+    turned: Array = placed(np.array([0.0, 0.0, angle]), vector[None])[0]
+    return turned
 
 
 def _distances(points: Array, pose: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Options of `mode=serve`."""
+"""Options of `mode=serve`, apart from the server, which `--help` doesn't import."""
 
 from __future__ import annotations
 
