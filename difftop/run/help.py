@@ -76,7 +76,6 @@ def _screen(registry: Registry) -> Iterator[str]:
     for key in _USUAL:
         info, who = known[key]
         yield _cut(f"{f'{key}={_shown(info.default)}':24s}  {who}{info.help.partition(' [')[0]}")
-    yield ""
     yield "More, with units and ranges: --help agent=NAME | env | envs | run | options | mode=NAME | experiment | preset | obs"
 
 
