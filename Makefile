@@ -26,14 +26,14 @@ system:
 
 # The manipulation suites. robosuite without its dependencies: of those, pynput needs a compiler (evdev), and mink and qpsolvers
 # belong to a controller that isn't used. OpenCV, which it does need, wants libglib; ManiSkill wants a Vulkan device, and on Python 3.13
-# comes without its motion planner.
+# comes without its motion planner. gym-pusht without pygame, in whose place Gymnasium's pygame-ce is.
 sims: .venv/sims
 
 .venv/sims: .venv/done tools/vulkan.sh
 	@sh tools/system_packages.sh $(APT) libglib2.0-0
 	@sh tools/vulkan.sh
-	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[maniskill]' numba opencv-python termcolor
-	$(PIP) --no-deps mani-skill robosuite
+	$(PIP) --no-warn-conflicts --no-build-isolation -e '.[maniskill]' numba opencv-python termcolor pygame-ce pymunk shapely
+	$(PIP) --no-deps mani-skill robosuite gym-pusht
 	@touch $@
 
 # For the test that opens a report in headless Chromium; without one it is skipped.

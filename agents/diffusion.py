@@ -31,6 +31,7 @@ from difftop.losses import full_precision
 from difftop.nn.denoising import Denoising
 from difftop.nn.denoising_transformer import DenoisingTransformer
 from difftop.nn.observation import EncoderConfig
+from difftop.nn.resnet import NORMS
 from difftop.nn.transformer import drawing_from
 from difftop.nn.unet1d import UNet1d
 from difftop.options import ConfigError, option
@@ -57,7 +58,7 @@ class DiffusionTraining(TrainingConfig):
 class DiffusionEncoder(EncoderConfig):
     """Diffusion Policy's: averaged weights act, and the batch's statistics are those of other weights."""
 
-    norm: str = option("group", "images: normalization in the ResNet", choices=("batch", "group"))
+    norm: str = option("group", "images: normalization in the ResNet", choices=NORMS)
 
 
 @dataclass(frozen=True)

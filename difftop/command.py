@@ -32,7 +32,7 @@ REQUIRED = {
     "safetensors",
     "h5py",
 }
-_READERS = ("compare", "status", "envs", "data", "convert")  # modes that only read; their options are their own
+_READERS = ("compare", "status", "envs", "data", "convert", "serve")  # modes that only read; their options are their own
 
 
 def run_command() -> None:
@@ -204,6 +204,10 @@ def _read(mode: str, arguments: Sequence[str]) -> Path:
         from difftop.datasets import convert_command
 
         return convert_command(arguments, _playback)
+    elif mode == "serve":
+        from difftop.serve.server import serve_command
+
+        serve_command(arguments)
     elif mode == "envs":
         sys.stdout.write(import_module("envs.listing").text())
     else:

@@ -110,6 +110,10 @@ class Policy:
         else:
             self._begins[index] = True
 
+    def fresh(self) -> Policy:
+        """Another one with the same weights and seed, that remembers for itself; both may act in turn."""
+        return Policy(self._agent, self.spec, self.config, steps=self.steps, seed=self._seed, head=self._head)
+
     def plan(self) -> np.ndarray[Any, Any] | None:
         """The plans whose first steps the last actions are, `[N, H, A]`; None for a policy that has none."""
         plans = getattr(self._actor, "previous", None)

@@ -143,6 +143,7 @@ SUITES: Mapping[str, Suite] = {
     "robosuite": Suite("envs.robosuite", "robosuite's tabletop tasks, with scripted experts", "robosuite", "robosuite"),
     "robomimic": Suite("envs.robomimic", "the same tasks as RoboMimic's files name them", "robosuite", "robosuite"),
     "maniskill": Suite("envs.maniskill", "ManiSkill 3's tasks, with motion planners for some", "maniskill", "mani_skill"),
+    "pusht": Suite("envs.pusht", "Push-T, with an expert that tries pushes out", "pusht", "gym_pusht"),
     "toy": Suite("envs.toy", "point-mass and reach: no simulator, for tests and first steps"),
     "data": Suite("envs.data", "tasks known from a data set only: to train on, without a simulator to evaluate in"),
 }

@@ -12,7 +12,9 @@ from agents.registry import AGENTS, make_agent, names
 from difftop.command import make_registry
 from difftop.compare.config import compare_config, status_config
 from difftop.key_values import parsed
+from difftop.options import build
 from difftop.run.cli import composed
+from difftop.run.serve_options import ServeConfig
 from tests.conftest import SMALL, STATE, random_batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,9 @@ def test_every_train_command_composes(command: str) -> None:
     if "mode=compare" in overrides or "mode=status" in overrides:
         make = compare_config if "mode=compare" in overrides else status_config
         assert make(parsed(overrides))
+        return
+    if "mode=serve" in overrides:
+        assert build(ServeConfig, parsed(overrides)).checkpoint
         return
     settings = composed(make_registry(), overrides)
     assert settings.agent["name"] in AGENTS

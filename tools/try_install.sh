@@ -100,6 +100,7 @@ EOF
             dmc) name="dmc/cartpole-swingup dmc/walker-walk" ;;
             gym) name="gym/HalfCheetah-v5 gym/Pendulum-v1 gym/BipedalWalker-v3" ;;
             metaworld) name=metaworld/reach ;;
+            pusht) name=pusht/push-t ;;
             robosuite) name=robosuite/Lift ;;
             maniskill) name=maniskill/PickCube-v1 ;;
             theseus) "$bin/python" -W ignore -c "import theseus, difftop.planning.theseus_lm" || return 1 && continue ;;

@@ -73,7 +73,8 @@ class Observer(nn.Module):
         return features
 
     def fit_(self, demonstrations: Demonstrations) -> None:
-        """Takes the numbers of the normalization from demonstrations; they are in the state dict."""
+        """Takes the numbers of the normalization from demonstrations, and pretrained weights; they are in the state dict."""
+        self.encoder.load_pretrained_()
         for key, shape in self.shapes.items():
             if len(shape) == 3:
                 continue

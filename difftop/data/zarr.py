@@ -4,8 +4,8 @@
     <folder>/data/action         [R, A]
     <folder>/data/<key>          [R, ...]: observations; images [R, height, width, 3], uint8 or floats 0 to 255
 
-See `difftop.data.zarr_arrays` for the arrays. Actions that leave [-1, 1] are scaled to it by their range, see
-`difftop.data.scaling`.
+See `difftop.data.zarr_arrays` for the arrays; Push-T's are recognized, see `difftop.data.pusht`. Actions that leave [-1, 1] are
+scaled to it by their range, see `difftop.data.scaling`.
 Source: diffusion_policy, `common/replay_buffer.py`.
 """
 
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from difftop.data import pusht
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.exchange import RawEpisode
 from difftop.data.faults import Array, Columns, Faults
@@ -43,7 +44,7 @@ class ZarrReader:
 
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`: something is missing."""
-        self.path, self.env, self.rate_hz = path, recorded_env(path), 0.0
+        self.path, self.env, self.rate_hz = path, EnvInfo(""), 0.0  # it doesn't say what it was recorded in
         store = self.store = opened(path)
         ends = ZarrArray(store, "meta/episode_ends")
         self.ends = ends.rows(0, len(ends)).astype(np.int64)
@@ -55,6 +56,12 @@ class ZarrReader:
         self.count, self.filters = len(self.ends), dict[str, list[int]]()
         self.starts = np.concatenate([[0], self.ends[:-1]])
         self.keys = [name for name in arrays if name != _ACTION]
+        self._is_pusht = False
+        points = pusht.keypoints({key: a.shape for key, a in self.arrays.items()}, lambda key, n: self.arrays[key].rows(0, n))
+        if points is not None:
+            sides = [self.arrays[key].shape[1] for key in self.keys if self.is_image(key)]
+            self._is_pusht, self.env, self.rate_hz = True, pusht.recorded_env(points, *sides[:1]), pusht.RATE_HZ
+            self.keys.append(pusht.AGENT_POS)
 
     def name(self, number: int) -> str:
         """Of an episode."""
@@ -62,12 +69,13 @@ class ZarrReader:
 
     def column(self, key: str, number: int) -> Array:
         """What of an array belongs to an episode."""
-        array = self.arrays[key]
-        return array.rows(int(self.starts[number]), min(int(self.ends[number]), len(array)))
+        array = self.arrays[pusht.STATE if self._is_pusht and key == pusht.AGENT_POS else key]
+        rows = array.rows(int(self.starts[number]), min(int(self.ends[number]), len(array)))
+        return pusht.as_shown(key, rows) if self._is_pusht else rows
 
     def is_image(self, key: str) -> bool:
         """Whether an array has images."""
-        return len(self.arrays[key].shape) == 4
+        return key in self.arrays and len(self.arrays[key].shape) == 4
 
     def episodes(self, start: int = 0) -> Iterator[RawEpisode]:
         """See `difftop.data.exchange.Reader`."""
@@ -134,8 +142,8 @@ def opened(path: Path) -> Store:
 
 
 def recorded_env(path: Path) -> EnvInfo:
-    """The data set doesn't say what it was recorded in."""
-    return EnvInfo("")
+    """Push-T where its arrays are those; no other data set says what it was recorded in."""
+    return ZarrReader(path).env
 
 
 def open_zarr(

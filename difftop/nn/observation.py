@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from difftop.nn.pointnet import PointNet
-from difftop.nn.resnet import ResNet18, SpatialSoftmax
+from difftop.nn.pretrained import MEAN, STD, load_pretrained_
+from difftop.nn.resnet import DEPTHS, NORMS, ResNet, SpatialSoftmax
 from difftop.nn.small_conv import SmallConv
 from difftop.options import ConfigError, option
 
@@ -25,10 +26,16 @@ class EncoderConfig:
     """How images and point clouds become features; low-dimensional observations are used as they are."""
 
     network: str = option(
-        "resnet18", "images: a ResNet18, or small, three convolutions that one CPU core can train", choices=("resnet18", "small")
+        "resnet", "images: a ResNet, or small, three convolutions that one CPU core can train", choices=("resnet", "small")
     )
     norm: str = option(
-        "batch", "images: normalization in the ResNet; group is safer with averaged weights", choices=("batch", "group")
+        "batch",
+        "images: normalization in the ResNet; group is safer with averaged weights, frozen takes the pretrained statistics",
+        choices=NORMS,
+    )
+    depth: int = option(18, "images: layers of the ResNet", choices=DEPTHS)
+    weights: str = option(
+        "", "images: file of pretrained weights in torchvision's names, .pth or .safetensors; empty: begin at random ones"
     )
     crop: float = option(
         0.905,
@@ -91,11 +98,24 @@ class KeyedEncoder(nn.Module):
         random = self.training or self.config.evaluation_crop == "random"
         return bool(self.cameras) and self.config.crop not in (0, 1) and random
 
+    def load_pretrained_(self) -> None:
+        """Before training: weights of `config.weights` into the ResNet of every camera; nothing where it names none.
+
+        A checkpoint has what became of them: where one is loaded, the file isn't needed.
+
+        Raises:
+            ConfigError: the file can't be read, or is of another network.
+        """
+        if self.config.weights:
+            for module in self.modules():
+                if isinstance(module, CroppedResNet):
+                    load_pretrained_(module.resnet, self.config.weights)
+
 
 class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
-        image:  crop -> x / 127.5 - 1 -> ResNet18 or SmallConv -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
+        image:  crop -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
                 (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs never wake up)
         cloud:  PointNet
 
@@ -124,15 +144,22 @@ class ObservationEncoder(KeyedEncoder):
 class CroppedMaps(nn.Module):
     """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, out, *cells]`.
 
+    Pretrained networks see images as they were trained on them, (x / 255 - MEAN) / STD by channel; others see x / 127.5 - 1.
+
     Attributes:
-        out: channels of the maps; 512 of a ResNet18, 64 of the small network.
+        out: channels of the maps; 512 of a ResNet (2048 of 50 layers), 64 of the small network.
         cells: rows and columns of the maps.
     Raises:
-        ConfigError: the image is smaller than the crop, or the crop too small for the network.
+        ConfigError: the image is smaller than the crop, or the crop too small for the network; pretrained weights are of another
+            number of channels, or for the small network; statistics are frozen and not pretrained.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, name: str, shape: Sequence[int], config: EncoderConfig) -> None:
         super().__init__()
+        self.config = config
         channels, height, width = shape
         self.size = cropped_size(config.crop, height, width)
         if self.size[0] > height or self.size[1] > width:
@@ -140,7 +167,7 @@ class CroppedMaps(nn.Module):
                 f"encoder.crop={config.crop:g}: images {name} have {height} x {width} pixels; take a share, such as 0.905, fewer "
                 "pixels, or 0 for none."
             )
-        network = SmallConv if config.network == "small" else ResNet18
+        network = SmallConv if config.network == "small" else ResNet
         if min(self.size) <= network.stride:
             raise ConfigError(
                 f"encoder.crop={config.crop:g}: of images {name} only {self.size[0]} x {self.size[1]} pixels are seen; "
@@ -152,14 +179,27 @@ class CroppedMaps(nn.Module):
                 "is never seen at evaluation. A share, such as encoder.crop=0.905, fits any size.",
                 *(config.crop, *self.size, height, width, name, 100 * _LITTLE),
             )
-        self.resnet = SmallConv(channels) if config.network == "small" else ResNet18(channels, config.norm)
-        self.out = network.out
+        if config.norm == "frozen" and not config.weights:
+            raise ConfigError("encoder.norm=frozen: takes the statistics of pretrained weights; set encoder.weights=PATH.")
+        if config.weights and config.network == "small":
+            raise ConfigError(f"encoder.weights={config.weights}: is for a ResNet; leave it out, or set encoder.network=resnet.")
+        if config.weights and channels != len(MEAN):
+            raise ConfigError(
+                f"encoder.weights={config.weights}: is for images of {len(MEAN)} channels, and {name} has {channels}; leave it "
+                "out."
+            )
+        self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, config.norm, config.depth)
+        mean, std = (MEAN, STD) if config.weights else ([0.5], [0.5])
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std)[:, None, None], persistent=False)
+        self.out = int(self.resnet.out)
         self.cells = math.ceil(self.size[0] / network.stride), math.ceil(self.size[1] / network.stride)
 
     def maps(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
         """Feature maps; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
         cropped = crop(image, self.size, corner)
-        made: Tensor = self.resnet(cropped.to(next(self.resnet.parameters()).dtype) / 127.5 - 1)
+        seen = cropped.to(next(self.resnet.parameters()).dtype)
+        made: Tensor = self.resnet((seen - self.mean) / self.std if self.config.weights else seen / 127.5 - 1)
         return made
 
 

@@ -16,7 +16,7 @@ class ObservationTokens(KeyedEncoder):
     """Tokens of all keys, in the order of `shapes`; each has a learned vector of its key added.
 
         vector:  linear -> 1 token
-        image:   crop -> x / 127.5 - 1 -> ResNet18 or SmallConv -> linear, plus the cell's place as waves -> a token for each cell
+        image:   crop -> x / 127.5 - 1 -> ResNet or SmallConv -> linear, plus the cell's place as waves -> a token for each cell
         cloud:   PointNet -> linear -> 1 token
 
     Args:

@@ -11,6 +11,7 @@ from difftop.datasets.convert import ConvertConfig
 from difftop.datasets.look import DataConfig
 from difftop.options import ConfigError, describe, suggest
 from difftop.run.experiments import experiment_names, first_comment, read_experiment
+from difftop.run.serve_options import ServeConfig
 from difftop.run.settings import LOOPS, MODES, Registry, TopConfig
 
 WIDTH = 120
@@ -21,6 +22,7 @@ _MODE_OPTIONS: Mapping[str, type] = {
     "status": StatusConfig,
     "data": DataConfig,
     "convert": ConvertConfig,
+    "serve": ServeConfig,
 }
 _LOOP_TITLES = {"online": "run, of agents that learn from rewards", "offline": "run, of agents that learn from demonstrations"}
 _NOT_IN_FILES = {  # options of groups that have no file, because they set nothing
@@ -76,7 +78,6 @@ def _screen(registry: Registry) -> Iterator[str]:
     for key in _USUAL:
         info, who = known[key]
         yield _cut(f"{f'{key}={_shown(info.default)}':24s}  {who}{info.help.partition(' [')[0]}")
-    yield ""
     yield "More, with units and ranges: --help agent=NAME | env | envs | run | options | mode=NAME | experiment | preset | obs"
 
 

@@ -75,7 +75,7 @@ def write_report(
     if positions is not None:
         metrics = in_metres(metrics, policy.config.limits.metres_per_action)
     ended = {"success_end": rollouts.success_end, "return_mean": rollouts.return_mean, "return_std": rollouts.return_std}
-    metrics |= ended | {"episodes": len(rollouts.episodes)} | rollouts.metrics
+    metrics |= ended | {"reward_max": rollouts.reward_max, "episodes": len(rollouts.episodes)} | rollouts.metrics
     if not rollouts.judged:  # a number would read as failure
         metrics = {key: value for key, value in metrics.items() if "success" not in key}
     text = f"{protocol}: {PROTOCOLS[protocol].text}; played: {len(rollouts.episodes)} episodes of {spec.episode_steps} actions"
@@ -115,6 +115,7 @@ def _lines(metrics: Mapping[str, float], groups: Mapping[str, Sequence[int]], pr
     """Success with its interval, and the rows of LeTO's tables II and III (and V)."""
     n = int(metrics["episodes"])
     judged, returned = "success" in metrics, f"return {metrics['return_mean']:.1f} +- {metrics['return_std']:.1f}"
+    returned += f", largest reward of an episode {metrics['reward_max']:.3f}"
     solved = f"{returned} over {n} episodes; the environment doesn't say what success is"
     if judged:
         solved = (

@@ -115,6 +115,11 @@ class Rollouts:
         return float(np.std(self.returns))
 
     @property
+    def reward_max(self) -> float:
+        """Mean over the episodes of their largest reward, the score of tasks that are judged by their best moment (Push-T)."""
+        return float(np.mean([max(episode.rewards) for episode in self.episodes]))
+
+    @property
     def judged(self) -> bool:
         """Whether the environment says what success is."""
         return all(episode.success for episode in self.episodes)

@@ -30,6 +30,7 @@ MODES: Mapping[str, str] = {
     "compare": "report of runs beside published curves: mode=compare runs=RUNS",
     "status": "what of a sweep is finished, stopped or missing: mode=status root=RUNS",
     "diagnose": "is a checkpoint's world model worth planning with: mode=diagnose checkpoint=RUN",
+    "serve": "a trained policy for a robot, over a socket: mode=serve checkpoint=RUN port=8765",
     "envs": "table of all environments, and what each gives",
 }
 DEMONSTRATED_TASK = "metaworld/button-press-topdown"  # of imitation, where none is named

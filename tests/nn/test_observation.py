@@ -7,7 +7,7 @@ import torch
 
 from difftop.nn.observation import EncoderConfig, ObservationEncoder, crop, cropped_size
 from difftop.nn.pointnet import PointNet
-from difftop.nn.resnet import ResNet18, SpatialSoftmax
+from difftop.nn.resnet import ResNet, SpatialSoftmax
 from difftop.nn.rnn import StepLSTM
 from difftop.nn.small_conv import SmallConv
 from difftop.options import ConfigError
@@ -43,11 +43,11 @@ def test_crops_are_slices() -> None:
 
 
 def test_resnet_has_the_published_size() -> None:
-    net = ResNet18().eval()
+    net = ResNet().eval()
     assert sum(p.numel() for p in net.parameters()) == 11_689_512 - 513_000  # torchvision's, without its last layer
     with torch.no_grad():
         assert net(torch.randn(2, 3, 76, 76)).shape == (2, 512, 3, 3)
-    grouped = ResNet18(norm="group")
+    grouped = ResNet(norm="group")
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in grouped.modules())
     assert len(list(grouped.buffers())) == 0
 
