@@ -108,7 +108,7 @@ class KeyedEncoder(nn.Module):
         """
         if self.config.weights:
             for module in self.modules():
-                if isinstance(module, CroppedResNet):
+                if isinstance(module, CroppedMaps):
                     load_pretrained_(module.resnet, self.config.weights)
 
 
