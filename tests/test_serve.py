@@ -137,10 +137,12 @@ def test_clients_that_die_or_talk_nonsense_do_not_take_it_down(served: tuple[Pat
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_cleanly_and_says_how_long_actions_took(tmp_path: Path, how: int) -> None:
+def test_it_ends_cleanly_and_says_how_long_actions_took(tmp_path: Path, request: pytest.FixtureRequest, how: int) -> None:
     saved(tmp_path, "bc", SEEN)
     server = Served(tmp_path)
+    request.addfinalizer(server.process.kill)
     client = Client("127.0.0.1", server.port)
+    request.addfinalizer(client.close)
     here = difftop.load_policy(tmp_path, device="cpu")
     rng = np.random.default_rng(0)
     obs = {"position": np.zeros((2, 3)), "eye_image": rng.integers(0, 256, (2, 3, 48, 48), dtype=np.uint8)}

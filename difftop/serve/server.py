@@ -47,8 +47,9 @@ def serve_command(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"host={config.host} port={config.port}: can't be listened on ({error}); take another port, or 0 for a free one."
         ) from error
-    if current_thread() is main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if current_thread() is main_thread():  # SIGINT too: a shell that starts it in the background ignores it
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
     with server:
         try:
             warm_up(policy)
