@@ -108,7 +108,7 @@ class KeyedEncoder(nn.Module):
         """
         if self.config.weights:
             for module in self.modules():
-                if isinstance(module, CroppedMaps):
+                if isinstance(module, CroppedMaps) and isinstance(module.resnet, ResNet):
                     load_pretrained_(module.resnet, self.config.weights)
 
 
