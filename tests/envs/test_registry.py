@@ -100,7 +100,7 @@ def test_the_table_has_a_row_for_every_suite():
         ({"name": "metaworld/reach", "obs": "pixels", "cameras": ["corner", "corner2"]}, "env.obs=pixels has one camera"),
         ({"name": "toy/reach", "control": "joints"}, "env.control=joints is not offered"),
         ({"name": "metaworld/reach", "control": "joints"}, "env.control=joints is not offered"),
-        ({"name": "metaworld/reach", "obs": "pointcloud"}, "pointcloud is not offered; take state or pixels or low_dim or image"),
+        ({"name": "pusht/push-t", "obs": "pointcloud"}, "pointcloud is not offered; take state or pixels or low_dim or image"),
     ],
 )
 def test_options_that_a_task_has_no_use_for_are_refused(values, message):
