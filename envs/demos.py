@@ -35,10 +35,9 @@ def demonstrations_file(
     planned = hasattr(task.module, "make_demonstrations")  # by the suite's own planner, which adds no noise
     kind = {"low_dim": "", "state": "-state"}.get(config.obs, f"-{config.obs}{config.image_size}")
     kind += f"x{config.points}" if config.obs == "pointcloud" and config.points != EnvConfig().points else ""
-    if config.obs == "pointcloud":
+    if config.obs in ("image", "pixels", "pointcloud"):
         kind += "".join(f"-{camera}" for camera in config.cameras)
     if config.obs in ("image", "pixels"):
-        kind += "".join(f"-{camera}" for camera in config.cameras)
         kind += f"-{config.render_quality}" if config.render_quality != EnvConfig().render_quality else ""
     kind += f"-stack{config.frame_stack}" if config.obs == "pixels" else ""
     kind += f"-repeat{config.action_repeat}" if config.action_repeat else ""

@@ -189,9 +189,9 @@ class CroppedMaps(nn.Module):
                 "out."
             )
         self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, config.norm, config.depth)
-        mean, std = (MEAN, STD) if config.weights else ([0.5], [0.5])
-        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std)[:, None, None], persistent=False)
+        if config.weights:
+            self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
+            self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
         self.out = int(self.resnet.out)
         self.cells = math.ceil(self.size[0] / network.stride), math.ceil(self.size[1] / network.stride)
 

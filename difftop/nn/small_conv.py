@@ -29,9 +29,9 @@ class SmallConv(nn.Module):
             inputs = outputs
         self.layers = nn.Sequential(*layers)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias) if module.bias is not None else None
+                nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """Feature maps."""
