@@ -39,7 +39,9 @@ def plot_actions(
     figure = Figure(figsize=(8, 6.4), dpi=120, layout="constrained")
     for axes, (title, values) in zip(figure.subplots(3, 1, sharex=True), rows.items(), strict=True):
         for number, i in enumerate(chosen):
-            axes.plot(time_s, values[:, i], color=COLOURS[number % len(COLOURS)], linewidth=1.2, label=f"action {i}")
+            turn, hue = divmod(number, len(COLOURS))  # actions of two arms are more than there are colours
+            style = ("-", "--", ":")[turn % 3]
+            axes.plot(time_s, values[:, i], style, color=COLOURS[hue], linewidth=1.2, label=f"action {i}")
         kind = title.split()[0]
         if limits is not None and kind != "path" and chosen:
             for name in (f"{kind}_min", f"{kind}_max"):
@@ -54,7 +56,7 @@ def plot_actions(
     figure.axes[0].set_title(
         f"{spec.name}: one episode" + (", solved at the green line" if success_step >= 0 else ""), fontsize=10
     )
-    figure.axes[0].legend(frameon=False, fontsize=8, ncols=max(1, len(chosen)), loc="best")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
     figure.axes[-1].set_xlabel("time [s]")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

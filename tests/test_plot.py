@@ -4,11 +4,14 @@ import logging
 
 import numpy as np
 import pytest
+from matplotlib import image
 
 from difftop import plot
 from difftop.plot import Curve, CurveError, Series, main, plot_run, read_curve, read_references, read_runs
+from difftop.plot_trajectory import plot_actions
 from difftop.run.logger import RunLogger
 from difftop.stats import bootstrap
+from difftop.types import EnvSpec, ObsSpec
 
 
 def make_run(root, *, task="dmc-walker-walk", agent="tdmpc", name="default", seed=1, frames=(0, 100, 200), scale=1.0):
@@ -237,3 +240,15 @@ def test_a_bad_row_of_a_tidy_table_is_named(tmp_path, row, message):
     path = table(tmp_path / "study.csv", STUDY + row + "\n")
     with pytest.raises(CurveError, match=f"study.csv:9: {message}"):
         read_runs([path])
+
+
+@pytest.mark.parametrize("count", [1, 14])
+def test_a_trajectory_shows_every_action_beside_the_curves(tmp_path, count):
+    """Actions of two arms: the legend once took the room of the curves, and matplotlib warned."""
+    spec = EnvSpec("toy/made", {"state": ObsSpec("vector", (3,))}, action_dim=count, episode_steps=30, control_dt_s=0.05)
+    picture = plot_actions(tmp_path / "new" / "actions.png", np.sin(np.arange(30 * count).reshape(30, count)), None, spec, 20)
+    seen = image.imread(picture)[..., :3].min(axis=2)
+    columns = np.flatnonzero((seen < 0.9).any(axis=0))
+    assert columns[0] < 0.1 * seen.shape[1] and columns[-1] < seen.shape[1] - 1  # from the left, and nothing is cut off
+    bottom_axes = seen[int(0.7 * len(seen)) :, : int(0.7 * seen.shape[1])]
+    assert (bottom_axes < 0.9).any(axis=0).mean() > 0.6
