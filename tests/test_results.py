@@ -21,6 +21,7 @@ from tests.compare.folders import make_run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path.insert(0, str(ROOT / "tools"))
+import imitation_table  # noqa: E402
 import readme_table  # noqa: E402
 import tidy_results  # noqa: E402
 
@@ -142,3 +143,72 @@ def test_links_of_the_notebook_lead_somewhere() -> None:
     text = "".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     missing = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if not (ROOT / "docs" / target).exists()]
     assert missing == []
+
+
+def test_tables_of_imitation_are_in_step() -> None:
+    found = imitation_table.read()
+    assert tuple(found[0]) == imitation_table.COLUMNS
+    for page in (ROOT / "README.md", RESULTS / "imitation.md"):
+        assert imitation_table.in_step(page.read_text(), found) == page.read_text(), "run python tools/imitation_table.py"
+    shown = set(re.findall(r"<!-- imitation: (\w+);", (RESULTS / "imitation.md").read_text()))
+    assert {row["study"] for row in found} <= shown, "a study that no page shows"
+    # A row, worked out from the table by hand.
+    row = next(r for r in found if r["method"] == "leto" and r["obs"] == "image" and int(r["grad_steps"]) == 3000)
+    text = (RESULTS / "imitation.md").read_text()
+    assert f"| `leto` | 3,000 | {row['success']} of {row['episodes']} (" in text.split("imitation: images;")[1].replace(
+        " `qp` |", ""
+    )
+
+
+def _imitated(folder: Path, *, success: float, steps: int = 30) -> Path:
+    (folder / "evaluation").mkdir(parents=True)
+    config = {"top": {"seed": 3}, "agent": {"name": "leto"}, "env": {"obs": "image"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.csv").write_text("step,wall_s\n10,7.5\n20,61.2\n")
+    metrics = {"success": success, "success_end": 0.25, "episodes": 8, "violations_velocity": 2.0, "violations_acceleration": 1.0}
+    summary = {"task": "toy/made", "grad_steps": steps, "head": "qp", "metrics": metrics | {"acc_mean_lin": 0.012345}}
+    (folder / "evaluation" / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_run_that_imitated_becomes_a_row(tmp_path: Path) -> None:
+    told = {"study": "made", "demos": 5, "commit": "c0ffee"}
+    row = imitation_table.run_row(_imitated(tmp_path / "a", success=0.875), **told)
+    assert set(row) == set(imitation_table.COLUMNS)
+    numbers = {key: row[key] for key in ("success", "success_end", "episodes", "violations", "wall_s", "acc_mean", "acc_max")}
+    counts = {"success": "7", "success_end": "2", "episodes": "8", "violations": "3"}
+    assert numbers == counts | {"wall_s": "61", "acc_mean": "0.01235", "acc_max": ""}
+    again = imitation_table.run_row(_imitated(tmp_path / "b", success=0.5), **told)
+    more = imitation_table.run_row(_imitated(tmp_path / "c", success=1.0, steps=60), **told)
+    assert imitation_table.merged([row], [more, again]) == [again, more]
+    lines = imitation_table.table([again, more], "made").splitlines()
+    assert lines[0] == (
+        "| task | agent | gradient steps | success (95 % Wilson interval) | at the end | steps outside the limits "
+        "| mean acceleration, 1e-2 | training |"
+    )
+    assert lines[2] == "| toy/made | `leto` | 30 | 4 of 8 (22 to 78 %) | 25 % | 3 | 1.23 | 1 min |"
+    with pytest.raises(ValueError, match="study other"):
+        imitation_table.table([row], "other")
+
+
+def test_the_overview_takes_the_longest_training_of_methods_as_they_come() -> None:
+    def row(method: str, steps: int, success: int, **more: str) -> dict[str, str]:
+        return dict.fromkeys(imitation_table.COLUMNS, "") | {
+            "study": "images", "method": method, "task": "t", "obs": "image", "head": "none", "grad_steps": str(steps),
+            "episodes": "50", "success": str(success),
+        } | more  # fmt: skip
+
+    found = [
+        row("act", 10, 50), row("act", 200, 25), row("leto", 20, 30, head="qp"), row("act", 900, 1, head="clip"),
+        row("leto memory=restart", 300, 1, head="qp"), row("bc", 10, 2, study="crops"),
+    ]  # fmt: skip
+    assert imitation_table.overview(found).splitlines()[2:] == ["| t | one picture of 64 pixels | 60 % | 50 % |"]
+
+
+def test_a_run_without_an_evaluation_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = imitation_table.RESULTS.read_text()
+    folder = _imitated(tmp_path / "a", success=1.0)
+    (folder / "evaluation" / "summary.json").unlink()
+    assert imitation_table.main([str(folder), "--study", "made", "--demos", "5"]) == 1
+    assert "summary.json: no such file" in capsys.readouterr().err
+    assert imitation_table.RESULTS.read_text() == before
