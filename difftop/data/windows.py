@@ -23,6 +23,10 @@ class Images(Protocol):
     def shape(self) -> tuple[int, ...]:
         """`(C, H, W)` of one image."""
 
+    @property
+    def cached_bytes(self) -> int:
+        """Of one image in a cache; 0 where there is none, because all are in memory."""
+
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """Images `[B, T, C, H, W]` of steps `[B, T]` of episodes `[B]`, numbered as they were read."""
 
