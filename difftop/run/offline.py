@@ -196,6 +196,8 @@ class OfflineRun:
 
     def _run(self) -> bool:
         begun = time.monotonic() - self.count.wall_s
+        if self.count.grad_steps < self.config.grad_steps:
+            self.agent.prepare_(self.batches.windows)
         while self.count.grad_steps < self.config.grad_steps:
             self._update()
             self.count.wall_s = time.monotonic() - begun
