@@ -38,14 +38,17 @@ def foreseen(policy: ChunkPolicy, demonstrations: Episodes, span: int, draws: in
     """Works it out, in an order that depends on nothing but the demonstrations.
 
     Args:
-        policy: in evaluation mode, so that images are cropped at their centre.
+        policy: in evaluation mode.
         demonstrations: whose rows are meant; those of other episodes in the same tensors stay zeros.
         span: observations of a training window, of which the first may be where a memory begins.
         draws: chunks for each observation, where a chunk is a random number's.
         generator: of these, on the policy's device.
     Returns:
-        None where the table would be too large, which the log says.
+        None where the table would be too large, or the policy crops images at random, which the log says.
     """
+    if policy.observer.encoder.crops_randomly:  # what it sees of an image is another part each time
+        log.info("what the base does is worked out anew at every step: agent.encoder.evaluation_crop=random")
+        return None
     if policy.recalls:
         windows = Windows(demonstrations, span, 1, pad_after=span - 1)  # begins at every observation, and goes on from it
     else:
