@@ -74,12 +74,26 @@ class BC(WindowPolicy):
 
     def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """See `WindowPolicy`."""
-        features = self._features(obs, noise)
-        if self.config.distribution == "deterministic":
-            actions: Tensor = self.linear(features).tanh()
-        else:
-            actions = self.mixture(features).sample(noise.uniform(), noise.normal(self.limits.size), ACTING_STD)
+        return self.drawn(self._told(obs, noise), noise)
+
+    def foresee(self, obs: Mapping[str, Tensor], noise: Noise, draws: int) -> Tensor:
+        """See `ChunkPolicy`: the mixtures, or the actions."""
+        return self._told(obs, noise)[:, None]
+
+    def drawn(self, kept: Tensor, noise: Noise) -> Tensor:
+        """See `ChunkPolicy`."""
+        actions = kept
+        if self.config.distribution == "gmm":
+            actions = self.mixture.mixture(kept).sample(noise.uniform(), noise.normal(self.limits.size), ACTING_STD)
         return actions.view(len(actions), self.config.horizon, -1)
+
+    def _told(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """What the network says of windows `[K, T_s, *shape]`, from which actions are drawn."""
+        features = self._features(obs, noise)
+        if self.config.distribution == "gmm":
+            return self.mixture.raw(features)
+        actions: Tensor = self.linear(features).tanh()
+        return actions
 
     def _features(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         features: Tensor = self.body(self.observer(obs, noise).flatten(1))

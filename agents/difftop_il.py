@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
+from agents.policies.base_policy import BASE_CHECKPOINT, BASE_DRAWS, BASES, DRAWS, BaseConfig, BasePolicy
 from agents.policies.chunks import ChunkActor, PolicyConfig, WindowPolicy, WindowPredictor
 from agents.policies.cvae_model import CostModel, ILModelConfig, Posterior, kl_to_standard
 from agents.policies.noise import Noise
 from agents.policies.training import TrainingConfig, WindowShape, schedule_option
 from agents.registry import make_policy
 from difftop.data.demonstrations import Demonstrations
-from difftop.data.windows import WindowBatch
+from difftop.data.windows import Episodes, WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import option
@@ -76,6 +76,7 @@ class DiffTOPILConfig(PolicyConfig):
     base_window: int = option(
         0, "observations that the base's memory begins with, in training; 0: 1, rnn_gmm 10, diffusion 2", low=0
     )
+    base_draws: int = option(DRAWS, BASE_DRAWS, low=0)
 
 
 class DiffTOPIL(WindowPolicy):
@@ -112,6 +113,11 @@ class DiffTOPIL(WindowPolicy):
         if self.base is not None:
             self.base.read_()
 
+    def prepare_(self, demonstrations: Episodes, generator: torch.Generator) -> None:
+        """See `agents.policies.training.ImitationAgent.prepare_`: what the base does."""
+        if self.base is not None:
+            self.base.foresee_(demonstrations, self.windows.window, self.config.base_draws, generator)
+
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the class, and its parts; docs/difftop_il.md explains the tags."""
         config, noise = self.config, self.batch_noise(len(batch.actions), generator)
@@ -119,7 +125,7 @@ class DiffTOPIL(WindowPolicy):
         begin = (~batch.mask[:, : self.windows.window]).sum(1)  # what is before is padding, which a base's memory never saw
         if self.base is not None:
             begin = self.base.drawn_begin(begin, self.windows.window, noise)
-        state, starts = self.encoded(batch.obs, noise), self.starts(batch.obs, noise, begin)
+        state, starts = self.encoded(batch.obs, noise), self.starts(batch.obs, noise, begin, batch.rows)
         w, kl = self._posterior_sample(state, target, known, noise)
         plan = self.plan(state, w, starts, differentiable=torch.is_grad_enabled())
         actions, solved = plan.actions, plan.status != int(SolveStatus.FAILED)
@@ -144,13 +150,13 @@ class DiffTOPIL(WindowPolicy):
         state: Tensor = self.encoder(self.observer(seen, noise).flatten(1))
         return full_precision(state)
 
-    def starts(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
-        """Where plans start: zeros, or the base's chunks for the last step of windows; `[K, H, A]`; `begin` as in `plans`."""
+    def starts(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Where plans start: zeros, or the base's chunks for the last step of windows; `[K, H, A]`; see `BasePolicy.plans`."""
         if self.base is None:
             first = next(iter(obs.values()))
             dtype = next(self.parameters()).dtype
             return torch.zeros(len(first), self.config.horizon, self.spec.action_dim, dtype=dtype, device=first.device)
-        return self.fitted(self.base.plans(obs, noise, begin)[:, -1])
+        return self.fitted(self.base.latest(obs, noise, begin, rows))
 
     def fitted(self, chunks: Tensor) -> Tensor:
         """The base's chunks `[K, T_p, A]` as starts `[K, H, A]` in the box: cut, or their last action repeated."""

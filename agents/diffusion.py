@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.policies.chunks import PolicyConfig, WindowPolicy
+from agents.policies.chunks import PolicyConfig, Repeated, WindowPolicy
 from agents.policies.noise import Noise
 from agents.policies.training import TrainingConfig, WindowShape, schedule_option
 from difftop.data.demonstrations import Demonstrations
@@ -144,8 +144,23 @@ class Diffusion(WindowPolicy):
 
     def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """See `WindowPolicy`."""
-        config = self.config
+        return self._denoised(self.observer(obs, noise).flatten(1), noise)
+
+    def foresee(self, obs: Mapping[str, Tensor], noise: Noise, draws: int) -> Tensor:
+        """See `ChunkPolicy`: chunks, drawn once and for all."""
         condition = self.observer(obs, noise).flatten(1)
+        chunks = self._denoised(condition.repeat_interleave(draws, 0), Repeated(noise, draws))
+        return chunks.reshape(len(condition), 1, -1)
+
+    def drawn(self, kept: Tensor, noise: Noise) -> Tensor:
+        """See `ChunkPolicy`: one of them."""
+        chunks = kept.view(len(kept), -1, self.windows.horizon, self.spec.action_dim)
+        number = (noise.uniform() * chunks.shape[1]).long().clamp_max(chunks.shape[1] - 1)
+        return chunks[torch.arange(len(kept), device=kept.device), number]
+
+    def _denoised(self, condition: Tensor, noise: Noise) -> Tensor:
+        """Wanted actions `[K, T_p, A]` under conditions `[K, C]`."""
+        config = self.config
 
         def model(x: Tensor, k: int) -> Tensor:
             return self.net(x, torch.full((len(x),), k, device=x.device), condition)  # type: ignore[no-any-return]

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.policies.base_policy import BASE_CHECKPOINT, BASES, BaseConfig, BasePolicy
+from agents.policies.base_policy import BASE_CHECKPOINT, BASE_DRAWS, BASES, DRAWS, BaseConfig, BasePolicy
 from agents.policies.chunks import ChunkPolicy, PolicyConfig, Predictor
 from agents.policies.noise import EnvironmentNoise, Noise
 from agents.policies.training import WindowShape
 from agents.registry import make_policy
 from difftop.data.demonstrations import Demonstrations
-from difftop.data.windows import WindowBatch, overlapping
+from difftop.data.windows import Episodes, WindowBatch, overlapping
 from difftop.losses import full_precision
 from difftop.nn.mlp import mlp
 from difftop.options import ConfigError, option
@@ -36,6 +36,7 @@ class ResidualConfig(PolicyConfig):
     name: str = option("residual", "a trained policy's actions, corrected by an MLP", choices=("residual",))
     base: str = option("rnn_gmm", "policy to correct; it is trained in a run of its own", choices=BASES)
     base_checkpoint: str = option("", BASE_CHECKPOINT)
+    base_draws: int = option(DRAWS, BASE_DRAWS, low=0)
     window: int = option(10, "T_s: observations of a training window; the base's memory begins with it", low=1)
     horizon: int = option(1, "T_p: actions that are corrected together, at most the base's", low=1)
     hidden_dims: list[int] = option([256, 256], "widths of the MLP's hidden layers", low=1)
@@ -67,6 +68,10 @@ class Residual(ChunkPolicy):
         if self.config.horizon > most:
             raise ConfigError(f"agent.horizon={self.config.horizon}: {self.config.base} predicts {most} actions; lower it.")
 
+    def prepare_(self, demonstrations: Episodes, generator: torch.Generator) -> None:
+        """See `agents.policies.training.ImitationAgent.prepare_`: what the base does."""
+        self.base.foresee_(demonstrations, self.config.window, self.config.base_draws, generator)
+
     def corrected(self, features: Tensor, base: Tensor) -> Tensor:
         """Actions `[..., T_p, A]` from features `[..., F]` and the base's actions `[..., T_p, A]`."""
         raw = full_precision(self.net(torch.cat([features, base.flatten(-2).to(features.dtype)], -1)))
@@ -83,7 +88,7 @@ class Residual(ChunkPolicy):
         noise = self.batch_noise(len(batch.actions), generator)
         seen = batch.mask[:, : self.windows.window]
         begin = seen.int().argmax(1)  # before it is padding, which a base's memory never saw
-        base = self.base.plans(batch.obs, noise, begin)[:, :, : self.config.horizon]
+        base = self.base.plans(batch.obs, noise, begin, batch.rows)[:, :, : self.config.horizon]
         actions = self.corrected(self.observer(batch.obs, noise), base)
         target, known = (overlapping(x, self.config.horizon) for x in (batch.actions, batch.mask))
         whole = torch.arange(self.windows.window, device=seen.device) >= self.base.check().lead

@@ -9,6 +9,7 @@ Differs: padded steps don't count in the loss; T_p may be longer than one step (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,13 @@ class RnnGmm(RecurrentPolicy):
 
     def chunk(self, features: Tensor, noise: Noise) -> Tensor:
         """See `RecurrentPolicy`."""
-        mixture = self.mixture(features)
-        drawn: Tensor = mixture.sample(noise.uniform(), noise.normal(self.limits.size), ACTING_STD)
+        return self.drawn(self.mixture.raw(features), noise)
+
+    def foresee(self, obs: Mapping[str, Tensor], noise: Noise, draws: int) -> Tensor:
+        """See `ChunkPolicy`: the mixtures."""
+        return self.mixture.raw(self.features(obs, noise))
+
+    def drawn(self, kept: Tensor, noise: Noise) -> Tensor:
+        """See `ChunkPolicy`."""
+        drawn = self.mixture.mixture(kept).sample(noise.uniform(), noise.normal(self.limits.size), ACTING_STD)
         return drawn.view(len(drawn), self.config.horizon, -1)

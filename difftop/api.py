@@ -31,6 +31,9 @@ class Trained:
 def train(overrides: Sequence[str]) -> Trained:
     """Trains, or goes on with a run that was stopped, as `python train.py OVERRIDES` does.
 
+    Processes for environments (`run.parallel=true`) are started where they are asked for only: each imports the script that calls
+    this, which then needs its `if __name__ == "__main__":`.
+
     Args:
         overrides: `KEY=VALUE` or `GROUP=OPTION`; `python train.py --help` lists them.
     Raises:
@@ -38,7 +41,7 @@ def train(overrides: Sequence[str]) -> Trained:
     """
     from difftop.command import run
 
-    end = run(list(overrides))
+    end = run(list(overrides), spawns=False)
     return Trained(end.folder, end.finished, last_evaluation(end.folder))
 
 

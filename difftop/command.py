@@ -73,8 +73,8 @@ def make_registry() -> Registry:
     )
 
 
-def make_factories() -> Factories:
-    """What the loops make agents and environments by."""
+def make_factories(*, spawns: bool = True) -> Factories:
+    """What the loops make agents and environments by; `spawns` is theirs."""
     from difftop.run.session import Factories
 
     agents, envs = import_module("agents.registry"), import_module("envs")
@@ -86,6 +86,7 @@ def make_factories() -> Factories:
         recorded_name=envs.recorded_name,
         render_error=envs.RenderError,
         died=envs.WorkerDiedError,
+        spawns=spawns,
     )
 
 
@@ -144,9 +145,13 @@ def main(arguments: Sequence[str]) -> int:
     return 2
 
 
-def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
+def run(arguments: Sequence[str], registry: Registry | None = None, *, spawns: bool = True) -> RunEnd:
     """What `mode` says; returns how it ended, and where.
 
+    Args:
+        arguments: of the command line.
+        registry: what can be chosen, where it is made already.
+        spawns: see `difftop.run.session.Factories`.
     Raises:
         ConfigError and the others of `known_errors`: one sentence each.
     """
@@ -163,8 +168,8 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
 
     registry = registry or make_registry()
     if given.get("mode") in ("eval", "diagnose"):
-        return _evaluate(registry, given, arguments)
-    settings, factories = composed(registry, arguments), make_factories()
+        return _evaluate(registry, given, arguments, make_factories(spawns=spawns))
+    settings, factories = composed(registry, arguments), make_factories(spawns=spawns)
     imitates = settings.agent["name"] in registry.imitators
     if started_by_torchrun() and (settings.top.mode != "train" or not imitates):
         raise ConfigError("torchrun trains imitation agents only, whose workers share batches; use `python train.py` here.")
@@ -173,7 +178,7 @@ def run(arguments: Sequence[str], registry: Registry | None = None) -> RunEnd:
     return train_imitation(settings, factories) if imitates else train_online(settings, factories)
 
 
-def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str]) -> RunEnd:
+def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str], factories: Factories) -> RunEnd:
     """`mode=eval` and `mode=diagnose`: the checkpoint names agent and environment."""
     from difftop.run.cli import composed
     from difftop.run.diagnose import diagnose_checkpoint
@@ -188,7 +193,7 @@ def _evaluate(registry: Registry, given: dict[str, str], arguments: Sequence[str
     play: Any = evaluate_imitation if saved.agent_name in registry.imitators else evaluate_online
     if given["mode"] == "diagnose":
         play = diagnose_checkpoint
-    end: RunEnd = play(saved, settings, registry, arguments, make_factories())
+    end: RunEnd = play(saved, settings, registry, arguments, factories)
     return end
 
 

@@ -71,6 +71,9 @@ class VectorEnv(Protocol):
             EnvError: an environment failed, its worker died, or an action is outside [-1, 1].
         """
 
+    def step_only(self, rows: Sequence[int], actions: Array) -> VectorStep:
+        """Steps the environments `rows [K]` with `actions [K, A]` as `step` does all; the others stand still. K rows of results."""
+
     def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Steps environment i alone, as Gymnasium's `step` does."""
 
@@ -118,8 +121,12 @@ class LocalVectorEnv:
 
     def step(self, actions: Array) -> VectorStep:
         """See `VectorEnv.step`."""
-        _check_count("actions", len(actions), self.num_envs)
-        return _stacked([env.step(action) for env, action in zip(self._envs, actions, strict=True)])
+        return self.step_only(range(self.num_envs), actions)
+
+    def step_only(self, rows: Sequence[int], actions: Array) -> VectorStep:
+        """See `VectorEnv.step_only`."""
+        _check_count("actions", len(actions), len(rows))
+        return _stacked([self._envs[i].step(action) for i, action in zip(rows, actions, strict=True)])
 
     def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """See `VectorEnv.step_at`."""
@@ -178,7 +185,8 @@ class ProcessVectorEnv:
     def reset(self, seeds: Sequence[int]) -> Observation:
         """See `VectorEnv.reset`."""
         _check_count("seeds", len(seeds), self.num_envs)
-        return stack_observations([obs for obs, _ in self._call_all("reset", [{"seed": seed} for seed in seeds])])
+        begun = self._call_all("reset", [{"seed": seed} for seed in seeds], range(self.num_envs))
+        return stack_observations([obs for obs, _ in begun])
 
     def reset_at(self, i: int, seed: int) -> Observation:
         """See `VectorEnv.reset_at`."""
@@ -187,8 +195,12 @@ class ProcessVectorEnv:
 
     def step(self, actions: Array) -> VectorStep:
         """See `VectorEnv.step`."""
-        _check_count("actions", len(actions), self.num_envs)
-        return _stacked(self._call_all("step", [{"action": action} for action in actions]))
+        return self.step_only(range(self.num_envs), actions)
+
+    def step_only(self, rows: Sequence[int], actions: Array) -> VectorStep:
+        """See `VectorEnv.step_only`."""
+        _check_count("actions", len(actions), len(rows))
+        return _stacked(self._call_all("step", [{"action": action} for action in actions], rows))
 
     def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """See `VectorEnv.step_at`."""
@@ -214,10 +226,10 @@ class ProcessVectorEnv:
         self._send(i, method, arguments)
         return _raised(self._receive(i))
 
-    def _call_all(self, method: str, arguments: Sequence[dict[str, Any]]) -> list[Any]:
-        sent = [_attempted(self._send, i, method, given) for i, given in enumerate(arguments)]
+    def _call_all(self, method: str, arguments: Sequence[dict[str, Any]], rows: Sequence[int]) -> list[Any]:
+        sent = [_attempted(self._send, i, method, given) for i, given in zip(rows, arguments, strict=True)]
         # Every answer is taken before any error is raised: one left in its pipe would answer the next call.
-        results = [error or _attempted(self._receive, i) for i, error in enumerate(sent)]
+        results = [error or _attempted(self._receive, i) for i, error in zip(rows, sent, strict=True)]
         return [_raised(result) for result in results]
 
     def _send(self, i: int, method: str, arguments: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,17 @@ import pytest
 from agents.registry import AGENTS, make_agent, names
 from difftop.command import make_registry
 from difftop.compare.config import compare_config, status_config
+from difftop.datasets.convert import ConvertConfig
+from difftop.datasets.look import DataConfig
 from difftop.key_values import parsed
 from difftop.options import build
+from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import composed
+from difftop.run.diagnose import _SETTABLE as SETTABLE
+from difftop.run.imitate import as_saved
+from difftop.run.reinforce import _EVALUATION as EVALUATION
 from difftop.run.serve_options import ServeConfig
+from difftop.run.session import with_overrides
 from tests.conftest import SMALL, STATE, random_batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +53,52 @@ def test_every_train_command_composes(command: str) -> None:
         return
     settings = composed(make_registry(), overrides)
     assert settings.agent["name"] in AGENTS
+
+
+PLAYED = sorted({c for _, c in COMMANDS if c.startswith("python train.py") and ("mode=eval" in c or "mode=diagnose" in c)})
+
+
+@pytest.mark.parametrize("command", PLAYED)
+def test_a_checkpoint_takes_what_a_command_sets_of_its_evaluation(command: str) -> None:
+    """A run that is named by its folder stands for a checkpoint of that agent on that task, others for one of examples/."""
+    overrides, registry = shlex.split(command)[2:], make_registry()
+    _, _, path = next(word for word in overrides if word.startswith("checkpoint=")).partition("=")
+    saved = load_checkpoint(ROOT / "examples" / "checkpoints" / "cartpole-swingup")
+    if path.startswith("runs/"):
+        _, task, agent, *_ = path.split("/")
+        config = composed(registry, [f"agent={agent}", f"env={task.replace('-', '/', 1)}"]).plain()
+        saved = replace(saved, agent_name=agent, config=config)
+    named = [f"agent={saved.agent_name}", f"env={saved.config['env']['name']}"]
+    settings = composed(registry, [*named, *overrides])
+    imitates = saved.agent_name in registry.imitators
+    keys = SETTABLE if "mode=diagnose" in overrides else EVALUATION
+    played = (
+        as_saved(saved, settings, registry, overrides) if imitates else with_overrides(saved, settings, registry, overrides, keys)
+    )
+    for word in overrides:
+        if word.startswith("run."):
+            key, _, value = word.partition("=")
+            assert str(getattr(played.run, key.removeprefix("run."))) == value
+    assert played.agent["name"] == saved.agent_name
+
+
+def test_files_of_the_repository_that_commands_name_exist_and_open() -> None:
+    words = [word for page, command in COMMANDS for word in re.split(r"[\s=,\[\]]", command)]
+    named = {word for word in words if word.startswith(("docs/", "examples/", "benchmarks/", "tools/", "configs/", "tests/"))}
+    assert len(named) > 5 and sorted(word for word in named if not (ROOT / word).exists()) == []
+    checkpoints = [ROOT / word for word in named if word.startswith("examples/checkpoints/")]
+    assert checkpoints and all(load_checkpoint(path).model for path in checkpoints)
+    tables = [ROOT / word for word in named if word.endswith(".csv")]
+    assert tables and all(path.read_text().startswith("method,task,") for path in tables)
+
+
+def test_commands_that_read_data_sets_are_taken() -> None:
+    found = {command for _, command in COMMANDS if re.match(r"(difftop|python train.py) .*mode=(data|convert)", command)}
+    assert len(found) > 1
+    for command in found:
+        overrides = [word for word in shlex.split(command) if "=" in word and not word.startswith("-")]
+        made = build(ConvertConfig if "mode=convert" in overrides else DataConfig, parsed(overrides))
+        assert made.dataset
 
 
 def test_make_targets_exist_and_ci_runs_the_readme_s_test_command() -> None:

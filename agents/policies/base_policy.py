@@ -11,14 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.policies.chunks import ChunkPolicy, Predictor
+from agents.policies.chunks import ChunkPolicy, Predictor, Repeated
+from agents.policies.foreseen import Foreseen, foreseen
 from agents.policies.noise import Noise
+from difftop.data.windows import Episodes
 from difftop.options import ConfigError, option
 from difftop.run.checkpoint import load_checkpoint
 from difftop.types import EnvSpec
 
 BASES = ("bc", "rnn_gmm", "diffusion")
 BASE_CHECKPOINT = "run folder (its best checkpoint) or checkpoint of the base; read when training begins, never afterwards"
+DRAWS = 8
+BASE_DRAWS = (
+    "what the base does is worked out before training, with so many chunks of a diffusion base for each observation, of which a "
+    "gradient step takes one; 0: anew at every step"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class BasePolicy(nn.Module):
         self.config, self.spec, self._make = config, spec, make
         self.register_buffer("recipe", torch.zeros(0, dtype=torch.uint8))
         self.policy: ChunkPolicy | None = None
+        self.foreseen: Foreseen | None = None  # of the demonstrations that are trained on; never saved
 
     def check(self) -> ChunkPolicy:
         """The base; raises `ConfigError` where it was neither read nor restored."""
@@ -57,13 +65,36 @@ class BasePolicy(nn.Module):
             )
         return self.policy
 
+    def foresee_(self, demonstrations: Episodes, span: int, draws: int, generator: torch.Generator) -> None:
+        """Works out what the base does at the observations of demonstrations, for windows that have `rows`; see `foreseen`.
+
+        Args:
+            demonstrations, span, generator: of training; see `agents.policies.foreseen.foreseen`.
+            draws: likewise; 0: nothing is worked out ahead.
+        """
+        self.foreseen = foreseen(self.check(), demonstrations, span, draws, generator) if draws else None
+
     @torch.no_grad()
-    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+    def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """What the base does at every step of windows: obs by key `[B, T, *shape]` to `[B, T, T_p, A]`, in [-1, 1].
 
         `noise` has B rows; T_p is the base's own. Its memory begins with the window, or where `begin` says (`ChunkPolicy.plans`).
+        Where it was worked out ahead for observations `rows [B, T]`, steps before `begin` or `lead` have no meaning.
         """
-        return self.check().plans(obs, noise, begin).clamp(-1, 1)
+        policy, known = self.check(), self.foreseen
+        if known is None or rows is None:
+            return policy.plans(obs, noise, begin).clamp(-1, 1)
+        kept = known.at(rows, _ages(rows, begin))
+        chunks = policy.drawn(kept.flatten(0, 1), Repeated(noise, rows.shape[1]))
+        return chunks.unflatten(0, rows.shape).clamp(-1, 1)
+
+    @torch.no_grad()
+    def latest(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """What the base does at the last step of windows, `[B, T_p, A]`; arguments as those of `plans`."""
+        policy, known = self.check(), self.foreseen
+        if known is None or rows is None:
+            return policy.latest(obs, noise, begin).clamp(-1, 1)
+        return policy.drawn(known.at(rows[:, -1], _ages(rows, begin)[:, -1]), noise).clamp(-1, 1)
 
     def drawn_begin(self, begin: Tensor, steps: int, noise: Noise) -> Tensor:
         """Where the base's memory begins in windows of `steps` observations, for `plans` of their last step.
@@ -125,6 +156,7 @@ class BasePolicy(nn.Module):
         data = torch.frombuffer(bytearray(recipe.encode()), dtype=torch.uint8)
         self.recipe = data.to(self.recipe.device)
         self.policy = policy.requires_grad_(False).eval().to(self.recipe.device)
+        self.foreseen = None
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Builds the base from the saved recipe; its weights are loaded after it, as those of any submodule."""
@@ -143,3 +175,9 @@ class BasePolicy(nn.Module):
         policy = self._make(options, self.spec, seed=0)
         assert isinstance(policy, ChunkPolicy), options["name"]
         return policy
+
+
+def _ages(rows: Tensor, begin: Tensor | None) -> Tensor:
+    """Observations `[B, T]` that a memory has of before each of `rows [B, T]`; negative before it begins."""
+    place = torch.arange(rows.shape[1], device=rows.device)
+    return place.expand_as(rows) if begin is None else place - begin[:, None]

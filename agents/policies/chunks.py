@@ -115,6 +115,31 @@ class ChunkPolicy(nn.Module):
         """
         raise NotImplementedError
 
+    def latest(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+        """What `plans` returns for the last step of windows, `[B, T_p, A]`, with nothing worked out for the others."""
+        return self.plans(obs, noise, begin)[:, -1]
+
+    def foresee(self, obs: Mapping[str, Tensor], noise: Noise, draws: int) -> Tensor:
+        """What can be kept of `plans`, for policies that are a base: `drawn` makes chunks of it, with random numbers of its own.
+
+        Args:
+            obs: by key `[B, T, *shape]`; where nothing is recalled, T = `lead + 1`.
+            noise: B rows.
+            draws: how many chunks are drawn for a step, where a distribution can't be told otherwise.
+        Returns:
+            `[B, T, P]` where memories are recalled, they begin with the windows; else `[B, 1, P]` of the last step.
+        """
+        raise NotImplementedError
+
+    def drawn(self, kept: Tensor, noise: Noise) -> Tensor:
+        """Wanted actions `[K, T_p, A]` of what `foresee` told `[K, P]`; `noise` has K rows."""
+        raise NotImplementedError
+
+    @property
+    def recalls(self) -> bool:
+        """Whether what is done depends on when a memory began, and not on the last `lead + 1` observations alone."""
+        return False
+
     @property
     def lead(self) -> int:
         """First steps of windows from inside an episode at which `plans` lacks observations that acting would have."""
@@ -164,28 +189,37 @@ class WindowPolicy(ChunkPolicy):
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`; before the first observation there was the first observation, whatever `begin` is."""
-        first = next(iter(obs.values()))
-        size, steps = first.shape[:2]
-        index = (torch.arange(steps)[:, None] + torch.arange(1 - self.windows.window, 1)).clamp_min(0).to(first.device)
-        windows = {key: x[:, index].flatten(0, 1) for key, x in obs.items()}
-        chunks = self.chunk(windows, _Repeated(noise, steps))
+        size, steps = next(iter(obs.values())).shape[:2]
+        chunks = self.chunk(self._windows_at(obs, torch.arange(steps)), Repeated(noise, steps))
         return chunks.view(size, steps, *chunks.shape[1:])
+
+    def latest(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+        """See `ChunkPolicy`."""
+        steps = next(iter(obs.values())).shape[1]
+        return self.chunk(self._windows_at(obs, torch.tensor([steps - 1])), noise)
+
+    def _windows_at(self, obs: Mapping[str, Tensor], steps: Tensor) -> dict[str, Tensor]:
+        """The T_s observations up to each of `steps [S]`, by key `[B S, T_s, *shape]`."""
+        index = (steps[:, None] + torch.arange(1 - self.windows.window, 1)).clamp_min(0)
+        return {key: x[:, index.to(x.device)].flatten(0, 1) for key, x in obs.items()}
 
     def predictor(self, num_envs: int, seed: int) -> WindowPredictor:
         """See `ChunkPolicy`."""
         return WindowPredictor(self, num_envs, seed)
 
 
-class _Repeated:
+class Repeated:
     """Random numbers for K rows of T steps each, step by step inside a row."""
 
     def __init__(self, noise: Noise, steps: int) -> None:
         self.noise, self.steps = noise, steps
 
     def normal(self, *shape: int) -> Tensor:
+        """See `agents.policies.noise.Noise`."""
         return self.noise.normal(self.steps, *shape).flatten(0, 1)
 
     def uniform(self, *shape: int) -> Tensor:
+        """See `agents.policies.noise.Noise`."""
         return self.noise.uniform(self.steps, *shape).flatten(0, 1)
 
 

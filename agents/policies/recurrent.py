@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.policies.chunks import ChunkPolicy, PolicyConfig
+from agents.policies.chunks import ChunkPolicy, PolicyConfig, Repeated
 from agents.policies.noise import EnvironmentNoise, Noise
 from agents.policies.training import WindowShape
 from difftop.nn.mlp import mlp
@@ -70,15 +70,29 @@ class RecurrentPolicy(ChunkPolicy):
 
     def plans(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting with memory=restart."""
-        if begin is not None:  # the episodes' first steps to the front, and their plans back to where they were
+        features = self.features(obs, noise, begin)
+        size, steps = features.shape[:2]
+        return self.chunk(features.flatten(0, 1), Repeated(noise, steps)).unflatten(0, (size, steps))
+
+    def latest(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+        """See `ChunkPolicy`."""
+        return self.chunk(self.features(obs, noise, begin)[:, -1], noise)
+
+    def features(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
+        """What `chunk` takes, at every step of windows `[B, T, hidden_dim]`; arguments as those of `plans`."""
+        if begin is not None:  # the episodes' first steps to the front, and their features back to where they were
             place = torch.arange(next(iter(obs.values())).shape[1], device=begin.device)
             rows, moved = torch.arange(len(begin), device=begin.device)[:, None], place + begin[:, None]
             moved_obs = {key: x[rows, moved.clamp_max(len(place) - 1)] for key, x in obs.items()}
-            return RecurrentPolicy.plans(self, moved_obs, noise)[rows, (place - begin[:, None]).clamp_min(0)]
+            return self.features(moved_obs, noise)[rows, (place - begin[:, None]).clamp_min(0)]
         steps = next(iter(obs.values())).shape[1]
         parts = [{k: x[:, i : i + self.windows.window] for k, x in obs.items()} for i in range(0, steps, self.windows.window)]
-        features = torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
-        return torch.stack([self.chunk(features[:, i], noise) for i in range(steps)], 1)
+        return torch.cat([self.outputs(part, noise)[0] for part in parts], 1)
+
+    @property
+    def recalls(self) -> bool:
+        """See `ChunkPolicy`."""
+        return True
 
     def ages(self) -> list[int]:
         """See `ChunkPolicy`; all below T_s, or with memory=overlap those that the older of the two hidden states has."""

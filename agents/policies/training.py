@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agents.base import Actor, UpdateResult
 from difftop.data.demonstrations import Demonstrations
-from difftop.data.windows import WindowBatch
+from difftop.data.windows import WindowBatch, Windows
 from difftop.losses import FiniteWatch
 from difftop.options import option
 from difftop.run.seeding import stream
@@ -133,6 +133,16 @@ class ImitationAgent:
         if self.average:
             self.average.copy_(self.policy)
 
+    def prepare_(self, windows: Windows) -> None:
+        """Before the first update of a run, also of one that goes on: what a policy works out ahead for what it is trained on.
+
+        Policies that do so have `prepare_(demonstrations, generator)`. It is a function of the demonstrations, the seed and saved
+        weights, and is never saved itself.
+        """
+        prepare = getattr(self.policy, "prepare_", None)
+        if prepare is not None:
+            prepare(windows.demonstrations, torch.Generator(self.device).manual_seed(stream(self.seed, "prepare")))
+
     def update(self, batch: WindowBatch, grad_steps: int) -> UpdateResult:
         """One gradient step, the `grad_steps`-th from 0, together with the other `workers` where there are any.
 
@@ -167,7 +177,7 @@ class ImitationAgent:
         acting.eval()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             generator = torch.Generator(self.device).manual_seed(seed)
-            _, metrics = acting.loss(batch.to(self.device), generator)
+            _, metrics = acting.loss(replace(batch, rows=None).to(self.device), generator)  # nothing is known of these ahead
         return {f"valid/{tag}": value for tag, value in metrics.items()}
 
     def learning_rate(self, grad_steps: int) -> float:

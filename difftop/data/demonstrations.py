@@ -108,7 +108,7 @@ class ImagesInMemory:
     """Images of one key as one tensor `[T, C, H, W]` per episode."""
 
     def __init__(self, episodes: Sequence[Tensor]) -> None:
-        self.episodes, self.shape = tuple(episodes), tuple(episodes[0].shape[1:])
+        self.episodes, self.shape, self.cached_bytes = tuple(episodes), tuple(episodes[0].shape[1:]), 0
 
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """See `difftop.data.windows.Images`."""

@@ -112,6 +112,11 @@ class ImageRows:
         self.cache, self.datasets, self.shape = cache, tuple(datasets), (channels, height, width)
         self.dtype = np.dtype(np.uint8 if first.dtype == np.uint8 else np.float32)
 
+    @property
+    def cached_bytes(self) -> int:
+        """See `difftop.data.windows.Images`."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """See `difftop.data.windows.Images`."""
         out = np.empty((*steps.shape, *self.shape), dtype=self.dtype)

@@ -71,6 +71,11 @@ class LeRobotImages:
         self._blocks: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self._open: tuple[Path, Any] | None = None
 
+    @property
+    def cached_bytes(self) -> int:
+        """See `difftop.data.windows.Images`."""
+        return int(np.prod(self.shape))
+
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """See `difftop.data.windows.Images`."""
         out = np.empty((*steps.shape, *self.shape), np.uint8)

@@ -24,6 +24,7 @@ class ImagesOfSeveral:
     def __init__(self, parts: Sequence[Images], counts: Sequence[int]) -> None:
         self.parts, self.shape = tuple(parts), tuple(parts[0].shape)
         self.first = torch.tensor([0, *counts]).cumsum(0)
+        self.cached_bytes = max(part.cached_bytes for part in parts)
 
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """See `difftop.data.windows.Images`."""

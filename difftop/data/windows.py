@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +22,10 @@ class Images(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """`(C, H, W)` of one image."""
+
+    @property
+    def cached_bytes(self) -> int:
+        """Of one image in a cache; 0 where there is none, because all are in memory."""
 
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """Images `[B, T, C, H, W]` of steps `[B, T]` of episodes `[B]`, numbered as they were read."""
@@ -75,21 +79,25 @@ class WindowBatch:
         obs: by key `[B, T_s, *shape]`; float32, or images as stored, channels first.
         actions: `[B, T_s + T_p - 1, A]`, float32.
         mask: `[B, T_s + T_p - 1]` bool, False where a step is padding: the first or last of the episode, repeated.
+        rows: `[B, T_s]`, row of each observation in the demonstrations' tensors; None where nothing is known of these rows.
     """
 
     obs: dict[str, Tensor]
     actions: Tensor
     mask: Tensor
+    rows: Tensor | None = None
 
     def to(self, device: torch.device) -> WindowBatch:
         """The same windows on another device; a GPU's copies of pinned ones are waited for by its own work only."""
-        obs = {key: x.to(device, non_blocking=True) for key, x in self.obs.items()}
-        return WindowBatch(obs, self.actions.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> WindowBatch:
         """The same windows in pinned memory."""
-        obs = {key: x.pin_memory() for key, x in self.obs.items()}
-        return WindowBatch(obs, self.actions.pin_memory(), self.mask.pin_memory())
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> WindowBatch:
+        rows = None if self.rows is None else change(self.rows)
+        return WindowBatch({key: change(x) for key, x in self.obs.items()}, change(self.actions), change(self.mask), rows)
 
 
 def overlapping(steps: Tensor, horizon: int) -> Tensor:
@@ -169,4 +177,4 @@ class Windows:
         seen, observed = inside[:, : self.window], rows[:, : self.window]
         obs = {key: values[observed] for key, values in demonstrations.low_dim.items()}
         obs |= {key: images.gather(demonstrations.source[episode], seen) for key, images in demonstrations.images.items()}
-        return WindowBatch(obs, demonstrations.actions[rows], inside == steps)
+        return WindowBatch(obs, demonstrations.actions[rows], inside == steps, observed)

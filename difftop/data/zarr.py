@@ -97,6 +97,11 @@ class ZarrImages:
         height, width, channels = self.array.shape[1:]
         self.shape = (channels, height, width)
 
+    @property
+    def cached_bytes(self) -> int:
+        """See `difftop.data.windows.Images`; chunks are kept as they are stored."""
+        return int(np.prod(self.shape)) * int(self.array.dtype.itemsize)
+
     def gather(self, episode: Tensor, steps: Tensor) -> Tensor:
         """See `difftop.data.windows.Images`."""
         found = []

@@ -76,8 +76,15 @@ class MixtureHead(nn.Module):
 
     def forward(self, features: Tensor) -> GaussianMixture:
         """Mixtures `[...]` of features `[..., inputs]`, in float32 whatever the precision of the product."""
-        raw = self.linear(features)
-        raw = raw.float() if raw.dtype == torch.bfloat16 else raw
+        return self.mixture(self.raw(features))
+
+    def raw(self, features: Tensor) -> Tensor:
+        """All that the mixtures of features `[..., inputs]` are made of `[..., M (2 D + 1)]`, in float32 likewise."""
+        raw: Tensor = self.linear(features)
+        return raw.float() if raw.dtype == torch.bfloat16 else raw
+
+    def mixture(self, raw: Tensor) -> GaussianMixture:
+        """Mixtures `[...]` of what `raw` returned."""
         logits, mean, std = raw.split([self.modes, self.modes * self.outputs, self.modes * self.outputs], -1)
         shape = (*raw.shape[:-1], self.modes, self.outputs)
         return GaussianMixture(logits, mean.view(shape).tanh(), F.softplus(std.view(shape)) + self.min_std)

@@ -30,6 +30,7 @@ from difftop.run.session import (
     Factories,
     RunEnd,
     can_render,
+    evaluation_envs,
     evaluation_folder,
     last_checkpoint,
     prepare_torch,
@@ -72,7 +73,7 @@ def train_imitation(settings: Settings, factories: Factories) -> RunEnd:
         paths, settings = workers.lead_first(lambda: _dataset(settings, factories))
         run: OfflineConfig = settings.run
         most = max(run.select_episodes, run.reported_episodes, 1)
-        envs = factories.envs(settings.env, min(run.eval_envs, most), run.parallel) if wanted and workers.leads else None
+        envs = evaluation_envs(settings, factories, min(run.eval_envs, most)) if wanted and workers.leads else None
         try:
             spec = workers.told(None if envs is None else envs.difftop_spec)
             return _train(settings, factories, workers, paths, envs if run.simulates else None, spec)
@@ -166,7 +167,7 @@ def evaluate_imitation(
     run, device = settings.run, prepare_torch(settings)
     if not run.reported_episodes:
         raise ConfigError("run.eval_episodes=0: mode=eval plays at least one episode; give a number, or -1 for the protocol's.")
-    envs = factories.envs(settings.env, min(run.eval_envs, run.reported_episodes), run.parallel)
+    envs = evaluation_envs(settings, factories, min(run.eval_envs, run.reported_episodes))
     try:
         _check_spec(saved, envs.difftop_spec)
         agent = _agent(settings, factories, saved.spec, device)
@@ -309,12 +310,22 @@ def _agent(settings: Settings, factories: Factories, spec: EnvSpec, device: str)
 
 
 def _selection(run: OfflineRun, envs: Environments | None, factories: Factories, settings: Settings) -> Rollouts | None:
-    """Episodes that choose the best checkpoint: the same ones at every evaluation, none of those that are reported."""
+    """Episodes that choose the best checkpoint: the same ones at every evaluation, none of those that are reported.
+
+    They end with success, which is all that is counted of them.
+    """
     if envs is None or not run.config.select_episodes:
         return None
     seeds = [stream(run.seed, "select_env", episode) for episode in range(run.config.select_episodes)]
     actor_seed = stream(run.seed, "select_actor")
-    return roll_out(envs, lambda n: run.agent.actor(n, seed=actor_seed), seeds, steps=run.count.grad_steps, died=factories.died)
+    return roll_out(
+        envs,
+        lambda n: run.agent.actor(n, seed=actor_seed),
+        seeds,
+        steps=run.count.grad_steps,
+        until_success=True,
+        died=factories.died,
+    )
 
 
 def as_saved(saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str]) -> Settings:

@@ -44,7 +44,7 @@ class OfflineConfig:
         choices=("executed", "intended"),
     )
     valid_fraction: float = option(0.1, "of the demonstrations that are held out for the validation loss", low=0, high=0.9)
-    cache_mb: int = option(2048, "memory for images of the demonstrations, MB", low=16)
+    cache_mb: int = option(0, "memory for images of the demonstrations, MB; 0: half of what is free", low=0)
     loading: str = option(
         "auto",
         "batches made ahead by a thread, or when they are wanted; auto: ahead on a GPU",
@@ -55,10 +55,17 @@ class OfflineConfig:
     select_episodes: int = option(10, "episodes in each of them; 0 for none: the last checkpoint is reported", low=0)
     eval_episodes: int = option(-1, "episodes that are reported at the end; -1 as the protocol says, 0 for none", low=-1)
     eval_envs: int = option(10, "evaluation environments that step together", low=1)
-    parallel: bool = option(False, "a process for each of them; pays for slow simulators and free cores")
+    parallel: str = option(
+        "auto",
+        "a process for each of them; auto: where they draw images or points, are several, and there is a second core",
+        choices=("auto", "true", "false"),
+    )
     video: bool = option(True, "record the first episode that is reported, as mp4")
     checkpoint_every: int = option(2_000, "gradient steps between checkpoints", low=1)
     log_every: int = option(100, "gradient steps between two rows of metrics", low=1)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parallel", str(self.parallel).lower())  # true and false arrive as words for a boolean
 
     @property
     def reported_episodes(self) -> int:
@@ -189,6 +196,8 @@ class OfflineRun:
 
     def _run(self) -> bool:
         begun = time.monotonic() - self.count.wall_s
+        if self.count.grad_steps < self.config.grad_steps:
+            self.agent.prepare_(self.batches.windows)
         while self.count.grad_steps < self.config.grad_steps:
             self._update()
             self.count.wall_s = time.monotonic() - begun

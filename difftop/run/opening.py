@@ -13,6 +13,7 @@ from difftop.data.several import together
 from difftop.options import ConfigError
 from difftop.poses import PoseRange
 from difftop.run.cli import Settings
+from difftop.run.memory import image_cache_bytes
 from difftop.types import EnvSpec
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,11 @@ def opened(paths: Sequence[Path], settings: Settings, spec: EnvSpec | None, *, e
         DemonstrationError: the first thing that is wrong with a file.
         ConfigError: they don't fit the task, or observations have to be named.
     """
-    ranged = PoseRange.read(settings.env.poses) if settings.env.poses else None
+    ranged, room = PoseRange.read(settings.env.poses) if settings.env.poses else None, image_cache_bytes(settings.run.cache_mb)
 
     def open_with(keys: list[str] | None) -> Demonstrations:
-        parts = _parts(paths, settings, keys, boxed=ranged is None)
+        parts = _parts(paths, settings, keys, boxed=ranged is None, room=room)
+        _say_what_fits(parts, room, settings)
         return together([as_learned(part, ranged) for part in parts] if ranged else parts, settings.top.dataset.weights)
 
     if spec is None:
@@ -101,7 +103,28 @@ def _check_grippers(parts: Sequence[Demonstrations], settings: Settings) -> None
     log.warning("%s: grippers' actions of up to %g are clipped to [-1, 1]", dataset.named, worst)
 
 
-def _parts(paths: Sequence[Path], settings: Settings, keys: list[str] | None, *, boxed: bool) -> list[Demonstrations]:
+def _say_what_fits(parts: Sequence[Demonstrations], room: int, settings: Settings) -> None:
+    """Warns where images don't fit in the memory for them, of which each data set has the same part."""
+    sizes = [int(part.length.sum()) * sum(images.cached_bytes for images in part.images.values()) for part in parts]
+    if max(sizes) * len(parts) <= room:
+        return
+    how = "half of what is free" if not settings.run.cache_mb else f"run.cache_mb={settings.run.cache_mb}"
+    log.warning(
+        "%s: its images take %s, and there is room for %s (%s), so that they are read from the file again and again; where there "
+        "is enough memory, set run.cache_mb=%d",
+        parts[sizes.index(max(sizes))].path,
+        *(_size(max(sizes)), _size(room // len(parts)), how, -(-max(sizes) * len(parts) // 2**20)),
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
+
+
+def _parts(
+    paths: Sequence[Path], settings: Settings, keys: list[str] | None, *, boxed: bool, room: int = 2**20
+) -> list[Demonstrations]:
+    """The data sets, with memory for images of `room` bytes in all."""
     run, dataset = settings.run, settings.top.dataset
     return [
         open_demonstrations(
@@ -109,7 +132,7 @@ def _parts(paths: Sequence[Path], settings: Settings, keys: list[str] | None, *,
             obs_keys=keys,
             filter_key=dataset.filter,
             limit=run.demos,
-            cache_bytes=run.cache_mb * 2**20 // len(paths),
+            cache_bytes=room // len(paths),
             successful_only=dataset.successful_only,
             bad=dataset.bad,
             action_key=dataset.actions,

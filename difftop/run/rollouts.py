@@ -31,6 +31,9 @@ class Environments(Protocol):
     def step(self, actions: Array) -> tuple[Observations, Array, Array, Array, list[dict[str, Any]]]:
         """Steps all: observations `[N, ...]` by key, rewards, terminated, truncated `[N]`, one info each."""
 
+    def step_only(self, rows: Sequence[int], actions: Array) -> tuple[Observations, Array, Array, Array, list[dict[str, Any]]]:
+        """Steps the environments `rows`, with an action each; results as those of `step`, of these only."""
+
     def render_at(self, i: int) -> Array:
         """An RGB frame `[height, width, 3]`, uint8."""
 
@@ -164,9 +167,10 @@ def roll_out(
     steps: int = 0,
     record: bool = False,
     keep: str = "",
+    until_success: bool = False,
     died: type[Exception] = ConnectionError,
 ) -> Rollouts:
-    """Plays one episode per seed, N at a time.
+    """Plays one episode per seed, N at a time. An environment without an episode stands still.
 
     Where the process of an environment dies, it is made anew and the episodes in progress begin again, each being a function
     of its seed; a second death of the same environment is an error.
@@ -178,11 +182,13 @@ def roll_out(
         steps: training progress, for actors with schedules.
         record: keep frames of the first episode.
         keep: observation to keep after each action, empty for none.
+        until_success: an episode ends with the first action that solves the task: `success` is what it would be, in fewer steps;
+            returns, and success at the end, are not those of whole episodes.
         died: what `envs` raises then; it has `index`.
     """
     n = envs.num_envs
     actor = make_actor(n)
-    player = _Player(envs, [RolloutEpisode(seed) for seed in seeds], keep, record, actor.begin)
+    player = _Player(envs, [RolloutEpisode(seed) for seed in seeds], keep, record, until_success, actor.begin)
     restarted: set[int] = set()
     while player.playing:
         try:
@@ -201,7 +207,7 @@ def roll_out(
 
 
 class _Player:
-    """Which environment plays which episode. An environment without one goes on idly with the first seed."""
+    """Which environment plays which episode. One that never has any shows the first observation of the first seed."""
 
     def __init__(
         self,
@@ -209,9 +215,11 @@ class _Player:
         episodes: list[RolloutEpisode],
         keep: str,
         record: bool,
+        until_success: bool,
         begin: Callable[[int, int | None], None],
     ) -> None:
         self.envs, self.episodes, self.keep, self.record, self.begin = envs, episodes, keep, record, begin
+        self.until_success = until_success
         self.current: list[int | None] = [i if i < len(episodes) else None for i in range(envs.num_envs)]
         self.waiting = list(range(min(envs.num_envs, len(episodes)), len(episodes)))
         self.frames: list[Array] = []
@@ -238,18 +246,25 @@ class _Player:
         return {key: np.stack([row[key] for row in self.obs]) for key in self.obs[0]}, self.t0.copy()
 
     def step(self, actions: Array) -> None:
-        obs, rewards, terminated, truncated, infos = self.envs.step(actions)
         assert self.obs is not None
-        for i, number in enumerate(self.current):
-            self.obs[i] = {key: value[i] for key, value in obs.items()}
-            if number is not None:
-                self._keep(i, number, actions[i], float(rewards[i]), infos[i])
-            self.t0[i] = over = bool(terminated[i] or truncated[i])
-            if over:
-                self.current[i] = self.waiting.pop(0) if number is not None and self.waiting else None
+        rows = [i for i, number in enumerate(self.current) if number is not None]
+        obs, rewards, terminated, truncated, infos = self.envs.step_only(rows, actions[rows])
+        self.t0 = np.zeros(self.envs.num_envs, dtype=bool)
+        for place, i in enumerate(rows):
+            self.obs[i] = {key: value[place] for key, value in obs.items()}
+            self._keep(i, actions[i], float(rewards[place]), infos[place])
+            solved = self.until_success and bool(infos[place].get("success", False))
+            self.t0[i] = over = bool(terminated[place] or truncated[place] or solved)
+            if over and self.waiting:
+                self.current[i] = self.waiting.pop(0)
                 self.obs[i] = self._reset(i)
+            elif over:
+                self.current[i] = None
+                self.begin(i, None)
 
-    def _keep(self, i: int, number: int, action: Array, reward: float, info: Mapping[str, Any]) -> None:
+    def _keep(self, i: int, action: Array, reward: float, info: Mapping[str, Any]) -> None:
+        number = self.current[i]
+        assert number is not None, i
         episode = self.episodes[number]
         episode.actions.append(np.array(action))
         episode.rewards.append(reward)

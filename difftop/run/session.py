@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 STOPPED = 130  # exit status after Ctrl-C or SIGTERM
 _SMOOTHEST_FPS = 60.0
+_DRAWN = ("pixels", "image", "pointcloud")  # observations that a simulator renders
 
 # A run may go on with other values of these; any other difference is another run.
 _FREE = {
@@ -57,6 +58,8 @@ class Factories:
         recorded_name: environment's name to what a file recorded there calls it; needs no simulator.
         render_error: raised where no frame can be drawn.
         died: raised where the process of an environment is gone.
+        spawns: whether `run.parallel=auto` may start processes. Each imports the program's main module anew, which a script of a
+            user that doesn't expect it must not be put through.
     """
 
     agent: Callable[..., Any]
@@ -66,6 +69,7 @@ class Factories:
     recorded_name: Callable[[str], str]
     render_error: type[Exception]
     died: type[Exception]
+    spawns: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,32 @@ def default_threads(settings: Settings) -> int:
     one of thousands of products when it is not (40 times slower beside other work). A function of the configuration, not of a
     measurement: another number of threads rounds otherwise, and runs go on bit for bit.
     """
-    if settings.env.obs not in ("pixels", "image", "pointcloud"):
-        return 1
+    return usable_cores() if settings.env.obs in _DRAWN else 1
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def evaluation_envs(settings: Settings, factories: Factories, count: int) -> Environments:
+    """The environments that an imitation policy is evaluated in, each in a process of its own where `run.parallel` says so.
+
+    Episodes are the same either way. auto takes processes where frames are drawn, which dominates an evaluation, and says so.
+
+    Args:
+        count: how many there are.
+    """
+    wanted, cores = settings.run.parallel, usable_cores()
+    drawn = settings.env.obs in _DRAWN
+    parallel = wanted == "true" or (wanted == "auto" and drawn and count > 1 and cores > 1 and factories.spawns)
+    if wanted == "auto":
+        where = "each in a process of its own" if parallel else "in this process"
+        log.info(
+            "evaluation: %d environment%s of obs=%s %s, by run.parallel=auto (cores: %d)",
+            *(count, "s" if count > 1 else "", settings.env.obs, where, cores),
+        )
+    return factories.envs(settings.env, count, parallel)
 
 
 def can_render(envs: Environments, settings: Settings, factories: Factories) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from agents.policies.base_policy import BASES, BaseConfig, BasePolicy
 from agents.policies.noise import BatchNoise
@@ -64,22 +66,35 @@ def test_it_is_frozen_and_never_in_training_mode(tmp_path: Path) -> None:
     assert not any(id(p) in ids for group in agent.optimizer.param_groups for p in group["params"])
 
 
+class Same:
+    """Numbers that are the same for every row and step, and differ from action to action."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.linspace(-0.7, 0.9, shape[-1]).expand(self.rows, *shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.full((self.rows, *shape), 0.7)
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_plans_are_what_the_base_does(name: str, tmp_path: Path) -> None:
-    """Along a window, as an actor that predicts at every step; the base's modes are narrowed to one, its noise shared."""
-    more = {} if name == "diffusion" else {"modes": 1}
-    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name, **more))), SPEC, make_policy)
+    """Along a window, as an actor that predicts at every step, with the same random numbers."""
+    policy = BasePolicy(BaseConfig(name, str(base_run(tmp_path, name))), SPEC, make_policy)
     policy.read_()
     obs = observations(2, 4)
-    plans = policy.plans(obs, BatchNoise(2, torch.Generator().manual_seed(0), torch.device("cpu")))
+    plans = policy.plans(obs, Same(2))
     assert plans.shape[:2] == (2, 4) and plans.shape[3] == 4 and bool((plans.abs() <= 1).all())
-    if name == "diffusion":
-        return
-    predictor = policy.predictor(2, seed=0)
+    torch.testing.assert_close(policy.latest(obs, Same(2)), plans[:, -1], rtol=0, atol=1e-5)
+    predictor: Any = policy.predictor(2, seed=0)
+    predictor.noise.of = lambda rows: Same(len(rows))
     due = torch.ones(2, dtype=torch.bool)
     for t in range(4):
         chunk = predictor.predict({key: x[:, t] for key, x in obs.items()}, torch.full((2,), t == 0), due)
-        torch.testing.assert_close(chunk.clamp(-1, 1), plans[:, t], rtol=0, atol=2e-3)  # its noise is 1e-4
+        torch.testing.assert_close(chunk.clamp(-1, 1), plans[:, t], rtol=0, atol=1e-5)
+    assert float(plans.std(1).mean()) > 0.01 and float((plans[0] - plans[1]).abs().mean()) > 0.01  # it looks at something
 
 
 @pytest.mark.parametrize("name", ["bc", "rnn_gmm"])

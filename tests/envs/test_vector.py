@@ -43,6 +43,22 @@ def test_rows_are_the_single_environments(vector):
     assert (vector.render_at(1) == singles[1].render()).all()
 
 
+def test_only_the_rows_that_are_named_step(vector):
+    single, actions = make_env(TOY), np.random.default_rng(1).uniform(-1, 1, (3, 1, 2))
+    vector.reset([3, 4])
+    single.reset(seed=4)
+    for action in actions:
+        obs, reward, terminated, truncated, infos = vector.step_only([1], action)
+        expected = single.step(action[0])
+        assert obs["state"].shape == (1, 4) and (obs["state"][0] == expected[0]["state"]).all()
+        assert (reward[0], terminated[0], truncated[0], infos[0]) == expected[1:]
+    still = make_env(TOY)
+    still.reset(seed=3)
+    assert (vector.step_at(0, np.ones(2))[0]["state"] == still.step(np.ones(2))[0]["state"]).all()
+    with pytest.raises(EnvError, match="1 actions for 2 environments"):
+        vector.step_only([0, 1], np.ones((1, 2)))
+
+
 def test_boundary_shows_the_last_observation_and_the_caller_resets(vector):
     vector.reset([0, 0])
     for _ in range(10):

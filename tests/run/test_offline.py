@@ -58,6 +58,9 @@ class Countdown:
     def __init__(self, fails_at=-1):
         self.shown, self.fails_at = [], fails_at
 
+    def prepare_(self, windows):
+        pass
+
     def update(self, batch, grad_steps):
         if grad_steps == self.fails_at:
             raise NonFiniteLossError("the loss is nan")

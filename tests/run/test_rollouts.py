@@ -67,6 +67,59 @@ def test_every_episode_is_as_if_it_were_alone(num_envs, episodes):
     assert found.success_end == np.mean([alone(20 + k).success[-1] for k in range(episodes)])
 
 
+class Counted:
+    """Environments whose steps are counted, one by one."""
+
+    def __init__(self, num_envs):
+        self.inner, self.steps, self.resets = make_vector_env(REACH, num_envs), [0] * num_envs, 0
+        self.num_envs, self.render_at = num_envs, self.inner.render_at
+
+    def reset_at(self, i, seed):
+        self.resets += 1
+        return self.inner.reset_at(i, seed)
+
+    def step_only(self, rows, actions):
+        for i in rows:
+            self.steps[i] += 1
+        return self.inner.step_only(rows, actions)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 7])
+def test_until_success_the_same_episodes_succeed_in_fewer_steps(num_envs):
+    seeds, whole_envs, short_envs = list(range(20, 27)), Counted(num_envs), Counted(num_envs)
+    whole = roll_out(whole_envs, Towards, seeds)
+    short = roll_out(short_envs, Towards, seeds, until_success=True)
+    assert short.success == whole.success and (short.success_steps == whole.success_steps).all()
+    assert 0 < short.success < 1  # some go on to the end
+    for found, expected in zip(short.episodes, whole.episodes, strict=True):
+        played = expected.success_step + 1 or len(expected.actions)
+        assert found.success == expected.success[:played] and found.rewards == expected.rewards[:played]
+        assert (np.array(found.actions) == np.array(expected.actions[:played])).all()
+    assert sum(whole_envs.steps) == 12 * 7 and sum(short_envs.steps) == short.lengths.sum() < 12 * 7 - 10
+    assert whole_envs.resets == short_envs.resets == 7
+
+
+def test_an_environment_without_an_episode_stands_still():
+    envs = Counted(4)
+    roll_out(envs, Towards, [1, 2, 3, 4, 5, 6])
+    assert sorted(envs.steps) == [12, 12, 24, 24]
+    envs = Counted(3)
+    roll_out(envs, Towards, [1, 2])
+    assert envs.steps == [12, 12, 0]
+
+
+def test_processes_play_the_same_episodes():
+    seeds, found = [20, 21, 22, 23, 24], []
+    for parallel in (False, True):
+        envs = make_vector_env(REACH, 2, parallel)
+        found.append([roll_out(envs, Towards, seeds, keep="hand_pos", until_success=until) for until in (False, True)])
+        envs.close()
+    for inside, outside in zip(*found, strict=True):
+        for one, other in zip(inside.episodes, outside.episodes, strict=True):
+            assert_same(one, other)
+        assert inside.metrics == outside.metrics
+
+
 class Dying:
     """Environments of which number 1 dies in chosen steps."""
 
@@ -75,11 +128,11 @@ class Dying:
         self.num_envs, self.difftop_spec = num_envs, self.inner.difftop_spec
         self.reset_at, self.render_at, self.close = self.inner.reset_at, self.inner.render_at, self.inner.close
 
-    def step(self, actions):
+    def step_only(self, rows, actions):
         self.steps += 1
         if self.steps in self.deaths:
             raise WorkerDiedError("dead", 1)
-        return self.inner.step(actions)
+        return self.inner.step_only(rows, actions)
 
     def restart_at(self, i):
         self.restarted.append(i)
@@ -89,7 +142,7 @@ def test_the_actor_is_told_which_episode_begins_where(monkeypatch):
     made = []
     monkeypatch.setattr(Towards, "metrics", lambda self: (made.append(self), {})[1])
     roll_out(make_vector_env(REACH, 4), Towards, [1, 2, 3])
-    assert [begun[:2] for begun in made[0].begun] == [[1, None], [2, None], [3, None], [None, None]]
+    assert made[0].begun == [[1, None], [2, None], [3, None], [None]]
 
 
 def test_after_a_death_the_episodes_in_progress_begin_again_and_it_is_counted():
