@@ -7,8 +7,9 @@
 #   TESTS='tests/nn tests/planning' tools/try_versions.sh   other tests than the default suite
 #
 # A row starts from the tested set, then installs its packages over it whatever the bounds in pyproject.toml say: that is the question. A
-# name alone is its newest release. PYTHON picks the interpreter; the environments are in a temporary folder (TMPDIR, 2 to 6 GB for the
-# tested set and as much for a row's own packages), which is deleted. Logs: $LOGS.
+# name alone is its newest release. PYTHON picks the interpreter; BASE=.venv copies an environment that is there, in place of making one,
+# which takes most of the time. All is in a temporary folder (TMPDIR, 2 to 6 GB for the tested set and as much for a row's own packages),
+# which is deleted. Logs: $LOGS.
 set -uo pipefail
 
 rows=("torch" "gymnasium" "mujoco dm-control" "numpy" "torch gymnasium mujoco dm-control numpy")
@@ -21,17 +22,19 @@ mkdir -p "$logs"
 trap 'rm -rf "$base/clone" "$base/tested"; rmdir "$logs" "$base" 2>/dev/null; true' EXIT
 unset PYTHONPATH VIRTUAL_ENV
 
-# A copy of what a clone has, with the Makefile's own environment in it. The environment is made once, in the place where every row has
-# its own, since an environment can't be moved; rows get hard links to its files, which pip replaces and never writes to.
+# A copy of what a clone has, with the Makefile's own environment in it, or with the files of $BASE. The environment is made once, in the
+# place where every row has its own, since scripts in it know their place; rows get hard links to its files, which pip replaces and never
+# writes to. An installed checkout is found at its old place first, hence PYTHONPATH.
 clone() {
     rm -rf "$base/clone"
     if [ ! -d "$base/tested" ]; then
         mkdir "$base/clone" && cd "$root" || return 1
         { git ls-files --cached --others --exclude-standard 2>/dev/null || find . -type f; } |
             while read -r file; do [ ! -e "$file" ] || echo "$file"; done | tar c -T - | tar x -C "$base/clone"
-        cd "$base/clone" && make PYTHON="${PYTHON:-python3}" setup && mv "$base/clone" "$base/tested" || return 1
+        cd "$base/clone" || return 1
+        if [ -n "${BASE:-}" ]; then cp -a "$BASE" .venv; else make PYTHON="${PYTHON:-python3}" setup; fi && mv "$base/clone" "$base/tested" || return 1
     fi
-    cp -al "$base/tested" "$base/clone" && cd "$base/clone"
+    cp -al "$base/tested" "$base/clone" && cd "$base/clone" && export PYTHONPATH="$base/clone"
 }
 
 # What the row's packages became; a name alone was resolved by pip.
