@@ -9,17 +9,17 @@
 # A row starts from the tested set, then installs its packages over it whatever the bounds in pyproject.toml say: that is the question. A
 # name alone is its newest release. PYTHON picks the interpreter; BASE=.venv copies an environment that is there, in place of making one,
 # which takes most of the time. All is in a temporary folder (TMPDIR, 2 to 6 GB for the tested set and as much for a row's own packages),
-# which is deleted. Logs: $LOGS.
+# which is deleted; WORK=FOLDER takes its place and keeps the tested set for the next time. Logs: $LOGS.
 set -uo pipefail
 
 rows=("torch" "gymnasium" "mujoco dm-control" "numpy" "torch gymnasium mujoco dm-control numpy")
 [ $# -gt 0 ] && rows=("$@")
 root=$(cd "$(dirname "$0")/.." && pwd)
 tests=${TESTS:-tests}
-base=$(mktemp -d)
+base=${WORK:-$(mktemp -d)}
 logs=${LOGS:-$base/logs}
 mkdir -p "$logs"
-trap 'rm -rf "$base/clone" "$base/tested"; rmdir "$logs" "$base" 2>/dev/null; true' EXIT
+trap 'rm -rf "$base/clone"; [ -n "${WORK:-}" ] || rm -rf "$base/tested"; rmdir "$logs" "$base" 2>/dev/null; true' EXIT
 unset PYTHONPATH VIRTUAL_ENV
 
 # A copy of what a clone has, with the Makefile's own environment in it, or with the files of $BASE. The environment is made once, in the
