@@ -7,26 +7,34 @@
 #   TESTS='tests/nn tests/planning' tools/try_versions.sh   other tests than the default suite
 #
 # A row starts from the tested set, then installs its packages over it whatever the bounds in pyproject.toml say: that is the question. A
-# name alone is its newest release. PYTHON picks the interpreter; each environment is in a temporary folder (TMPDIR, 2 to 6 GB) and is
-# deleted after its row. Logs: $LOGS.
+# name alone is its newest release. PYTHON picks the interpreter; BASE=.venv copies an environment that is there, in place of making one,
+# which takes most of the time. All is in a temporary folder (TMPDIR, 2 to 6 GB for the tested set and as much for a row's own packages),
+# which is deleted; WORK=FOLDER takes its place and keeps the tested set for the next time. Logs: $LOGS.
 set -uo pipefail
 
 rows=("torch" "gymnasium" "mujoco dm-control" "numpy" "torch gymnasium mujoco dm-control numpy")
 [ $# -gt 0 ] && rows=("$@")
 root=$(cd "$(dirname "$0")/.." && pwd)
 tests=${TESTS:-tests}
-base=$(mktemp -d)
+base=${WORK:-$(mktemp -d)}
 logs=${LOGS:-$base/logs}
 mkdir -p "$logs"
-trap 'rm -rf "$base/clone" "$base"/*.txt; rmdir "$logs" "$base" 2>/dev/null; true' EXIT
+trap 'rm -rf "$base/clone"; [ -n "${WORK:-}" ] || rm -rf "$base/tested"; rmdir "$logs" "$base" 2>/dev/null; true' EXIT
 unset PYTHONPATH VIRTUAL_ENV
 
-# A copy of what a clone has, with the Makefile's own environment in it.
+# A copy of what a clone has, with the Makefile's own environment in it, or with the files of $BASE. The environment is made once, in the
+# place where every row has its own, since scripts in it know their place; rows get hard links to its files, which pip replaces and never
+# writes to. An installed checkout is found at its old place first, hence PYTHONPATH.
 clone() {
-    rm -rf "$base/clone" && mkdir "$base/clone" && cd "$root" || return 1
-    { git ls-files --cached --others --exclude-standard 2>/dev/null || find . -type f; } |
-        while read -r file; do [ ! -e "$file" ] || echo "$file"; done | tar c -T - | tar x -C "$base/clone"
-    cd "$base/clone" && make PYTHON="${PYTHON:-python3}" setup
+    rm -rf "$base/clone"
+    if [ ! -d "$base/tested" ]; then
+        mkdir "$base/clone" && cd "$root" || return 1
+        { git ls-files --cached --others --exclude-standard 2>/dev/null || find . -type f; } |
+            while read -r file; do [ ! -e "$file" ] || echo "$file"; done | tar c -T - | tar x -C "$base/clone"
+        cd "$base/clone" || return 1
+        if [ -n "${BASE:-}" ]; then cp -a "$BASE" .venv; else make PYTHON="${PYTHON:-python3}" setup; fi && mv "$base/clone" "$base/tested" || return 1
+    fi
+    cp -al "$base/tested" "$base/clone" && cd "$base/clone" && export PYTHONPATH="$base/clone"
 }
 
 # What the row's packages became; a name alone was resolved by pip.

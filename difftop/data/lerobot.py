@@ -37,7 +37,9 @@ _KEYS = {"env_args", "filters", "keys", "sha256"}
 ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
 _SHOWN = "observation."
 _IMAGES = "observation.images."
-_BATCH_ROWS = 2**16
+_BATCH_ROWS = 2**13
+# A piece of a column at a time: a file's columns as a whole are memory that the system has to clear first.
+_READING = {"pre_buffer": False, "buffer_size": 2**18}
 
 
 class LeRobotReader:
@@ -109,7 +111,7 @@ class LeRobotReader:
         with self._opened(path) as file:
             rows, at = file.metadata.num_rows, 0
             kept = [name for name in file.schema_arrow.names if name in names]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=kept):
+            for batch in file.iter_batches(_BATCH_ROWS, columns=kept, use_threads=False):
                 for name in kept:
                     values = _array(batch[name], self.features.get(name, {}))
                     stored = found[name] if name in found else _room(rows, values, old.get(name) if name != ACTION else None)
@@ -125,7 +127,7 @@ class LeRobotReader:
         """A Parquet file; raises `DemonstrationError` where it is damaged, when opened or while it is read."""
         self._check(path)
         try:
-            with self._parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            with self._parquet.ParquetFile(path, page_checksum_verification=True, **_READING) as file:
                 yield file
         except (OSError, ValueError, KeyError, MemoryError, OverflowError, self._arrow.ArrowException) as error:
             reason = " ".join(str(error).split())

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from difftop.data.faults import Array
+from difftop.data.survey import all_finite
 
 BINS = 20  # of a histogram of actions
-_BLOCK = 2**16  # numbers: temporary arrays are then too small to be fetched from the system every time
+_BLOCK = 2**15  # numbers: temporary arrays stay in the processor's cache
+_FOLD = 16  # rows that are reduced as one: along a long row numbers are taken several at a time
 _LIMIT = 1 + 1e-6
 _IDLE = 0.02  # of an action's range: below it nothing moves
 _AT_LIMIT = 0.999
@@ -78,31 +80,45 @@ class _Sums:
         self.rows = 0
         self.low, self.high, self.smallest = (np.full(width, end) for end in (np.inf, -np.inf, np.inf))
         self.at_limit, self.beyond = np.zeros(width, np.int64), np.zeros(width, np.int64)
-        first, sums, squares = np.zeros((width, 1)), np.zeros(width), np.zeros(width)
+        first, sums, squares = np.zeros(width), np.zeros(width), np.zeros(width)
         for block in _blocks(actions):
             if not self.rows:
-                first = block[:, :1].astype(np.float64)  # what numbers are far from 0 and close together would cancel without
-            self.rows += block.shape[1]
-            self.low, self.high = np.minimum(self.low, block.min(1)), np.maximum(self.high, block.max(1))
+                first = block[0].astype(np.float64)  # what numbers are far from 0 and close together would cancel without
+            self.rows += len(block)
+            self.low = np.minimum(self.low, _reduced(np.minimum, block))
+            self.high = np.maximum(self.high, _reduced(np.maximum, block))
             size = np.abs(block)
-            self.smallest = np.minimum(self.smallest, size.min(1))
-            self.at_limit += np.count_nonzero(size >= _AT_LIMIT, axis=1)
-            self.beyond += np.count_nonzero(size > _LIMIT, axis=1)
+            self.smallest = np.minimum(self.smallest, _reduced(np.minimum, size))
+            self.at_limit += _count(size >= _AT_LIMIT)
+            self.beyond += _count(size > _LIMIT)
             moved = block - first
-            sums += moved.sum(1)
-            squares += np.einsum("ij,ij->i", moved, moved)
+            sums += _reduced(np.add, moved)
+            squares += _reduced(np.add, np.square(moved, out=moved))
         count = max(self.rows, 1)
-        self.mean = first[:, 0] + sums / count
+        self.mean = first + sums / count
         self.std = np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
 
 
+def _reduced(ufunc: np.ufunc, rows: Array) -> Array:
+    """`ufunc.reduce(rows)` over rows `[R, A]`, several of them end to end at a time."""
+    whole = len(rows) // _FOLD * _FOLD
+    folded = rows[:whole].reshape(whole // _FOLD, _FOLD * rows.shape[1])
+    parts = ufunc.reduce(folded).reshape(_FOLD, -1) if whole else rows[:0]
+    return np.asarray(ufunc.reduce(np.concatenate([parts, rows[whole:]])))
+
+
+def _count(chosen: Array) -> Array:
+    """How many of each entry are chosen `[A]`, of a table `[R, A]` in which few are, or none."""
+    places = np.flatnonzero(chosen)
+    return np.bincount(places % chosen.shape[1], minlength=chosen.shape[1])
+
+
 def _blocks(actions: Sequence[Array]) -> Iterator[Array]:
-    """Finite rows, transposed `[A, R']`: along an entry numbers are next to each other."""
+    """Finite rows `[R', A]`, end to end."""
     for block in _pieces(actions):
-        block = np.ascontiguousarray(block.T)
-        finite = np.isfinite(block)
-        if not finite.all():
-            block = block[:, finite.all(0)]
+        block = np.ascontiguousarray(block)
+        if not all_finite(block):
+            block = block[np.isfinite(block).all(1)]
         if block.size:
             yield block
 
@@ -131,14 +147,20 @@ def _ends(found: _Sums) -> tuple[Array, Array]:
 
 def _histograms(actions: Sequence[Array], found: _Sums) -> Array:
     """`[A, BINS]`."""
-    low, high = (end[:, None] for end in _ends(found))
+    low, high = _ends(found)
     width, slots = len(low), BINS + 1  # one more for what is at the upper end
-    counts, offset, scale = np.zeros(width * slots, np.int64), (slots * np.arange(width))[:, None], BINS / (high - low)
+    counts, rows = np.zeros(width * slots, np.int64), max(_BLOCK // width, 1)
+    # Of every entry once a row: what is written out is faster than a short row over many.
+    start, scale, offset = (np.tile(row, (rows, 1)) for row in (low, BINS / (high - low), slots * np.arange(width)))
+    place, slot = np.empty((rows, width)), np.empty((rows, width), np.intp)
     for block in _blocks(actions):
-        place = block - low
-        place *= scale
-        place += offset
-        counts += np.bincount(place.astype(np.int64).reshape(-1), minlength=len(counts))
+        for some in (block[k : k + rows] for k in range(0, len(block), rows)):
+            n = len(some)
+            np.subtract(some, start[:n], out=place[:n])
+            np.multiply(place[:n], scale[:n], out=place[:n])
+            np.add(place[:n], offset[:n], out=place[:n])
+            np.copyto(slot[:n], place[:n], casting="unsafe")
+            counts += np.bincount(slot[:n].reshape(-1), minlength=len(counts))
     table = counts.reshape(width, slots)
     table[:, -2] += table[:, -1]
     return table[:, :-1]
@@ -172,11 +194,26 @@ def _idle(actions: Sequence[Array], entries: Sequence[ActionSummary], rows: int)
     if not moving or rows < 2:
         return float("nan")
     if not any(entries[i].beyond for i in moving):
-        return sum(int((np.abs(block[moving]) < _IDLE).all(0).sum()) for block in _blocks(actions)) / rows
-    span = np.array([[max(entries[i].high - entries[i].low, 1e-9)] for i in moving])
-    before, count = np.zeros((len(moving), 0), np.float32), 0
+        limits = np.full((len(moving), 1), _IDLE, np.float32)
+        return sum(_still(block, None, moving, limits) for block in _blocks(actions)) / rows
+    spans = np.array([[max(entries[i].high - entries[i].low, 1e-9)] for i in moving])
+    last, count = np.zeros((0, len(entries)), np.float32), 0
     for block in _blocks(actions):
-        values = np.concatenate([before, block[moving]], 1)
-        count += int((np.abs(np.diff(values, axis=1)) < _IDLE / 10 * span).all(0).sum())
-        before = values[:, -1:]
+        block = np.concatenate([last, block])
+        count += _still(block[1:], block[:-1], moving, _IDLE / 10 * spans)
+        last = block[-1:]
     return count / (rows - 1)
+
+
+def _still(rows: Array, before: Array | None, moving: Sequence[int], limits: Array) -> int:
+    """In how many rows `[R, A]`, or differences to those `before`, every moving entry is below its limit `[M, 1]`.
+
+    Where one entry is not, the others aren't looked at.
+    """
+    still = np.arange(len(rows))
+    for i, limit in zip(moving, limits, strict=True):
+        values = rows[still, i] if before is None else rows[still, i] - before[still, i]
+        still = still[np.abs(values) < limit]
+        if not len(still):
+            break
+    return len(still)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from difftop.data.exchange import RawEpisode
 from difftop.data.lerobot import _rows_by_episode
 
 
@@ -14,3 +18,31 @@ def test_rows_are_those_of_their_episode_wherever_they_are() -> None:
     for number, rows in found.items():
         np.testing.assert_array_equal(rows, np.flatnonzero(episode == number))
     assert _rows_by_episode(np.zeros((0, 1), np.int64)) == {}
+
+
+@pytest.mark.parametrize("batch", [3, 2**13])
+def test_columns_are_those_that_were_written_however_many_rows_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    pytest.importorskip("pyarrow")
+    from difftop.data import lerobot
+    from difftop.data.lerobot_write import LeRobotWriter
+
+    monkeypatch.setattr(lerobot, "_BATCH_ROWS", batch)
+    rng, lengths = np.random.default_rng(0), (500, 7, 300)
+    writer = LeRobotWriter(tmp_path / "set", 10.0)
+    made = [
+        RawEpisode(str(k), rng.normal(size=(n, 3)).astype(np.float32), {"state": rng.normal(size=(n, 40)).astype(np.float32)})
+        for k, n in enumerate(lengths)
+    ]
+    for episode in made:
+        writer.add(episode)
+    writer.finish(None, {})
+    for episode, found in zip(made, lerobot.LeRobotReader(tmp_path / "set").episodes(), strict=True):
+        np.testing.assert_array_equal(found.actions, episode.actions)
+        np.testing.assert_array_equal(found.obs["state"], episode.obs["state"])
+    looked = lerobot.survey(tmp_path / "set")
+    for episode, actions in zip(made, looked.actions, strict=True):  # the columns of a later file don't take their place
+        np.testing.assert_array_equal(actions, episode.actions)
+    first = tmp_path / "set" / "data" / "chunk-000" / "file-000.parquet"
+    assert first.stat().st_size < 1.25 * 500 * (43 + 8) * 4  # no dictionary of numbers that don't repeat
