@@ -26,7 +26,9 @@ from agents.policies.chunks import PolicyConfig, WindowPolicy, WindowPredictor
 from agents.policies.cvae_model import kl_to_standard
 from agents.policies.ensembling import EnsemblePredictor
 from agents.policies.noise import Noise
+from agents.policies.padding import check_rest, held_targets, motions, pad_option
 from agents.policies.training import TrainingConfig, WindowShape
+from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
 from difftop.losses import full_precision
 from difftop.nn.tokens import ObservationTokens
@@ -51,6 +53,7 @@ class ACTConfig(PolicyConfig):
     name: str = option("act", "action chunking with transformers", choices=("act",))
     training: ACTTraining = option(ACTTraining, "optimizer")
     horizon: int = option(20, "T_p: actions of one prediction; the paper's is 100, 2 s", low=1)
+    pad: str = pad_option("mask")
     ensemble: bool = option(True, "while acting, actions are means over all chunks that foresaw them; False: the newest chunk's")
     ensemble_rate: float = option(0.01, "m: weights exp(-m i) of these chunks, i = 0 the oldest", low=0)
     latent_dim: int = option(32, "size of w, the CVAE's latent", low=1)
@@ -108,6 +111,7 @@ class ACT(WindowPolicy):
     """See the module."""
 
     config: ACTConfig
+    moves: Tensor
 
     def __init__(self, config: ACTConfig, spec: EnvSpec, *, seed: int) -> None:
         if config.dim % config.heads or config.dim % 4:
@@ -125,22 +129,29 @@ class ACT(WindowPolicy):
             self.decoder = transformer_decoder(config.decoder_layers, *sizes)
             self.queries = nn.Parameter(sinusoids(torch.arange(config.horizon), config.dim))
             self.out = nn.Linear(config.dim, spec.action_dim)
+        self.register_buffer("moves", motions(self.limits.selected, spec.action_dim), persistent=False)
+
+    def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
+        """Takes the normalization; refuses to hold where actions are positions."""
+        super().fit_normalizer_(demonstrations)
+        check_rest(self.config.pad, demonstrations)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean absolute error over actions that are no padding, plus beta times the mean KL divergence over windows with any.
+        """Mean absolute error over actions that count (see `pad`), plus beta times the mean KL divergence over windows with any.
 
         Returns:
             the loss, and `loss`, `l1`, `kl` (nats).
         Source: ACT, arXiv:2304.13705, algorithm 1.
         """
         noise = self.batch_noise(len(batch.actions), generator)
-        counts = batch.mask.any(1)
+        actions, known = held_targets(batch, self.moves, self.config.pad)
+        counts = known.any(1)
         with drawing_from(self, generator):
-            mean, log_variance = self.posterior(self._vectors(batch.obs), batch.actions, batch.mask)
+            mean, log_variance = self.posterior(self._vectors(batch.obs), actions, known)
             w = mean + (log_variance / 2).exp() * noise.normal(self.config.latent_dim)
             predicted = self.decoded(batch.obs, w, noise)
-        error = (predicted - batch.actions).abs().mean(-1)
-        l1 = torch.where(batch.mask, error, 0.0).sum() / batch.mask.sum().clamp_min(1)
+        error = (predicted - actions).abs().mean(-1)
+        l1 = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
         kl = torch.where(counts, kl_to_standard(mean, log_variance), 0.0).sum() / counts.sum().clamp_min(1)
         loss = l1 + self.config.kl * kl
         return loss, {"loss": loss.detach(), "l1": l1.detach(), "kl": kl.detach()}

@@ -14,16 +14,15 @@ and what is to be done after it is to stay (`pad`; the paper repeats the last ac
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.policies.chunks import PolicyConfig, Repeated, WindowPolicy
 from agents.policies.noise import Noise
+from agents.policies.padding import check_rest, held_targets, motions, pad_option
 from agents.policies.training import TrainingConfig, WindowShape, schedule_option
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch
@@ -71,11 +70,7 @@ class DiffusionConfig(PolicyConfig):
     window: int = option(2, "T_o: observations that the actions depend on", low=1)
     horizon: int = option(16, "T_p: actions that are denoised together, the first at the window's first observation", low=1)
     execute: int = option(8, "T_a: actions that are executed before the next prediction", low=1)
-    pad: str = option(
-        "hold",
-        "after the end of a demonstration; hold: no motion, actions in limits.free (a gripper) as they were; mask: doesn't count",
-        choices=("hold", "mask"),
-    )
+    pad: str = pad_option("hold")
     backbone: str = option("unet", "network that denoises: convolutions, or attention", choices=("unet", "transformer"))
     widths: list[int] = option([64, 128, 256], "backbone=unet: channels, level by level; the paper's are 256, 512, 1024", low=8)
     step_dim: int = option(64, "backbone=unet: size of the embedding of the diffusion step; the paper's is 256", low=2)
@@ -105,25 +100,19 @@ class Diffusion(WindowPolicy):
             super().__init__(config, spec, windows)
             self.net = _network(config, spec.action_dim, self.observer.out)
         self.denoising = Denoising(config.steps)
-        moves = torch.tensor([i in self.limits.selected for i in range(spec.action_dim)])
-        self.register_buffer("moves", moves, persistent=False)  # actions that are displacements, whose rest is 0
+        self.register_buffer("moves", motions(self.limits.selected, spec.action_dim), persistent=False)
 
     def fit_normalizer_(self, demonstrations: Demonstrations) -> None:
         """Takes the normalization; refuses to hold where actions are positions."""
         super().fit_normalizer_(demonstrations)
-        kwargs = demonstrations.env.kwargs
-        if self.config.pad == "hold" and _are_positions(kwargs):
-            raise ConfigError(
-                "agent.pad=hold: actions of these demonstrations are positions, of which 0 is no rest "
-                f"(control_mode={kwargs.get('control_mode')}); set agent.pad=mask."
-            )
+        check_rest(self.config.pad, demonstrations)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the predicted noise over actions that count (see `pad`), one random k per window.
 
         Source: DDPM, arXiv:2006.11239, equation 14.
         """
-        actions, known = self.targets(batch)
+        actions, known = held_targets(batch, self.moves, self.config.pad)
         noise = self.batch_noise(len(actions), generator)
         condition = self.observer(batch.obs, noise).flatten(1)
         step = (noise.uniform() * self.config.steps).long().clamp_max(self.config.steps - 1)
@@ -133,14 +122,6 @@ class Diffusion(WindowPolicy):
         error = (predicted - eps).square().mean(-1)
         loss = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
         return loss, {"loss": loss.detach()}
-
-    def targets(self, batch: WindowBatch) -> tuple[Tensor, Tensor]:
-        """Actions `[B, T, A]` to denoise, and which of them count `[B, T]`; what the demonstrations end before is `pad`'s."""
-        actions, known = _padded(batch.actions, batch.mask), batch.mask
-        if self.config.pad == "mask":
-            return actions, known
-        after = (known.int().cumsum(1) == known.sum(1, keepdim=True)) & ~known & known.any(1, keepdim=True)
-        return torch.where(after[..., None] & self.moves, 0.0, actions), known | after
 
     def chunk(self, obs: Mapping[str, Tensor], noise: Noise) -> Tensor:
         """See `WindowPolicy`."""
@@ -181,22 +162,6 @@ def _network(config: DiffusionConfig, actions: int, features: int) -> nn.Module:
         return UNet1d(actions, features * config.window, widths, step_dim=config.step_dim, kernel=_KERNEL, groups=_GROUPS)
     sizes = {"layers": config.layers, "dim": config.dim, "heads": config.heads}
     return DenoisingTransformer(actions, features, config.horizon, config.window, **sizes, dropout=config.dropout)
-
-
-def _padded(actions: Tensor, mask: Tensor) -> Tensor:
-    """Actions `[B, T, A]` whose padded steps repeat the first or last that is none: what the network sees there is no target."""
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    first = mask.int().argmax(1, keepdim=True)
-    last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1, keepdim=True)
-    index = torch.minimum(torch.maximum(steps, first), last)
-    return actions.gather(1, index[..., None].expand_as(actions))
-
-
-def _are_positions(kwargs: Mapping[str, Any]) -> bool:
-    """Whether an environment's arguments, as a file tells them, make actions positions rather than displacements."""
-    mode, told = str(kwargs.get("control_mode") or "delta"), json.dumps(dict(kwargs), default=str)
-    said = '"control_delta": false' in told or '"input_type": "absolute"' in told  # robosuite's controllers
-    return said or not ("delta" in mode or "vel" in mode)
 
 
 def _check(config: DiffusionConfig) -> None:

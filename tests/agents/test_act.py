@@ -162,3 +162,21 @@ def test_training_draws_dropout_from_its_generator_alone() -> None:
     noise = BatchNoise(6, None, torch.device("cpu"))
     with torch.no_grad(), drawing_from(policy, torch.Generator()):
         assert torch.equal(policy.chunk(batch.obs, noise), policy.chunk(batch.obs, noise))
+
+
+def test_what_is_held_is_learned_like_what_was_done() -> None:
+    """pad=hold on windows that end early, and pad=mask on the same windows with their rest written out: one loss."""
+    held, masked = make("act", pad="hold"), make("act", pad="mask")
+    masked.policy.load_state_dict(held.policy.state_dict())
+    batch = padded_batch(held)
+    written = batch.actions.clone()
+    for row, known in zip(written, batch.mask, strict=True):
+        last = int(known.nonzero()[-1])
+        row[last + 1 :] = torch.stack([torch.zeros(()), torch.zeros(()), torch.zeros(()), row[last, 3]])  # the gripper stays
+    assert not bool(batch.mask.all())
+    whole = replace(batch, actions=written, mask=torch.ones_like(batch.mask))
+    losses = [
+        agent.policy.loss(windows, torch.Generator().manual_seed(1))[0]
+        for agent, windows in ((held, batch), (masked, whole), (masked, batch))
+    ]
+    assert torch.equal(losses[0], losses[1]) and not torch.allclose(losses[0], losses[2])

@@ -15,6 +15,7 @@ from agents.diffusion import Diffusion
 from agents.ibc import IBC
 from agents.leto import Leto
 from agents.policies.noise import BatchNoise
+from agents.policies.padding import held_targets
 from agents.residual import Residual
 from agents.rnn_gmm import RnnGmm
 from difftop.data.demonstrations import Demonstration, Demonstrations, EnvInfo
@@ -187,7 +188,8 @@ def test_diffusion_sees_the_end_of_every_demonstration(execute: int) -> None:
     batch = windows.gather(torch.arange(len(windows)))
     assert sorted(batch.obs["time"][:, -1, 0].tolist()) == list(range(sum(lengths)))
     at_the_end = batch.obs["time"][:, -1, 0] == 19
-    targets, counted = agent.policy.targets(replace(batch, actions=batch.actions.repeat(1, 1, 2)))
+    policy = agent.policy
+    targets, counted = held_targets(replace(batch, actions=batch.actions.repeat(1, 1, 2)), policy.moves, policy.config.pad)
     last = made.actions[19]
     assert bool(counted[at_the_end].all()) and torch.equal(targets[at_the_end][0, 1], last.repeat(2))
     still = torch.stack([torch.zeros(()), torch.zeros(()), torch.zeros(()), last[1]])
@@ -202,6 +204,8 @@ def test_positions_are_not_held_by_zeros(kwargs: dict[str, object]) -> None:
     made = replace(made_demonstrations(torch.rand(9, 4)), env=EnvInfo("made", kwargs))
     with pytest.raises(ConfigError, match=r"agent.pad=hold: actions of these demonstrations are positions.*set agent.pad=mask"):
         make("diffusion").fit_normalizer_(made)
+    with pytest.raises(ConfigError, match=r"agent.pad=hold: .*set agent.pad=mask"):
+        make("act", pad="hold").fit_normalizer_(made)
     make("diffusion", pad="mask").fit_normalizer_(made)
     for mode in ("pd_ee_delta_pose", "pd_joint_vel"):
         make("diffusion").fit_normalizer_(replace(made, env=EnvInfo("made", {"control_mode": mode})))
