@@ -192,7 +192,8 @@ def numbers(where: str, values: Array) -> Tensor:
     """Numbers `[T, ...]` as float32, `[T]` as `[T, 1]`; raises `DemonstrationError` where they are none."""
     if values.dtype.kind not in "fiub":
         raise DemonstrationError(f"{where} holds {values.dtype}; it must hold numbers.")
-    rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and that is found and named
+        rows = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     return rows[:, None] if rows.dim() == 1 else rows
 
 

@@ -111,6 +111,12 @@ class LeRobotReader:
         with self._opened(path) as file:
             rows, at = file.metadata.num_rows, 0
             kept = [name for name in file.schema_arrow.names if name in names]
+            missing = sorted(names - set(kept))
+            if missing:
+                raise DemonstrationError(
+                    f"{path}: no column {missing[0]!r}, which meta/info.json names; it has "
+                    f"{', '.join(file.schema_arrow.names)}. Copy the data set again."
+                )
             for batch in file.iter_batches(_BATCH_ROWS, columns=kept, use_threads=False):
                 for name in kept:
                     values = _array(batch[name], self.features.get(name, {}))
@@ -129,6 +135,8 @@ class LeRobotReader:
         try:
             with self._parquet.ParquetFile(path, page_checksum_verification=True, **_READING) as file:
                 yield file
+        except DemonstrationError:
+            raise
         except (OSError, ValueError, KeyError, MemoryError, OverflowError, self._arrow.ArrowException) as error:
             reason = " ".join(str(error).split())
             raise DemonstrationError(f"{path}: not a whole Parquet file ({reason}); a download may be incomplete.") from error

@@ -123,3 +123,19 @@ def test_a_page_that_others_wrote_with_a_checksum_is_checked(tmp_path: Path) -> 
     flipped(file, place, 0)
     with pytest.raises(DemonstrationError, match=r"file-000.parquet: not a whole Parquet file"):
         open_demonstrations(folder)
+
+
+def test_a_column_by_another_name_is_one_sentence(tmp_path: Path) -> None:
+    """A bit that flips in the name of a column, in a data set of others, which has no checksums."""
+    folder = lerobot(tmp_path)
+    (folder / "meta" / "difftop.json").unlink()
+    file = next((folder / "data").rglob("*.parquet"))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(file)
+    names = ["observation.objecu" if name == "observation.object" else name for name in table.column_names]
+    assert names != table.column_names
+    parquet.write_table(table.rename_columns(names), file)
+    told = r"^\S*set/data/chunk-000/file-00\d\.parquet: no column 'observation\.object', which meta/info\.json names; it has .*observation\.objecu.*Copy"
+    for read in (open_demonstrations, survey):
+        with pytest.raises(DemonstrationError, match=told):
+            read(folder)
