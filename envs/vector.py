@@ -72,7 +72,7 @@ class VectorEnv(Protocol):
         """
 
     def step_only(self, rows: Sequence[int], actions: Array) -> VectorStep:
-        """Steps the environments `rows [K]` with `actions [K, A]` as `step` does all; the others stand still. K rows of results."""
+        """Steps the environments `rows [K]` with `actions [K, A]` as `step` does all; the others stand still. K results."""
 
     def step_at(self, i: int, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Steps environment i alone, as Gymnasium's `step` does."""

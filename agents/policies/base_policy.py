@@ -86,7 +86,7 @@ class BasePolicy(nn.Module):
             return policy.plans(obs, noise, begin).clamp(-1, 1)
         kept = known.at(rows, _ages(rows, begin))
         chunks = policy.drawn(kept.flatten(0, 1), Repeated(noise, rows.shape[1]))
-        return chunks.unflatten(0, rows.shape).clamp(-1, 1)
+        return chunks.view(*rows.shape, *chunks.shape[1:]).clamp(-1, 1)
 
     @torch.no_grad()
     def latest(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None, rows: Tensor | None = None) -> Tensor:

@@ -72,7 +72,8 @@ class RecurrentPolicy(ChunkPolicy):
         """See `ChunkPolicy`; the hidden state is zeroed every T_s steps, as while acting with memory=restart."""
         features = self.features(obs, noise, begin)
         size, steps = features.shape[:2]
-        return self.chunk(features.flatten(0, 1), Repeated(noise, steps)).unflatten(0, (size, steps))
+        chunks = self.chunk(features.flatten(0, 1), Repeated(noise, steps))
+        return chunks.view(size, steps, *chunks.shape[1:])
 
     def latest(self, obs: Mapping[str, Tensor], noise: Noise, begin: Tensor | None = None) -> Tensor:
         """See `ChunkPolicy`."""

@@ -85,6 +85,6 @@ class MixtureHead(nn.Module):
 
     def mixture(self, raw: Tensor) -> GaussianMixture:
         """Mixtures `[...]` of what `raw` returned."""
-        logits, mean, std = raw.split([self.modes, self.modes * self.outputs, self.modes * self.outputs], -1)
+        logits, mean, std = torch.split(raw, [self.modes, self.modes * self.outputs, self.modes * self.outputs], -1)
         shape = (*raw.shape[:-1], self.modes, self.outputs)
         return GaussianMixture(logits, mean.view(shape).tanh(), F.softplus(std.view(shape)) + self.min_std)

@@ -50,7 +50,7 @@ def success(agent: Any) -> float:
     ("name", "steps", "more"),
     [
         ("bc", 200, {}),
-        pytest.param("rnn_gmm", 300, {}, marks=SLOW),
+        pytest.param("rnn_gmm", 300, {"modes": 1, "hidden_dim": 64, "layers": 1}, marks=SLOW),
         pytest.param("leto", 300, {}, marks=SLOW),
         pytest.param("ibc", 500, {"window": 1, "dropout": 0.0, "hidden_dims": [64, 64], "negatives": 64}, marks=SLOW),
         pytest.param("diffusion", 600, {"widths": [32], "execute": 2}, marks=SLOW),
