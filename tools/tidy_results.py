@@ -22,6 +22,7 @@ from difftop.curves import TIDY_COLUMNS, CurveError, identity, read_lines
 FURTHER = {"success_mean": "success_mean", "agent_steps": "agent_steps", "step_from_prior": "eval/plan/step_from_prior"}
 COLUMNS = (*TIDY_COLUMNS, *FURTHER)
 _KEY = ("task", "method", "obs", "seed")
+_DECIMALS = {"return_mean": 1, "return_std": 1, "wall_s": 0, "step_from_prior": 3}  # more would be noise
 
 Row = dict[str, str]
 
@@ -53,8 +54,13 @@ def run_rows(folder: Path, *, commit: str = "", names: Mapping[str, str] | None 
     for _, cells in lines:
         row = dict(zip(header, cells, strict=True))
         told = {column: row.get(column, "") for column in ("env_frames", "return_mean", "return_std", "episodes", "wall_s")}
-        rows.append(common | told | {column: row.get(source, "") for column, source in FURTHER.items()})
+        found = common | told | {column: row.get(source, "") for column, source in FURTHER.items()}
+        rows.append({column: _short(value, _DECIMALS.get(column)) for column, value in found.items()})
     return rows
+
+
+def _short(value: str, decimals: int | None) -> str:
+    return value if decimals is None or not value else f"{float(value):.{decimals}f}"
 
 
 def merged(old: Iterable[Row], new: Sequence[Row]) -> list[Row]:
