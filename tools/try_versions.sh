@@ -37,6 +37,13 @@ clone() {
     cp -al "$base/tested" "$base/clone" && cd "$base/clone" && export PYTHONPATH="$base/clone"
 }
 
+# Installs the row's packages. What was there goes first: mujoco 4 is two packages, and pip would remove the old one's files after it has
+# written theirs to the same places.
+replace() { # packages
+    .venv/bin/python -m pip uninstall -q -y "${@%%[=<>~!]*}"
+    .venv/bin/python -m pip install -q --upgrade "$@"
+}
+
 # What the row's packages became; a name alone was resolved by pip.
 versions() { # packages
     "$base/clone/.venv/bin/python" - "$@" <<'EOF'
@@ -57,15 +64,16 @@ for row in "${rows[@]}"; do
     result= named=$row
     if ! clone >"$log" 2>&1; then
         result="the environment can't be made"
-    elif ! .venv/bin/python -m pip install -q --upgrade "${packages[@]}" >>"$log" 2>&1; then
+    elif ! replace "${packages[@]}" >>"$log" 2>&1; then
         result="installation failed"
     else
         named=$(versions "${packages[@]}")
+        # Their own file: lines of pip's begin with ERROR too. setup.cfg asks for -q already; twice, it leaves out the last line.
         # shellcheck disable=SC2086
-        .venv/bin/python -m pytest -q -n "${JOBS:-2}" -m 'not slow' $tests >>"$log" 2>&1
-        result=$(tail -n 1 "$log" | sed 's/=//g; s/^ *//; s/ in [0-9].*//')
-        if grep -q "^FAILED\|^ERROR" "$log"; then
-            result="$result: $(grep '^FAILED\|^ERROR' "$log" | sed 's/^[A-Z]* //; s/ - .*//' | sort -u | head -n 5 | paste -sd' ')"
+        .venv/bin/python -m pytest -n "${JOBS:-2}" -m 'not slow' $tests >"$log.tests" 2>&1
+        result=$(tail -n 1 "$log.tests" | sed 's/=//g; s/^ *//; s/ in [0-9].*//')
+        if grep -q "^FAILED\|^ERROR" "$log.tests"; then
+            result="$result: $(grep '^FAILED\|^ERROR' "$log.tests" | sed 's/^[A-Z]*:* //; s/ - .*//' | sort -u | head -n 5 | paste -sd' ')"
         fi
     fi
     case $result in *failed* | *error* | *"can't"*) failed=1 ;; esac
