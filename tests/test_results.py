@@ -201,8 +201,9 @@ def test_the_overview_takes_the_longest_training_of_methods_as_they_come() -> No
     found = [
         row("act", 10, 50), row("act", 200, 25), row("leto", 20, 30, head="qp"), row("act", 900, 1, head="clip"),
         row("leto memory=restart", 300, 1, head="qp"), row("bc", 10, 2, study="crops"),
+        row("diffusion", 900, 20), row("diffusion batch=64", 400, 45),
     ]  # fmt: skip
-    assert imitation_table.overview(found).splitlines()[2:] == ["| t | one picture of 64 pixels | 60 % | 50 % |"]
+    assert imitation_table.overview(found).splitlines()[2:] == ["| t | one picture of 64 pixels | 60 % | 90 % | 50 % |"]
 
 
 def test_a_run_without_an_evaluation_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,13 +41,13 @@ COLUMNS = (
     ),
     *("acc_mean", "acc_mean_to_success", "acc_max", "wall_s", "commit"),
 )
-METHODS = {  # of the README; settings as the program or its preset has them
-    "leto": "LeTO",
-    "difftop_il": "DiffTOP",
-    "diffusion": "Diffusion Policy",
-    "act": "ACT",
-    "rnn_gmm": "RNN-GMM",
-    "bc": "BC",
+METHODS = {  # of the README: column, and its methods in the table; the settings that the page recommends before those of before
+    "LeTO": ("leto",),
+    "DiffTOP": ("difftop_il",),
+    "Diffusion Policy": ("diffusion batch=64", "diffusion", "diffusion pad=hold"),
+    "ACT": ("act",),
+    "RNN-GMM": ("rnn_gmm",),
+    "BC": ("bc",),
 }
 OVERVIEW = ("limits", "base", "vectors", "images", "points")  # studies of the README's table
 _KEY = ("study", "method", "task", "obs", "head", "seed", "demos", "grad_steps")
@@ -136,16 +136,16 @@ def table(rows: Sequence[Row], study: str) -> str:
 
 
 def overview(rows: Sequence[Row]) -> str:
-    """The README's table: success of methods in their own settings, the longest training of each on a task."""
+    """The README's table: success of methods in the settings that are named above, the longest training of each on a task."""
     best: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = (row["task"], row["obs"], row["method"])
-        if row["study"] in OVERVIEW and row["method"] in METHODS and row["head"] in ("", "none", "qp"):
+        if row["study"] in OVERVIEW and row["head"] in ("", "none", "qp"):
             best[key] = max(best.get(key, row), row, key=lambda r: int(r["grad_steps"]))
-    methods = [method for method in METHODS if any(key[2] == method for key in best)]
-    lines = [_line(["task", "sees", *(METHODS[method] for method in methods)]), _line(["---", "---", *["---:"] * len(methods)])]
-    for task, obs in dict.fromkeys(key[:2] for key in best):
-        found = [best.get((task, obs, method)) for method in methods]
+    wanted = {column: methods for column, methods in METHODS.items() if any(key[2] in methods for key in best)}
+    lines = [_line(["task", "sees", *wanted]), _line(["---", "---", *["---:"] * len(wanted)])]
+    for task, obs in dict.fromkeys(key[:2] for key in best if any(key[2] in methods for methods in wanted.values())):
+        found = [next((best[task, obs, m] for m in methods if (task, obs, m) in best), None) for methods in wanted.values()]
         lines.append(_line([task, _SEES.get(obs, obs), *(_share(r["success"], r["episodes"]) if r else "—" for r in found)]))
     return "\n".join(lines) + "\n"
 
