@@ -44,7 +44,7 @@ COLUMNS = (
 METHODS = {  # of the README: column, and its methods in the table; the settings that the page recommends before those of before
     "LeTO": ("leto",),
     "DiffTOP": ("difftop_il",),
-    "Diffusion Policy": ("diffusion batch=64", "diffusion", "diffusion pad=hold"),
+    "Diffusion Policy": ("diffusion batch=64", "diffusion execute=4 window=1", "diffusion", "diffusion pad=hold"),
     "ACT": ("act",),
     "RNN-GMM": ("rnn_gmm",),
     "BC": ("bc",),
