@@ -296,8 +296,8 @@ def test_a_recurrent_base_has_all_its_ages_in_training(tmp_path: Path, memory: s
     assert made.base is not None
     made.base.read_()
     begins: list[Tensor] = []
-    plans = made.base.plans
-    made.base.plans = lambda obs, noise, begin: begins.append(begin) or plans(obs, noise, begin)  # type: ignore
+    latest = made.base.latest
+    made.base.latest = lambda obs, noise, begin, rows: begins.append(begin) or latest(obs, noise, begin, rows)  # type: ignore
     batch = random_batch(400, steps=10)
     batch.mask[:100, :6] = False  # episodes that are four steps old
     made.loss(batch, torch.Generator().manual_seed(0))
