@@ -61,10 +61,8 @@ def success(agent: Any) -> float:
 )
 def test_it_does_what_the_expert_does(name: str, steps: int, more: dict[str, Any], demonstrations: Demonstrations) -> None:
     agent = trained({"name": name, **SMALL.get(name, {}), **more}, demonstrations, steps)
-    sampled = name.startswith(
-        "diffusion"
-    )  # by so small a network: 0.8 to 1, as the rounding of other threads and machines has it
-    assert success(agent) >= (0.7 if sampled else 0.9)
+    # Small networks end between 0.8 and 1, as the rounding of other threads and machines has it; blind ones far under that.
+    assert success(agent) >= (0.9 if name == "bc" else 0.7)
 
 
 def test_it_takes_the_task_to_be_seen(demonstrations: Demonstrations) -> None:
