@@ -21,7 +21,9 @@ from pathlib import Path
 
 from difftop.stats import wilson
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pages import ROOT, keep_in_step, line
+
 RESULTS = ROOT / "docs" / "results" / "imitation.csv"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "imitation.md")
 COLUMNS = (
@@ -130,8 +132,8 @@ def table(rows: Sequence[Row], study: str) -> str:
     cells = {head: [cell(row) for row in rows] for head, cell in columns.items()}
     same = ("head", "demonstrations", "gradient steps") if len(rows) > 1 else ()
     shown = [head for head, found in cells.items() if any(found) and not (head in same and len(set(found)) == 1)]
-    lines = [_line(shown), _line(["---"] * len(shown))]
-    lines += [_line([cells[head][i] for head in shown]) for i in range(len(rows))]
+    lines = [line(shown), line(["---"] * len(shown))]
+    lines += [line([cells[head][i] for head in shown]) for i in range(len(rows))]
     return "\n".join(lines) + "\n"
 
 
@@ -143,10 +145,10 @@ def overview(rows: Sequence[Row]) -> str:
         if row["study"] in OVERVIEW and row["head"] in ("", "none", "qp"):
             best[key] = max(best.get(key, row), row, key=lambda r: int(r["grad_steps"]))
     wanted = {column: methods for column, methods in METHODS.items() if any(key[2] in methods for key in best)}
-    lines = [_line(["task", "sees", *wanted]), _line(["---", "---", *["---:"] * len(wanted)])]
+    lines = [line(["task", "sees", *wanted]), line(["---", "---", *["---:"] * len(wanted)])]
     for task, obs in dict.fromkeys(key[:2] for key in best if any(key[2] in methods for methods in wanted.values())):
         found = [next((best[task, obs, m] for m in methods if (task, obs, m) in best), None) for methods in wanted.values()]
-        lines.append(_line([task, _SEES.get(obs, obs), *(_share(r["success"], r["episodes"]) if r else "—" for r in found)]))
+        lines.append(line([task, _SEES.get(obs, obs), *(_share(r["success"], r["episodes"]) if r else "—" for r in found)]))
     return "\n".join(lines) + "\n"
 
 
@@ -160,14 +162,14 @@ def success(row: Row) -> str:
     return f"{solved} of {episodes} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
 
 
-def in_step(text: str, rows: Sequence[Row]) -> str:
+def in_step(text: str, rows: Sequence[Row], page: str = "README.md") -> str:
     """A page with the tables of today.
 
     Raises:
         ValueError: it has no marker, or one of a study that isn't there.
     """
     if not _MARKED.search(text):
-        raise ValueError("no line '<!-- imitation: STUDY; python tools/imitation_table.py -->' with an end below it.")
+        raise ValueError(f"{page}: no line '<!-- imitation: STUDY; python tools/imitation_table.py -->' with an end below it.")
 
     def filled(found: re.Match[str]) -> str:
         study = found[2]
@@ -190,10 +192,6 @@ def _hundredths(value: str) -> str:
 
 def _minutes(seconds: str) -> str:
     return f"{max(1, round(float(seconds) / 60))} min" if seconds else ""
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,15 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    late = 0
-    for path in PAGES:
-        text, name = path.read_text(), str(path.relative_to(ROOT))
-        new = in_step(text, rows)
-        if options.check:
-            late += new != text
-            sys.stdout.write(f"{name} is in step.\n" if new == text else f"{name}: run `python tools/imitation_table.py`.\n")
-        else:
-            path.write_text(new)
+    late = keep_in_step(
+        PAGES, lambda text, name: in_step(text, rows, name), "python tools/imitation_table.py", check=options.check
+    )
     return int(late > 0)
 
 

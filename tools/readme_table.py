@@ -21,7 +21,9 @@ from difftop.compare.scores import score_at
 from difftop.curves import Curve, read_references, read_study
 from difftop.plot import plot_curves
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pages import ROOT, keep_in_step, line
+
 RESULTS, PUBLISHED = ROOT / "docs" / "results" / "dmcontrol.csv", ROOT / "docs" / "results" / "published.csv"
 PICTURE = ROOT / "docs" / "results" / "dmcontrol.png"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "dmcontrol.md")
@@ -83,12 +85,12 @@ def table(results: Path = RESULTS, published: Path = PUBLISHED) -> str:
     }
     methods = [label for label in OURS if any((task, label) in ours for task in tasks)]
     heads = ["task", "frames", *(OURS[label] for label in methods), *THEIRS.values(), "best of the published curves here, 100k"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    lines = [line(heads), line(["---", *["---:"] * (len(heads) - 1)])]
     for task in tasks:
         mine = [ours.get((task, label)) for label in methods]
         frames = max(score.frames for score in mine if score)
         cells = [_cell(score, frames) for score in mine] + [_cell(theirs.get((task, label))) for label in THEIRS]
-        lines.append(_line([task, f"{frames:,.0f}", *cells, _best_cell(task, theirs)]))
+        lines.append(line([task, f"{frames:,.0f}", *cells, _best_cell(task, theirs)]))
     return "\n".join([*lines, "", *_standing(tasks, ours, theirs), _cost(results)]) + "\n"
 
 
@@ -177,24 +179,12 @@ def _cell(score: Score | None, frames: float | None = None) -> str:
     return f"{score.mean:.0f} ({score.seeds}){where}"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     options = parser.parse_args(arguments)
-    late = 0
-    for path in PAGES:
-        text, name = path.read_text(), str(path.relative_to(ROOT))
-        new = in_step(text, name)
-        if options.check:
-            late += new != text
-            sys.stdout.write(f"{name} is in step.\n" if new == text else f"{name}: run `python tools/readme_table.py`.\n")
-        else:
-            path.write_text(new)
+    late = keep_in_step(PAGES, in_step, "python tools/readme_table.py", check=options.check)
     if not options.check:
         draw()
     return int(late > 0)

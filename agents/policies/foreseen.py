@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from difftop.data.windows import Episodes, Windows
 log = logging.getLogger(__name__)
 
 _BATCH = 256  # windows that are worked out together
+_TELL_S = 20.0  # between two lines of progress: a diffusion base takes a tenth of a second per observation
 _MOST_BYTES = 2**31  # of a table. A constant, not what is free here: a run that goes on elsewhere learns from the same numbers
 
 
@@ -54,7 +56,12 @@ def foreseen(policy: ChunkPolicy, demonstrations: Episodes, span: int, draws: in
     else:
         windows = Windows(demonstrations, policy.lead + 1, 1, pad_before=policy.lead)  # ends at every observation
     ages, device, table = span if policy.recalls else 1, policy.device, None
+    begun = told = time.monotonic()
     for index in torch.split(torch.arange(len(windows)), _BATCH):
+        if index[0] and time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            left = (told - begun) * (len(windows) / int(index[0]) - 1)
+            log.info("what the base does: %s of %s observations, %.0f s left", f"{int(index[0]):,}", f"{len(windows):,}", left)
         batch = windows.gather(index).to(device)
         kept = policy.foresee(batch.obs, BatchNoise(len(index), generator, device), draws)  # [B, T or 1, P]
         if table is None:

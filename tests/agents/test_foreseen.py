@@ -187,3 +187,14 @@ def test_a_table_that_is_too_large_is_not_made(
     monkeypatch.setattr(foreseen, "_MOST_BYTES", 1000)
     agent.prepare_(windows_of(agent))
     assert agent.policy.base.foreseen is None and "takes too much memory to be kept" in caplog.text
+
+
+def test_what_takes_long_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(foreseen, "_BATCH", 8)
+    monkeypatch.setattr(foreseen, "_TELL_S", -1.0)
+    caplog.set_level("INFO")
+    made_agent("residual", "diffusion", tmp_path).prepare_(Windows(made_demonstrations(), 1, 1))
+    told = [record.getMessage() for record in caplog.records if " left" in record.getMessage()]
+    assert [line.split(",")[0] for line in told] == [f"what the base does: {k} of 19 observations" for k in (8, 16)]

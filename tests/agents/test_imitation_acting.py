@@ -47,22 +47,23 @@ def success(agent: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "more"),
+    ("name", "steps", "bound", "more"),
     [
-        ("bc", 200, {}),
-        pytest.param("rnn_gmm", 300, {"modes": 1, "hidden_dim": 64, "layers": 1}, marks=SLOW),
-        pytest.param("leto", 300, {}, marks=SLOW),
-        pytest.param("ibc", 500, {"window": 1, "dropout": 0.0, "hidden_dims": [64, 64], "negatives": 64}, marks=SLOW),
-        pytest.param("diffusion", 600, {"widths": [32], "execute": 2}, marks=SLOW),
-        pytest.param("diffusion_transformer", 600, {"dim": 32, "dropout": 0.0, "execute": 2}, marks=SLOW),
-        pytest.param("act", 400, {}, marks=SLOW),
-        pytest.param("difftop_il", 300, {"name": "difftop_il"}, marks=SLOW),
+        ("bc", 200, 0.9, {}),
+        pytest.param("rnn_gmm", 300, 0.9, {"modes": 1, "hidden_dim": 64, "layers": 1}, marks=SLOW),
+        pytest.param("leto", 300, 0.9, {}, marks=SLOW),
+        pytest.param("ibc", 500, 0.9, {"window": 1, "dropout": 0.0, "hidden_dims": [64, 64], "negatives": 64}, marks=SLOW),
+        pytest.param("diffusion", 600, 0.75, {"widths": [32], "execute": 2}, marks=SLOW),  # 0.83 with 600 and with 1,200 updates
+        pytest.param("diffusion_transformer", 600, 0.9, {"dim": 32, "dropout": 0.0, "execute": 2}, marks=SLOW),
+        pytest.param("act", 1200, 0.85, {"dropout": 0.0}, marks=SLOW),  # 0.93
+        pytest.param("difftop_il", 300, 0.9, {"name": "difftop_il"}, marks=SLOW),
     ],
 )
-def test_it_does_what_the_expert_does(name: str, steps: int, more: dict[str, Any], demonstrations: Demonstrations) -> None:
+def test_it_does_what_the_expert_does(
+    name: str, steps: int, bound: float, more: dict[str, Any], demonstrations: Demonstrations
+) -> None:
     agent = trained({"name": name, **SMALL.get(name, {}), **more}, demonstrations, steps)
-    # Small networks end between 0.8 and 1, as the rounding of other threads and machines has it; blind ones far under that.
-    assert success(agent) >= (0.9 if name == "bc" else 0.7)
+    assert success(agent) >= bound
 
 
 def test_it_takes_the_task_to_be_seen(demonstrations: Demonstrations) -> None:

@@ -76,6 +76,7 @@ SLOW = pytest.mark.slow
         pytest.param("rnn_gmm", 200, {"window": 2, "modes": 1}, marks=SLOW),
         pytest.param("ibc", 400, {"window": 1, "dropout": 0.0, "negatives": 128, "samples": 256}, marks=SLOW),
         pytest.param("act", 300, {"dim": 32}, marks=SLOW),
+        pytest.param("diffusion", 1000, {"widths": [32]}, marks=SLOW),
         pytest.param("diffusion_transformer", 500, {"dim": 32, "dropout": 0.0}, marks=SLOW),
         pytest.param("residual", 300, {"base": "bc", "window": 2}, marks=SLOW),
     ],
