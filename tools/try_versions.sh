@@ -18,7 +18,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 tests=${TESTS:-tests}
 base=${WORK:-$(mktemp -d)}
 logs=${LOGS:-$base/logs}
-mkdir -p "$logs"
+mkdir -p "$base" "$logs"
 trap 'rm -rf "$base/clone"; [ -n "${WORK:-}" ] || rm -rf "$base/tested"; rmdir "$logs" "$base" 2>/dev/null; true' EXIT
 unset PYTHONPATH VIRTUAL_ENV
 

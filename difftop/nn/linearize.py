@@ -226,34 +226,35 @@ def _ensemble_linear(module: EnsembleLinear, x: Tensor) -> Linearized:
 
 
 def _norm(module: nn.LayerNorm | EnsembleNorm, x: Tensor) -> Linearized:
-    if not torch.is_grad_enabled() and isinstance(module, EnsembleNorm) and x.dtype in (torch.float32, torch.float64):
-        return _ensemble_norm(module, x)
+    """LayerNorm in torch's own kernels, which autograd can differentiate again; by hand in types that they mix up."""
+    if x.dtype not in (torch.float32, torch.float64):
+        return module(x), _norm_by_hand(module, x)
+    shape, ensemble = x.shape[-1:], isinstance(module, EnsembleNorm)
+    weight, bias = (None, None) if ensemble else (module.weight, module.bias)
+    y, mean, inverse = torch.native_layer_norm(x, shape, weight, bias, module.eps)
 
     def pullback(g: Tensor) -> Tensor:
+        if ensemble:
+            g = g * module.weight
+        seen, m, i = x, mean, inverse
+        if g.shape != x.shape:  # on a CPU the kernel reads the statistics as if they were contiguous
+            seen, m, i = x.expand_as(g), m.expand(*g.shape[:-1], 1).contiguous(), i.expand(*g.shape[:-1], 1).contiguous()
+        result: Tensor = torch.ops.aten.native_layer_norm_backward(g, seen, shape, m, i, weight, bias, [True, False, False])[0]
+        return result
+
+    return (torch.addcmul(module.bias, y, module.weight) if ensemble else y), pullback
+
+
+def _norm_by_hand(module: nn.LayerNorm | EnsembleNorm, x: Tensor) -> Pullback:
+    def pullback(g: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        inverse = (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()  # several times faster than Tensor.var
+        inverse = (centred.square().mean(-1, keepdim=True) + module.eps).rsqrt()
         normed = centred * inverse
         if module.weight is not None:
             g = g * module.weight
         return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
 
-    return module(x), pullback
-
-
-def _ensemble_norm(module: EnsembleNorm, x: Tensor) -> Linearized:
-    """As `_norm`, in torch's own kernels; nothing is differentiated again."""
-    shape = x.shape[-1:]
-    normed, mean, inverse = torch.native_layer_norm(x, shape, None, None, module.eps)
-
-    def pullback(g: Tensor) -> Tensor:
-        g = g * module.weight
-        if g.shape != x.shape:
-            return inverse * (g - g.mean(-1, keepdim=True) - normed * (g * normed).mean(-1, keepdim=True))
-        backward = torch.ops.aten.native_layer_norm_backward
-        result: Tensor = backward(g, x, shape, mean, inverse, None, None, [True, False, False])[0]
-        return result
-
-    return torch.addcmul(module.bias, normed, module.weight), pullback
+    return pullback
 
 
 def _layer_norm(module: nn.LayerNorm, x: Tensor) -> Linearized:
@@ -298,11 +299,11 @@ def _sigmoid(module: nn.Sigmoid, x: Tensor, overwrite: bool) -> tuple[Tensor, Sc
 
 
 def _silu(module: nn.SiLU, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
-    def scale(g: Tensor, overwrite: bool) -> Tensor:
-        s = torch.sigmoid(x)
-        return g * (s * (1 + x * (1 - s)))
-
-    return F.silu(x), scale
+    if not torch.is_grad_enabled():
+        return F.silu(x), lambda g, _: torch.ops.aten.silu_backward(g, x)  # of which torch has no derivative
+    s = torch.sigmoid(x)
+    y = x * s
+    return y, _scaled(s + y * (1 - s))
 
 
 def _mish(module: nn.Module, x: Tensor, overwrite: bool) -> tuple[Tensor, Scale]:
