@@ -27,6 +27,7 @@ from difftop.data.exchange import RawEpisode
 from difftop.data.extras import optional
 from difftop.data.faults import Array, Columns, Faults
 from difftop.data.lerobot_images import Clip, LeRobotImages, Stored
+from difftop.data.parquet_lists import PlainLists
 from difftop.data.scaling import gathered
 from difftop.data.seal import check_sum, json_sum
 from difftop.data.survey import Column, Survey, Surveyor
@@ -72,6 +73,7 @@ class LeRobotReader:
         self.count = len(self.table["episode_index"])
         self.filters: Mapping[str, list[int]] = ours.get("filters", {})
         self.tasks = self._tasks()
+        self._lists = PlainLists(self._arrow)
         self._read: tuple[Path, dict[str, Array]] | None = None  # the file that was read last
         self._rows_of: dict[int, Array | slice] = {}  # by episode, in that file
 
@@ -107,20 +109,23 @@ class LeRobotReader:
         Memory is what takes the time, so they are read in batches (a whole table at once takes six times what its rows do), into
         the columns of another file, `old`, where these are large enough and none of the actions, which surveys keep.
         """
-        found: dict[str, Array] = {}
         with self._opened(path) as file:
-            rows, at = file.metadata.num_rows, 0
-            kept = [name for name in file.schema_arrow.names if name in names]
+            rows, at, stored_names = file.metadata.num_rows, 0, file.schema_arrow.names
+            kept = [name for name in stored_names if name in names]
             missing = sorted(names - set(kept))
             if missing:
                 raise DemonstrationError(
                     f"{path}: no column {missing[0]!r}, which meta/info.json names; it has "
-                    f"{', '.join(file.schema_arrow.names)}. Copy the data set again."
+                    f"{', '.join(stored_names)}. Copy the data set again."
                 )
-            for batch in file.iter_batches(_BATCH_ROWS, columns=kept, use_threads=False):
-                for name in kept:
+            rooms = {name: old.get(name) if name != ACTION else None for name in kept}
+            lists = self._lists.columns(path, file, rooms, checked=self._said(path) is not None)
+            found = {name: _shaped(values, self.features.get(name, {})) for name, values in lists.items()}
+            rest = [name for name in kept if name not in found]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=rest, use_threads=False) if rest else ():
+                for name in rest:
                     values = _array(batch[name], self.features.get(name, {}))
-                    stored = found[name] if name in found else _room(rows, values, old.get(name) if name != ACTION else None)
+                    stored = found[name] if name in found else _room(rows, values, rooms[name])
                     if stored.dtype != values.dtype:  # where numbers are missing, integers come as floats
                         stored = stored.astype(np.result_type(stored, values))
                     stored[at : at + len(values)] = values
@@ -133,7 +138,10 @@ class LeRobotReader:
         """A Parquet file; raises `DemonstrationError` where it is damaged, when opened or while it is read."""
         self._check(path)
         try:
-            with self._parquet.ParquetFile(path, page_checksum_verification=True, **_READING) as file:
+            with (
+                self._arrow.OSFile(str(path)) as stored,
+                self._parquet.ParquetFile(stored, page_checksum_verification=self._said(path) is None, **_READING) as file,
+            ):
                 yield file
         except DemonstrationError:
             raise
@@ -143,9 +151,13 @@ class LeRobotReader:
 
     def _check(self, path: Path) -> None:
         """Compares a file with its checksum, where there is one."""
-        said = self._sums.get(path.relative_to(self.path).as_posix())
+        said = self._said(path)
         if said is not None:
             check_sum(path, said, f"{self.path / OURS}")
+
+    def _said(self, path: Path) -> str | None:
+        """The checksum of a file, where there is one; its pages' own needn't be compared then."""
+        return self._sums.get(path.relative_to(self.path).as_posix())
 
     def is_image(self, key: str) -> bool:
         """Whether an observation, by our name, is a camera's."""
@@ -220,6 +232,10 @@ def _rows_by_episode(episode: Array) -> dict[int, Array | slice]:
     flat = episode.reshape(-1)
     if not flat.size:
         return {}
+    begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if np.all(flat[begins - 1] < flat[begins]):  # one after another in order too, so that nothing has to be sorted
+        ends = [0, *begins.tolist(), len(flat)]
+        return {int(flat[a]): slice(a, b) for a, b in zip(ends, ends[1:], strict=False)}
     order = np.argsort(flat, kind="stable")
     numbers, first = np.unique(flat[order], return_index=True)
     rows = dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
@@ -232,10 +248,15 @@ def _array(column: Any, feature: Mapping[str, Any]) -> Array:
     while hasattr(nested, "flatten") and str(nested.type).startswith(("list", "fixed_size_list", "large_list")):
         nested = nested.flatten()
     values: Array = nested.to_numpy(zero_copy_only=False)
-    shape = tuple(feature.get("shape", ())) or (1,)
     if nested is column:
         return values.reshape(rows, 1) if feature.get("shape") else values
-    return values.reshape(rows, *shape) if values.size == rows * int(np.prod(shape)) else values.reshape(rows, -1)
+    return _shaped(values.reshape(rows, values.size // max(rows, 1)), feature)
+
+
+def _shaped(values: Array, feature: Mapping[str, Any]) -> Array:
+    """Rows of lists `[R, size]` as the feature's shape has them, if it fits."""
+    shape = tuple(feature.get("shape", ())) or (1,)
+    return values.reshape(len(values), *shape) if values.size == len(values) * int(np.prod(shape)) else values
 
 
 def key_of(feature: str) -> str:
