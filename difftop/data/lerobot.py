@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def _rows_by_episode(episode: Array) -> dict[int, Array | slice]:
     begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     if np.all(flat[begins - 1] < flat[begins]):  # one after another in order too, so that nothing has to be sorted
         ends = [0, *begins.tolist(), len(flat)]
-        return {int(flat[a]): slice(a, b) for a, b in zip(ends, ends[1:], strict=False)}
+        return {int(flat[a]): slice(a, b) for a, b in pairwise(ends)}
     order = np.argsort(flat, kind="stable")
     numbers, first = np.unique(flat[order], return_index=True)
     rows = dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
