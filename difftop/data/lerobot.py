@@ -64,8 +64,9 @@ class LeRobotReader:
         if ACTION not in self.features:
             raise DemonstrationError(f"{path}: it has no feature {ACTION!r}; it has {', '.join(self.features)}.")
         ours = _ours(path)
-        self._sums: Mapping[str, str] = ours.get("sha256", {})
-        for name in self._sums:
+        sums: Mapping[str, str] = ours.get("sha256", {})
+        self._sums = {str(path / name): said for name, said in sums.items()}
+        for name in sums:
             if name.startswith("meta/"):  # LeRobot's own programs read these too
                 self._check(path / name)
         named = {feature: key for key, feature in ours.get("keys", {}).items()}
@@ -158,7 +159,7 @@ class LeRobotReader:
 
     def _said(self, path: Path) -> str | None:
         """The checksum of a file, where there is one; its pages' own needn't be compared then."""
-        return self._sums.get(path.relative_to(self.path).as_posix())
+        return self._sums.get(str(path))
 
     def is_image(self, key: str) -> bool:
         """Whether an observation, by our name, is a camera's."""
@@ -249,14 +250,15 @@ def _array(column: Any, feature: Mapping[str, Any]) -> Array:
     while hasattr(nested, "flatten") and str(nested.type).startswith(("list", "fixed_size_list", "large_list")):
         nested = nested.flatten()
     values: Array = nested.to_numpy(zero_copy_only=False)
-    if nested is column:
-        return values.reshape(rows, 1) if feature.get("shape") else values
-    return _shaped(values.reshape(rows, values.size // max(rows, 1)), feature)
+    return _shaped(values if nested is column else values.reshape(rows, values.size // max(rows, 1)), feature)
 
 
 def _shaped(values: Array, feature: Mapping[str, Any]) -> Array:
-    """Rows of lists `[R, size]` as the feature's shape has them, if it fits."""
-    shape = tuple(feature.get("shape", ())) or (1,)
+    """Rows `[R, size]`, or `[R]`, as the feature's shape has them, if it fits."""
+    shape = tuple(feature.get("shape") or ())
+    if values.ndim == 1:
+        return values.reshape(-1, 1) if shape else values
+    shape = shape or (1,)
     return values.reshape(len(values), *shape) if values.size == len(values) * int(np.prod(shape)) else values
 
 

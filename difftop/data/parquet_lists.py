@@ -41,23 +41,33 @@ class PlainLists:
     def __init__(self, arrow: Any) -> None:
         self._arrow = arrow
         self._known: dict[tuple[bytes, int, int, int, int], bool] = {}
+        self._schema: Any = None  # of the last file, and its leaves by the name of a column
+        self._leaves: dict[str, tuple[int, Any]] = {}
 
     def columns(self, path: Path, file: Any, wanted: Mapping[str, Array | None], *, checked: bool) -> dict[str, Array]:
         """Columns `[R, size]` of a file, those that can be read; the others are left to Arrow.
+
+        Of a file that is checked also columns of one number `[R]`, where its statistics tell that all are the same.
 
         Args:
             path, file: of it, and as a `pyarrow.parquet.ParquetFile`.
             wanted: by name, room that may be used: `[R' >= R, ...]`.
             checked: the file has been compared with a checksum; else pages are compared with theirs, where they have one.
         """
-        schema, found = file.schema, dict[str, Array]()
-        leaves = {leaf.path.rpartition(".list.")[0]: (i, leaf) for i, leaf in enumerate(schema) if _is_list(leaf)}
+        metadata, found = file.metadata, dict[str, Array]()
+        if self._schema is None or not metadata.schema.equals(self._schema):
+            self._schema = metadata.schema
+            self._leaves = {leaf.path.rpartition(".list.")[0] or leaf.path: (i, leaf) for i, leaf in enumerate(self._schema)}
         with path.open("rb") as stream:
             for name, room in wanted.items():
-                if name in leaves:
-                    rows = self._column(stream, file.metadata, *leaves[name], room, checked)
-                    if rows is not None:
-                        found[name] = rows
+                rows = None
+                index, leaf = self._leaves.get(name, (0, None))
+                if leaf is not None and leaf.max_repetition_level:
+                    rows = self._column(stream, metadata, index, leaf, room, checked) if _is_list(leaf) else None
+                elif leaf is not None and checked:
+                    rows = _constant(metadata, index, leaf)
+                if rows is not None:
+                    found[name] = rows
         return found
 
     def _column(self, stream: Any, metadata: Any, index: int, leaf: Any, room: Array | None, checked: bool) -> Array | None:
@@ -119,6 +129,16 @@ class PlainLists:
                 and np.array_equal(_levels(levels[end + 4 :], most.bit_length(), count), np.full(count, most))
             )
         return self._known[key]
+
+
+def _constant(metadata: Any, index: int, leaf: Any) -> Array | None:
+    """A column of whole numbers `[R]` of which the file's statistics say that there is one only, like the episode's."""
+    if leaf.physical_type != "INT64" or leaf.logical_type.type != "NONE" or metadata.num_row_groups != 1:
+        return None
+    said = metadata.row_group(0).column(index).statistics
+    if said is None or not said.has_min_max or not said.has_null_count or said.null_count or said.min != said.max:
+        return None
+    return np.full(metadata.num_rows, said.min, np.int64)
 
 
 def _is_list(leaf: Any) -> bool:

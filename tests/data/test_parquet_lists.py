@@ -130,6 +130,17 @@ def test_known_levels_are_a_bounded_number(tmp_path: Path, monkeypatch: pytest.M
     assert len(reader._known) <= 2
 
 
+def test_a_column_of_one_number_is_known_by_its_statistics(tmp_path: Path) -> None:
+    same, some = np.full(9, 2**53 + 1), np.arange(9)
+    for numbers, found in ((same, True), (some, False), (np.array([1.0] * 9), False), (np.array([3] * 9, "M8[s]"), False)):
+        pq.write_table(pa.table({"action": numbers}), tmp_path / "f")
+        assert not read(tmp_path / "f") and bool(read(tmp_path / "f", checked=True)) == found
+        if found:
+            np.testing.assert_array_equal(read(tmp_path / "f", checked=True)["action"], numbers)
+    pq.write_table(pa.table({"action": pa.array([4, None, 4])}), tmp_path / "f")
+    assert not read(tmp_path / "f", checked=True)
+
+
 def test_a_data_set_is_read_the_same_by_arrow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from difftop.data.lerobot_write import LeRobotWriter
 
