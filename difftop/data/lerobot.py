@@ -28,7 +28,6 @@ from difftop.data.exchange import RawEpisode
 from difftop.data.extras import optional
 from difftop.data.faults import Array, Columns, Faults
 from difftop.data.lerobot_images import Clip, LeRobotImages, Stored
-from difftop.data.parquet_lists import PlainLists
 from difftop.data.scaling import gathered
 from difftop.data.seal import check_sum, json_sum
 from difftop.data.survey import Column, Survey, Surveyor
@@ -75,7 +74,6 @@ class LeRobotReader:
         self.count = len(self.table["episode_index"])
         self.filters: Mapping[str, list[int]] = ours.get("filters", {})
         self.tasks = self._tasks()
-        self._lists = PlainLists(self._arrow)
         self._read: tuple[Path, dict[str, Array]] | None = None  # the file that was read last
         self._rows_of: dict[int, Array | slice] = {}  # by episode, in that file
 
@@ -121,11 +119,9 @@ class LeRobotReader:
                     f"{', '.join(stored_names)}. Copy the data set again."
                 )
             rooms = {name: old.get(name) if name != ACTION else None for name in kept}
-            lists = self._lists.columns(path, file, rooms, checked=self._said(path) is not None)
-            found = {name: _shaped(values, self.features.get(name, {})) for name, values in lists.items()}
-            rest = [name for name in kept if name not in found]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=rest, use_threads=False) if rest else ():
-                for name in rest:
+            found: dict[str, Array] = {}
+            for batch in file.iter_batches(_BATCH_ROWS, columns=kept, use_threads=False):
+                for name in kept:
                     values = _array(batch[name], self.features.get(name, {}))
                     stored = found[name] if name in found else _room(rows, values, rooms[name])
                     if stored.dtype != values.dtype:  # where numbers are missing, integers come as floats
@@ -250,16 +246,10 @@ def _array(column: Any, feature: Mapping[str, Any]) -> Array:
     while hasattr(nested, "flatten") and str(nested.type).startswith(("list", "fixed_size_list", "large_list")):
         nested = nested.flatten()
     values: Array = nested.to_numpy(zero_copy_only=False)
-    return _shaped(values if nested is column else values.reshape(rows, values.size // max(rows, 1)), feature)
-
-
-def _shaped(values: Array, feature: Mapping[str, Any]) -> Array:
-    """Rows `[R, size]`, or `[R]`, as the feature's shape has them, if it fits."""
-    shape = tuple(feature.get("shape") or ())
-    if values.ndim == 1:
-        return values.reshape(-1, 1) if shape else values
-    shape = shape or (1,)
-    return values.reshape(len(values), *shape) if values.size == len(values) * int(np.prod(shape)) else values
+    shape = tuple(feature.get("shape", ())) or (1,)
+    if nested is column:
+        return values.reshape(rows, 1) if feature.get("shape") else values
+    return values.reshape(rows, *shape) if values.size == rows * int(np.prod(shape)) else values.reshape(rows, -1)
 
 
 def key_of(feature: str) -> str:
