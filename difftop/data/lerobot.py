@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ class LeRobotReader:
         if ACTION not in self.features:
             raise DemonstrationError(f"{path}: it has no feature {ACTION!r}; it has {', '.join(self.features)}.")
         ours = _ours(path)
-        self._sums: Mapping[str, str] = ours.get("sha256", {})
-        for name in self._sums:
+        sums: Mapping[str, str] = ours.get("sha256", {})
+        self._sums = {str(path / name): said for name, said in sums.items()}
+        for name in sums:
             if name.startswith("meta/"):  # LeRobot's own programs read these too
                 self._check(path / name)
         named = {feature: key for key, feature in ours.get("keys", {}).items()}
@@ -107,20 +109,21 @@ class LeRobotReader:
         Memory is what takes the time, so they are read in batches (a whole table at once takes six times what its rows do), into
         the columns of another file, `old`, where these are large enough and none of the actions, which surveys keep.
         """
-        found: dict[str, Array] = {}
         with self._opened(path) as file:
-            rows, at = file.metadata.num_rows, 0
-            kept = [name for name in file.schema_arrow.names if name in names]
+            rows, at, stored_names = file.metadata.num_rows, 0, file.schema_arrow.names
+            kept = [name for name in stored_names if name in names]
             missing = sorted(names - set(kept))
             if missing:
                 raise DemonstrationError(
                     f"{path}: no column {missing[0]!r}, which meta/info.json names; it has "
-                    f"{', '.join(file.schema_arrow.names)}. Copy the data set again."
+                    f"{', '.join(stored_names)}. Copy the data set again."
                 )
+            rooms = {name: old.get(name) if name != ACTION else None for name in kept}
+            found: dict[str, Array] = {}
             for batch in file.iter_batches(_BATCH_ROWS, columns=kept, use_threads=False):
                 for name in kept:
                     values = _array(batch[name], self.features.get(name, {}))
-                    stored = found[name] if name in found else _room(rows, values, old.get(name) if name != ACTION else None)
+                    stored = found[name] if name in found else _room(rows, values, rooms[name])
                     if stored.dtype != values.dtype:  # where numbers are missing, integers come as floats
                         stored = stored.astype(np.result_type(stored, values))
                     stored[at : at + len(values)] = values
@@ -133,7 +136,10 @@ class LeRobotReader:
         """A Parquet file; raises `DemonstrationError` where it is damaged, when opened or while it is read."""
         self._check(path)
         try:
-            with self._parquet.ParquetFile(path, page_checksum_verification=True, **_READING) as file:
+            with (
+                self._arrow.OSFile(str(path)) as stored,
+                self._parquet.ParquetFile(stored, page_checksum_verification=self._said(path) is None, **_READING) as file,
+            ):
                 yield file
         except DemonstrationError:
             raise
@@ -143,9 +149,13 @@ class LeRobotReader:
 
     def _check(self, path: Path) -> None:
         """Compares a file with its checksum, where there is one."""
-        said = self._sums.get(path.relative_to(self.path).as_posix())
+        said = self._said(path)
         if said is not None:
             check_sum(path, said, f"{self.path / OURS}")
+
+    def _said(self, path: Path) -> str | None:
+        """The checksum of a file, where there is one; its pages' own needn't be compared then."""
+        return self._sums.get(str(path))
 
     def is_image(self, key: str) -> bool:
         """Whether an observation, by our name, is a camera's."""
@@ -220,6 +230,10 @@ def _rows_by_episode(episode: Array) -> dict[int, Array | slice]:
     flat = episode.reshape(-1)
     if not flat.size:
         return {}
+    begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if np.all(flat[begins - 1] < flat[begins]):  # one after another in order too, so that nothing has to be sorted
+        ends = [0, *begins.tolist(), len(flat)]
+        return {int(flat[a]): slice(a, b) for a, b in pairwise(ends)}
     order = np.argsort(flat, kind="stable")
     numbers, first = np.unique(flat[order], return_index=True)
     rows = dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))

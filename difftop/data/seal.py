@@ -20,7 +20,7 @@ from difftop.data.faults import DemonstrationError
 
 _MAGIC = b"difftop sha256 "
 _BYTES = len(_MAGIC) + 64 + 1
-_CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**18  # stays in the processor's cache between being read and being summed
 
 
 def seal(path: Path) -> None:
@@ -97,9 +97,9 @@ def _known_digest(path: str, size: int, changed_ns: int) -> str:
 
 def _digest(path: Path, size: int) -> str:
     """SHA-256 of the first `size` bytes."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (block := file.read(min(_CHUNK_BYTES, size))):
-            found.update(block)
-            size -= len(block)
+    found, block = hashlib.sha256(), memoryview(bytearray(min(_CHUNK_BYTES, size)))
+    with path.open("rb", buffering=0) as file:
+        while size > 0 and (count := file.readinto(block[: min(_CHUNK_BYTES, size)])):
+            found.update(block[:count])
+            size -= count
     return found.hexdigest()

@@ -109,7 +109,11 @@ class Surveyor:
         if usable and (not self.actions or rows.shape[1] == self.actions[0].shape[1]):
             self.actions.append(rows)
         found = [MISSING] if not usable else []
-        finite = all_finite(rows)
+        with np.errstate(invalid="ignore"):
+            low, high = (rows.min(), rows.max()) if rows.size else (np.float32(0), np.float32(0))
+        finite = bool(np.isfinite(low) and np.isfinite(high))  # NaN is the smallest and the largest of what it is among
+        if not finite and rows.size:
+            low, high = np.nanmin(rows), np.nanmax(rows)
         for key, values in vectors.items():
             self._column(key, tuple(values.shape[1:]), values.dtype, "points" if values.ndim == 3 else "vector")
             found += [CUT_OFF] if len(values) != len(rows) + extra_rows else []
@@ -119,7 +123,7 @@ class Surveyor:
             found += [CUT_OFF] if shape[0] != len(rows) + extra_rows else []
         found += [CUT_OFF] if length is not None and length != len(rows) else []
         found += [] if finite else [NAN]
-        found += [BEYOND] if rows.size and max(np.nanmax(rows), -np.nanmin(rows)) > _LIMIT else []
+        found += [BEYOND] if max(high, -low) > _LIMIT else []
         for fault in dict.fromkeys(found):
             self.faults.setdefault(fault, []).append(name)
         self._rewards.append(float(np.sum(rewards)) if rewards is not None and len(rewards) else np.nan)

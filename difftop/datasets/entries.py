@@ -69,7 +69,7 @@ def summarize_actions(actions: Sequence[Array]) -> tuple[list[ActionSummary], fl
         )
         for i in range(len(found.low))
     ]
-    return entries, _idle(actions, entries, found.rows)
+    return entries, _idle(actions, entries, found)
 
 
 class _Sums:
@@ -78,7 +78,8 @@ class _Sums:
     def __init__(self, actions: Sequence[Array]) -> None:
         width = actions[0].shape[1] if actions else 0
         self.rows = 0
-        self.low, self.high, self.smallest = (np.full(width, end) for end in (np.inf, -np.inf, np.inf))
+        self.whole = True  # every row is finite, so that nothing has to be looked for again
+        self.low, self.high = (np.full(width, end) for end in (np.inf, -np.inf))
         self.at_limit, self.beyond = np.zeros(width, np.int64), np.zeros(width, np.int64)
         first, sums, squares = np.zeros(width), np.zeros(width), np.zeros(width)
         for block in _blocks(actions):
@@ -87,13 +88,14 @@ class _Sums:
             self.rows += len(block)
             self.low = np.minimum(self.low, _reduced(np.minimum, block))
             self.high = np.maximum(self.high, _reduced(np.maximum, block))
-            size = np.abs(block)
-            self.smallest = np.minimum(self.smallest, _reduced(np.minimum, size))
-            self.at_limit += _count(size >= _AT_LIMIT)
-            self.beyond += _count(size > _LIMIT)
+            size = np.abs(block).reshape(-1)
+            places = np.flatnonzero(size >= _AT_LIMIT)  # few, or none
+            self.at_limit += np.bincount(places % width, minlength=width)
+            self.beyond += np.bincount(places[size[places] > _LIMIT] % width, minlength=width)
             moved = block - first
             sums += _reduced(np.add, moved)
             squares += _reduced(np.add, np.square(moved, out=moved))
+        self.whole = self.rows == sum(map(len, actions))
         count = max(self.rows, 1)
         self.mean = first + sums / count
         self.std = np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
@@ -107,17 +109,11 @@ def _reduced(ufunc: np.ufunc, rows: Array) -> Array:
     return np.asarray(ufunc.reduce(np.concatenate([parts, rows[whole:]])))
 
 
-def _count(chosen: Array) -> Array:
-    """How many of each entry are chosen `[A]`, of a table `[R, A]` in which few are, or none."""
-    places = np.flatnonzero(chosen)
-    return np.bincount(places % chosen.shape[1], minlength=chosen.shape[1])
-
-
-def _blocks(actions: Sequence[Array]) -> Iterator[Array]:
-    """Finite rows `[R', A]`, end to end."""
+def _blocks(actions: Sequence[Array], whole: bool = False) -> Iterator[Array]:
+    """Finite rows `[R', A]`, end to end; `whole`: all of them are known to be finite."""
     for block in _pieces(actions):
         block = np.ascontiguousarray(block)
-        if not all_finite(block):
+        if not whole and not all_finite(block):
             block = block[np.isfinite(block).all(1)]
         if block.size:
             yield block
@@ -153,7 +149,7 @@ def _histograms(actions: Sequence[Array], found: _Sums) -> Array:
     # Of every entry once a row: what is written out is faster than a short row over many.
     start, scale, offset = (np.tile(row, (rows, 1)) for row in (low, BINS / (high - low), slots * np.arange(width)))
     place, slot = np.empty((rows, width)), np.empty((rows, width), np.intp)
-    for block in _blocks(actions):
+    for block in _blocks(actions, found.whole):
         for some in (block[k : k + rows] for k in range(0, len(block), rows)):
             n = len(some)
             np.subtract(some, start[:n], out=place[:n])
@@ -171,8 +167,13 @@ def _kind(actions: Sequence[Array], found: _Sums, i: int) -> str:
     if few == 1:
         return "constant"
     largest = max(abs(found.low[i]), abs(found.high[i]))
-    switched = few <= _FEW and found.smallest[i] > 0.5 * largest  # open or closed, never in between
+    switched = few <= _FEW and _smallest(actions, i) > 0.5 * largest  # open or closed, never in between
     return "gripper" if switched else "motion"
+
+
+def _smallest(actions: Sequence[Array], i: int) -> float:
+    """Size of an entry where it is smallest, of the rows that are finite."""
+    return min(float(np.abs(block[:, i]).min()) for block in _blocks(actions))
 
 
 def _few(values: Sequence[Array]) -> int:
@@ -189,16 +190,17 @@ def _few(values: Sequence[Array]) -> int:
     return len(known)
 
 
-def _idle(actions: Sequence[Array], entries: Sequence[ActionSummary], rows: int) -> float:
+def _idle(actions: Sequence[Array], entries: Sequence[ActionSummary], found: _Sums) -> float:
+    rows, whole = found.rows, found.whole
     moving = [i for i, action in enumerate(entries) if action.kind == "motion"]
     if not moving or rows < 2:
         return float("nan")
     if not any(entries[i].beyond for i in moving):
         limits = np.full((len(moving), 1), _IDLE, np.float32)
-        return sum(_still(block, None, moving, limits) for block in _blocks(actions)) / rows
+        return sum(_still(block, None, moving, limits) for block in _blocks(actions, whole)) / rows
     spans = np.array([[max(entries[i].high - entries[i].low, 1e-9)] for i in moving])
     last, count = np.zeros((0, len(entries)), np.float32), 0
-    for block in _blocks(actions):
+    for block in _blocks(actions, whole):
         block = np.concatenate([last, block])
         count += _still(block[1:], block[:-1], moving, _IDLE / 10 * spans)
         last = block[-1:]
