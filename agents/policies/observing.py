@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.policies.noise import Noise
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.normalize import Normalizer, leto_mode
+from difftop.nn.colour import DRAWS
 from difftop.nn.observation import EncoderConfig, KeyedEncoder, ObservationEncoder
 from difftop.options import ConfigError, suggest
 
@@ -62,14 +63,18 @@ class Observer(nn.Module):
 
         Args:
             obs: by key `[K, T, *shape]`; keys that aren't used may be among them.
-            noise: K rows, for random crops.
+            noise: K rows, for random crops, each frame's own, and for random colours, which stay along the T frames: light
+                doesn't change from one to the next.
         """
-        seen = self.normalizer({key: obs[key] for key in self.encoder.order})
-        crops = None
-        if self.encoder.crops_randomly and noise is not None:
-            steps = obs[self.encoder.order[0]].shape[1]
-            crops = noise.uniform(steps, len(self.encoder.cameras), 2)
-        features: Tensor = self.encoder(seen, crops)
+        encoder = self.encoder
+        seen = self.normalizer({key: obs[key] for key in encoder.order})
+        crops = colours = None
+        steps, cameras = obs[encoder.order[0]].shape[1], len(encoder.cameras)
+        if encoder.crops_randomly and noise is not None:
+            crops = noise.uniform(steps, cameras, 2)
+        if encoder.colours_randomly and noise is not None:
+            colours = noise.uniform(cameras, DRAWS)[:, None].expand(-1, steps, -1, -1)
+        features: Tensor = encoder(seen, crops, colours)
         return features
 
     def fit_(self, demonstrations: Demonstrations) -> None:

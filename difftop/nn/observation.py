@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from difftop.nn.colour import jittered
 from difftop.nn.pointnet import PointNet
 from difftop.nn.pretrained import MEAN, STD, load_pretrained_
 from difftop.nn.resnet import DEPTHS, NORMS, ResNet, SpatialSoftmax
@@ -18,6 +19,7 @@ from difftop.options import ConfigError, option
 
 log = logging.getLogger(__name__)
 
+_RGB = 3  # channels
 _LITTLE = 0.75  # of a side: a crop below it may miss what matters at the edges
 
 
@@ -46,6 +48,13 @@ class EncoderConfig:
     evaluation_crop: str = option(
         "center", "images: crop in evaluation; random is what LeTO's runs did by accident", choices=("center", "random")
     )
+    colour: float = option(
+        0.0,
+        "images: strength S of random colours in training, one draw for all frames of a window, each camera its own: "
+        "torchvision's ColorJitter(brightness=S, contrast=S, saturation=S, hue=S/6); 0: colours as they are",
+        low=0,
+        high=1,
+    )
     keypoints: int = option(32, "images: points of the spatial softmax", low=1)
     features: int = option(64, "features of an image or point cloud", low=1)
 
@@ -69,12 +78,13 @@ class KeyedEncoder(nn.Module):
         self.clouds = tuple(key for key, shape in shapes.items() if len(shape) == 2)
         self.nets = nn.ModuleDict()
 
-    def encoded(self, obs: Mapping[str, Tensor], crops: Tensor | None) -> list[Tensor]:
+    def encoded(self, obs: Mapping[str, Tensor], crops: Tensor | None, colours: Tensor | None = None) -> list[Tensor]:
         """What the networks make of each key, in the order of `shapes`, `[..., *]`; keys without a network are as they were.
 
         Args:
             obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255.
             crops: where to crop, numbers in [0, 1) `[..., cameras, 2]`; None for the centre.
+            colours: how to change colours, numbers in [0, 1) `[..., cameras, 4]`; None for as they are.
         """
         parts = []
         for key in self.order:
@@ -85,8 +95,8 @@ class KeyedEncoder(nn.Module):
             lead = x.shape[: -3 if key in self.cameras else -2 if key in self.clouds else -1]
             flat = x.flatten(0, len(lead) - 1)
             if key in self.cameras:
-                corner = None if crops is None else crops[..., self.cameras.index(key), :].reshape(-1, 2)
-                features = self.nets[key](flat, corner)
+                drawn = (None if x is None else x[..., self.cameras.index(key), :].flatten(0, -2) for x in (crops, colours))
+                features = self.nets[key](flat, *drawn)
             else:
                 features = self.nets[key](flat)
             parts.append(features.view(*lead, *features.shape[1:]))
@@ -97,6 +107,11 @@ class KeyedEncoder(nn.Module):
         """Whether the next forward pass wants random crops."""
         random = self.training or self.config.evaluation_crop == "random"
         return bool(self.cameras) and self.config.crop not in (0, 1) and random
+
+    @property
+    def colours_randomly(self) -> bool:
+        """Whether the next forward pass wants random colours; in evaluation none does."""
+        return bool(self.cameras) and self.config.colour > 0 and self.training
 
     def load_pretrained_(self) -> None:
         """Before training: weights of `config.weights` into the ResNet of every camera; nothing where it names none.
@@ -115,8 +130,9 @@ class KeyedEncoder(nn.Module):
 class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
-        image:  crop -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
-                (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs never wake up)
+        image:  crop -> random colours -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers)
+                -> linear -> ReLU (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs
+                never wake up)
         cloud:  PointNet
 
     Args:
@@ -136,9 +152,9 @@ class ObservationEncoder(KeyedEncoder):
                 self.nets[key] = PointNet(shape[-1], config.features)
             self.out += shape[0] if len(shape) == 1 else config.features
 
-    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None, colours: Tensor | None = None) -> Tensor:
         """Features `[..., out]`; see `KeyedEncoder.encoded`."""
-        return torch.cat(self.encoded(obs, crops), -1)
+        return torch.cat(self.encoded(obs, crops, colours), -1)
 
 
 class CroppedMaps(nn.Module):
@@ -151,7 +167,8 @@ class CroppedMaps(nn.Module):
         cells: rows and columns of the maps.
     Raises:
         ConfigError: the image is smaller than the crop, or the crop too small for the network; pretrained weights are of another
-            number of channels, or for the small network; statistics are frozen and not pretrained.
+            number of channels, or for the small network; statistics are frozen and not pretrained; random colours of what isn't
+            red, green and blue.
     """
 
     mean: Tensor
@@ -188,6 +205,10 @@ class CroppedMaps(nn.Module):
                 f"encoder.weights={config.weights}: is for images of {len(MEAN)} channels, and {name} has {channels}; leave it "
                 "out."
             )
+        if config.colour and channels != _RGB:
+            raise ConfigError(
+                f"encoder.colour={config.colour:g}: is for images of {_RGB} channels, and {name} has {channels}; leave it out."
+            )
         self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, config.norm, config.depth)
         if config.weights:
             self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
@@ -195,10 +216,18 @@ class CroppedMaps(nn.Module):
         self.out = int(self.resnet.out)
         self.cells = math.ceil(self.size[0] / network.stride), math.ceil(self.size[1] / network.stride)
 
-    def maps(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
-        """Feature maps; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
+    def maps(self, image: Tensor, corner: Tensor | None = None, colour: Tensor | None = None) -> Tensor:
+        """Feature maps.
+
+        Args:
+            image: `[N, C, height, width]` in 0 .. 255.
+            corner: places the crop, `[N, 2]` in [0, 1); None puts it into the centre.
+            colour: draws of `difftop.nn.colour.jittered`, `[N, 4]`; None leaves colours as they are.
+        """
         cropped = crop(image, self.size, corner)
         seen = cropped.to(next(self.resnet.parameters()).dtype)
+        if colour is not None:
+            seen = jittered(seen, colour, self.config.colour)
         made: Tensor = self.resnet((seen - self.mean) / self.std if self.config.weights else seen / 127.5 - 1)
         return made
 
@@ -212,9 +241,9 @@ class ImageEncoder(CroppedMaps):
         self.linear = nn.Linear(2 * config.keypoints, config.features)
         self.last = nn.LayerNorm(config.features) if config.network == "small" else nn.ReLU()
 
-    def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, corner: Tensor | None = None, colour: Tensor | None = None) -> Tensor:
         """Features; see `maps`."""
-        points = self.softmax(self.maps(image, corner)).flatten(1)
+        points = self.softmax(self.maps(image, corner, colour)).flatten(1)
         features: Tensor = self.last(self.linear(points))
         return features
 
