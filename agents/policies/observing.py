@@ -69,11 +69,11 @@ class Observer(nn.Module):
         encoder = self.encoder
         seen = self.normalizer({key: obs[key] for key in encoder.order})
         crops = colours = None
-        steps, cameras = obs[encoder.order[0]].shape[1], len(encoder.cameras)
+        steps, views = obs[encoder.order[0]].shape[1], encoder.views
         if encoder.crops_randomly and noise is not None:
-            crops = noise.uniform(steps, cameras, 2)
+            crops = noise.uniform(steps, views, 2)
         if encoder.colours_randomly and noise is not None:
-            colours = noise.uniform(cameras, DRAWS)[:, None].expand(-1, steps, -1, -1)
+            colours = noise.uniform(views, DRAWS)[:, None].expand(-1, steps, -1, -1)
         features: Tensor = encoder(seen, crops, colours)
         return features
 

@@ -151,7 +151,7 @@ def _observations(group: Any) -> Iterator[tuple[str, str]]:
 
 
 def _key(path: str) -> str:
-    """`base_camera_image` for `sensor_data/base_camera/rgb`; other paths are keys already."""
+    """`base_camera_image` for `sensor_data/base_camera/rgb`, `..._depth` for its depth; other paths are keys already."""
     parts = path.split("/")
     return f"{parts[1]}_image" if len(parts) == 3 and parts[0] == "sensor_data" and parts[2] == "rgb" else path
 

@@ -16,6 +16,7 @@ from difftop.nn.pretrained import MEAN, STD, load_pretrained_
 from difftop.nn.resnet import DEPTHS, NORMS, ResNet, SpatialSoftmax
 from difftop.nn.small_conv import SmallConv
 from difftop.options import ConfigError, option
+from difftop.types import DEPTH, is_depth
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ class EncoderConfig:
         low=0,
         high=1,
     )
+    depth_range: float = option(
+        2.0, "depth images: distances, m, from 0 to this become -1 to 1; what is beyond is as far as this", above=0
+    )
     keypoints: int = option(32, "images: points of the spatial softmax", low=1)
     features: int = option(64, "features of an image or point cloud", low=1)
 
@@ -67,6 +71,7 @@ class KeyedEncoder(nn.Module):
         config: options.
     Attributes:
         out: size of the features, or of a token.
+        cameras: keys of images, depth images among them.
     """
 
     out: int
@@ -75,6 +80,9 @@ class KeyedEncoder(nn.Module):
         super().__init__()
         self.config, self.order = config, tuple(shapes)
         self.cameras = tuple(key for key, shape in shapes.items() if len(shape) == 3)
+        depths = {key: f"{key.removesuffix(DEPTH)}_image" for key in self.cameras if is_depth(key, shapes[key])}
+        seen = {key: depths[key] if depths.get(key) in self.cameras else key for key in self.cameras}
+        self._views = {key: list(dict.fromkeys(seen.values())).index(view) for key, view in seen.items()}
         self.clouds = tuple(key for key, shape in shapes.items() if len(shape) == 2)
         self.nets = nn.ModuleDict()
 
@@ -82,9 +90,9 @@ class KeyedEncoder(nn.Module):
         """What the networks make of each key, in the order of `shapes`, `[..., *]`; keys without a network are as they were.
 
         Args:
-            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255.
-            crops: where to crop, numbers in [0, 1) `[..., cameras, 2]`; None for the centre.
-            colours: how to change colours, numbers in [0, 1) `[..., cameras, 4]`; None for as they are.
+            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255, depths float, m.
+            crops: where to crop, numbers in [0, 1) `[..., views, 2]`; None for the centre.
+            colours: how to change colours, numbers in [0, 1) `[..., views, 4]`; None for as they are.
         """
         parts = []
         for key in self.order:
@@ -95,12 +103,17 @@ class KeyedEncoder(nn.Module):
             lead = x.shape[: -3 if key in self.cameras else -2 if key in self.clouds else -1]
             flat = x.flatten(0, len(lead) - 1)
             if key in self.cameras:
-                drawn = (None if x is None else x[..., self.cameras.index(key), :].flatten(0, -2) for x in (crops, colours))
+                drawn = (None if x is None else x[..., self._views[key], :].flatten(0, -2) for x in (crops, colours))
                 features = self.nets[key](flat, *drawn)
             else:
                 features = self.nets[key](flat)
             parts.append(features.view(*lead, *features.shape[1:]))
         return parts
+
+    @property
+    def views(self) -> int:
+        """How many crops, or changes of colours, one observation takes: a camera's image and its depths are cropped alike."""
+        return len(set(self._views.values()))
 
     @property
     def crops_randomly(self) -> bool:
@@ -114,7 +127,7 @@ class KeyedEncoder(nn.Module):
         return bool(self.cameras) and self.config.colour > 0 and self.training
 
     def load_pretrained_(self) -> None:
-        """Before training: weights of `config.weights` into the ResNet of every camera; nothing where it names none.
+        """Before training: weights of `config.weights` into the ResNet of every camera, not of depths; nothing where it names none.
 
         A checkpoint has what became of them: where one is loaded, the file isn't needed.
 
@@ -123,7 +136,7 @@ class KeyedEncoder(nn.Module):
         """
         if self.config.weights:
             for module in self.modules():
-                if isinstance(module, CroppedMaps) and isinstance(module.resnet, ResNet):
+                if isinstance(module, CroppedMaps) and isinstance(module.resnet, ResNet) and not module.depth:
                     load_pretrained_(module.resnet, self.config.weights)
 
 
@@ -133,6 +146,7 @@ class ObservationEncoder(KeyedEncoder):
         image:  crop -> random colours -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers)
                 -> linear -> ReLU (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs
                 never wake up)
+        depth:  crop -> cut to 0 .. `depth_range`, which becomes -1 .. 1 -> as an image, in a network of its own
         cloud:  PointNet
 
     Args:
@@ -158,9 +172,10 @@ class ObservationEncoder(KeyedEncoder):
 
 
 class CroppedMaps(nn.Module):
-    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, out, *cells]`.
+    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, or depths in m, cropped, to `[N, out, *cells]`.
 
     Pretrained networks see images as they were trained on them, (x / 255 - MEAN) / STD by channel; others see x / 127.5 - 1.
+    Depths have no pretrained networks: beside some, theirs begins at random weights, and group normalization stands for frozen.
 
     Attributes:
         out: channels of the maps; 512 of a ResNet (2048 of 50 layers), 64 of the small network.
@@ -178,6 +193,7 @@ class CroppedMaps(nn.Module):
         super().__init__()
         self.config = config
         channels, height, width = shape
+        self.depth = is_depth(name, shape)
         self.size = cropped_size(config.crop, height, width)
         if self.size[0] > height or self.size[1] > width:
             raise ConfigError(
@@ -200,17 +216,19 @@ class CroppedMaps(nn.Module):
             raise ConfigError("encoder.norm=frozen: takes the statistics of pretrained weights; set encoder.weights=PATH.")
         if config.weights and config.network == "small":
             raise ConfigError(f"encoder.weights={config.weights}: is for a ResNet; leave it out, or set encoder.network=resnet.")
-        if config.weights and channels != len(MEAN):
+        if config.weights and channels != len(MEAN) and not self.depth:
             raise ConfigError(
                 f"encoder.weights={config.weights}: is for images of {len(MEAN)} channels, and {name} has {channels}; leave it "
                 "out."
             )
-        if config.colour and channels != _RGB:
+        if config.colour and channels != _RGB and not self.depth:
             raise ConfigError(
                 f"encoder.colour={config.colour:g}: is for images of {_RGB} channels, and {name} has {channels}; leave it out."
             )
-        self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, config.norm, config.depth)
-        if config.weights:
+        norm = "group" if self.depth and config.norm == "frozen" else config.norm
+        self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, norm, config.depth)
+        self.pretrained = bool(config.weights) and not self.depth
+        if self.pretrained:
             self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
             self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
         self.out = int(self.resnet.out)
@@ -220,16 +238,21 @@ class CroppedMaps(nn.Module):
         """Feature maps.
 
         Args:
-            image: `[N, C, height, width]` in 0 .. 255.
+            image: `[N, C, height, width]` in 0 .. 255, or depths, m.
             corner: places the crop, `[N, 2]` in [0, 1); None puts it into the centre.
             colour: draws of `difftop.nn.colour.jittered`, `[N, 4]`; None leaves colours as they are.
         """
         cropped = crop(image, self.size, corner)
         seen = cropped.to(next(self.resnet.parameters()).dtype)
-        if colour is not None:
+        if colour is not None and not self.depth:
             seen = jittered(seen, colour, self.config.colour)
-        made: Tensor = self.resnet((seen - self.mean) / self.std if self.config.weights else seen / 127.5 - 1)
-        return made
+        return self.resnet(self._scaled(seen))  # type: ignore[no-any-return]
+
+    def _scaled(self, seen: Tensor) -> Tensor:
+        """As the network wants it: [-1, 1], or pretrained networks' statistics."""
+        if self.depth:
+            return seen.clamp(0, self.config.depth_range) / (self.config.depth_range / 2) - 1
+        return (seen - self.mean) / self.std if self.pretrained else seen / 127.5 - 1
 
 
 class ImageEncoder(CroppedMaps):
