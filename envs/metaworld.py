@@ -71,9 +71,7 @@ class MetaWorldSimulator:
         self.obs = {key: ObsSpec("vector", (len(range(*_VECTORS[key].indices(_STATE_DIM))),)) for key in self._keys}
         self.obs |= {"state": ObsSpec("vector", (_STATE_DIM,))} if config.obs == "state" else {}
         self.obs |= {key: ObsSpec("image", (3, config.image_size, config.image_size)) for key in self._cameras}
-        self._shown_depths = (
-            {key.replace("_image", "_depth"): camera for key, camera in self._cameras.items()} if config.depth else {}
-        )
+        self._shown_depths = {f"{camera}_depth": camera for camera in self._cameras.values()} if config.depth else {}
         self.obs |= {key: ObsSpec("depth", (1, config.image_size, config.image_size)) for key in self._shown_depths}
         self._clouds = (config.cameras or [_CAMERA]) if config.obs == CLOUD else []
         self._size, self._points = config.image_size, config.points

@@ -57,7 +57,7 @@ class EncoderConfig:
         high=1,
     )
     depth_range: float = option(
-        2.0, "depth images: distances, m, from 0 to this become -1 to 1; what is beyond is as far as this", above=0
+        3.0, "depth images: what is farther, m, is as far as this; then mean 0 and deviation 1 over the demonstrations", above=0
     )
     keypoints: int = option(32, "images: points of the spatial softmax", low=1)
     features: int = option(64, "features of an image or point cloud", low=1)
@@ -90,7 +90,7 @@ class KeyedEncoder(nn.Module):
         """What the networks make of each key, in the order of `shapes`, `[..., *]`; keys without a network are as they were.
 
         Args:
-            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255, depths float, m.
+            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255, depths float, already scaled.
             crops: where to crop, numbers in [0, 1) `[..., views, 2]`; None for the centre.
             colours: how to change colours, numbers in [0, 1) `[..., views, 4]`; None for as they are.
         """
@@ -127,7 +127,7 @@ class KeyedEncoder(nn.Module):
         return bool(self.cameras) and self.config.colour > 0 and self.training
 
     def load_pretrained_(self) -> None:
-        """Before training: weights of `config.weights` into the ResNet of every camera, not of depths; nothing where it names none.
+        """Before training: weights of `config.weights` into the ResNet of every image, not of depths; nothing where it is empty.
 
         A checkpoint has what became of them: where one is loaded, the file isn't needed.
 
@@ -146,7 +146,7 @@ class ObservationEncoder(KeyedEncoder):
         image:  crop -> random colours -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers)
                 -> linear -> ReLU (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs
                 never wake up)
-        depth:  crop -> cut to 0 .. `depth_range`, which becomes -1 .. 1 -> as an image, in a network of its own
+        depth:  crop -> as an image, in a network of its own; who calls has cut and normalized them
         cloud:  PointNet
 
     Args:
@@ -172,7 +172,7 @@ class ObservationEncoder(KeyedEncoder):
 
 
 class CroppedMaps(nn.Module):
-    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, or depths in m, cropped, to `[N, out, *cells]`.
+    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, or depths, cropped, to `[N, out, *cells]`.
 
     Pretrained networks see images as they were trained on them, (x / 255 - MEAN) / STD by channel; others see x / 127.5 - 1.
     Depths have no pretrained networks: beside some, theirs begins at random weights, and group normalization stands for frozen.
@@ -238,7 +238,7 @@ class CroppedMaps(nn.Module):
         """Feature maps.
 
         Args:
-            image: `[N, C, height, width]` in 0 .. 255, or depths, m.
+            image: `[N, C, height, width]` in 0 .. 255, or depths, scaled.
             corner: places the crop, `[N, 2]` in [0, 1); None puts it into the centre.
             colour: draws of `difftop.nn.colour.jittered`, `[N, 4]`; None leaves colours as they are.
         """
@@ -246,13 +246,10 @@ class CroppedMaps(nn.Module):
         seen = cropped.to(next(self.resnet.parameters()).dtype)
         if colour is not None and not self.depth:
             seen = jittered(seen, colour, self.config.colour)
-        return self.resnet(self._scaled(seen))  # type: ignore[no-any-return]
-
-    def _scaled(self, seen: Tensor) -> Tensor:
-        """As the network wants it: [-1, 1], or pretrained networks' statistics."""
-        if self.depth:
-            return seen.clamp(0, self.config.depth_range) / (self.config.depth_range / 2) - 1
-        return (seen - self.mean) / self.std if self.pretrained else seen / 127.5 - 1
+        if not self.depth:
+            seen = (seen - self.mean) / self.std if self.pretrained else seen / 127.5 - 1
+        made: Tensor = self.resnet(seen)
+        return made
 
 
 class ImageEncoder(CroppedMaps):

@@ -17,7 +17,7 @@ class ObservationTokens(KeyedEncoder):
 
         vector:  linear -> 1 token
         image:   crop -> random colours -> x / 127.5 - 1 -> ResNet or SmallConv -> linear, plus the cell's place as waves
-                 -> a token for each cell; depths likewise, scaled as in `difftop.nn.observation.ObservationEncoder`
+                 -> a token for each cell; depths likewise, see there
         cloud:   PointNet -> linear -> 1 token
 
     Args:
