@@ -46,11 +46,11 @@ class ObsSpec:
             )
 
     @staticmethod
-    def of(key: str, shape: tuple[int, ...]) -> ObsSpec:
+    def of(shape: tuple[int, ...], key: str = "") -> ObsSpec:
         """The observation `key` of this shape: its kind follows from the number of axes, and a depth image's from its name."""
         kinds = {1: "vector", 2: "points", 3: "depth" if is_depth(key, shape) else "image"}
         if len(shape) not in kinds:
-            raise ValueError(f"observation {key} of shape {shape} is neither a vector, points nor an image.")
+            raise ValueError(f"an observation of shape {shape} is neither a vector, points nor an image.")
         return ObsSpec(kinds[len(shape)], tuple(shape))
 
 

@@ -53,7 +53,7 @@ class ManiSkillSimulator:
         self.reset(0)
         if "success" not in self.base.get_info():
             raise EnvError(f"{self._name} reports no success, so that there is nothing to evaluate; take another task.")
-        self.obs = {key: ObsSpec.of(key, value.shape) for key, value in self.observe().items()}
+        self.obs = {key: ObsSpec.of(value.shape, key) for key, value in self.observe().items()}
         self.action_dim = int(self._space().shape[0])
         self.control_dt_s = 1.0 / float(self.base.control_freq)
         self.episode_steps = int(TASKS[task].episode_steps if task in TASKS else entry.max_episode_steps)
