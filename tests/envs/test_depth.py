@@ -1,5 +1,6 @@
 """Depth images: against rays into known scenes, against point clouds, and as demonstrations keep them."""
 
+import warnings
 from contextlib import closing
 
 import h5py
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import envs
+from agents.registry import make_agent
 from difftop.data.robomimic import open_robomimic
 from difftop.options import ConfigError
 from difftop.run.seeding import stream
@@ -138,13 +140,22 @@ def test_robosuite_s_table_is_where_it_is():
         assert not np.array_equal(seen["fast"][f"{camera}_image"], seen["published"][f"{camera}_image"])
 
 
-@pytest.mark.filterwarnings("ignore:Constant")  # the suite's expert, of its own numbers
-def test_what_is_recorded_is_what_is_evaluated(tmp_path):
+RECORDED = EnvConfig(
+    "metaworld/button-press-topdown", obs="image", image_size=32, cameras=["corner3"], depth=True, render_quality="fast"
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A file of one demonstration."""
     pytest.importorskip("metaworld", reason="metaworld is not installed; run `make sims`")
-    config = EnvConfig(
-        "metaworld/button-press-topdown", obs="image", image_size=32, cameras=["corner3"], depth=True, render_quality="fast"
-    )
-    path = record(config, 1, seed=5, folder=tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Constant")  # the suite's expert, of its own numbers
+        return record(RECORDED, 1, seed=5, folder=tmp_path_factory.mktemp("demonstrations"))
+
+
+def test_what_is_recorded_is_what_is_evaluated(recorded):
+    path, config = recorded, RECORDED
     assert path.name == "expert-image32-corner3-depth-fast-1-seed5.hdf5"
     with h5py.File(path) as file:
         stored = file["data/demo_0/obs/corner3_depth"]
@@ -163,6 +174,37 @@ def test_what_is_recorded_is_what_is_evaluated(tmp_path):
             obs = env.step(action)[0]
     moved = episode.obs["corner3_depth"][-1] - episode.obs["corner3_depth"][0]
     assert float(moved.abs().max()) > 0.05
+
+
+def test_a_policy_is_trained_on_the_file_and_acts_in_the_environment(recorded):
+    import torch
+
+    with closing(envs.make_env(RECORDED)) as env:
+        spec = env.difftop_spec
+        made = open_robomimic(recorded, obs_keys=list(spec.obs))
+        network = {"network": "small", "crop": 0.9, "keypoints": 8, "features": 16}
+        options = {
+            "name": "bc",
+            "encoder": network,
+            "hidden_dims": [32],
+            "window": 1,
+            "horizon": 1,
+            "distribution": "deterministic",
+        }
+        agent = make_agent(options, spec, seed=0, total_steps=40)
+        agent.fit_normalizer_(made)
+        windows, g = made.windows(1, 1), torch.Generator().manual_seed(0)
+        losses = [
+            float(agent.update(windows.gather(torch.randint(len(windows), (16,), generator=g)), k).metrics["train/loss"])
+            for k in range(40)
+        ]
+        assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+        actor = agent.actor(1, seed=0)
+        actor.begin(0, 0)
+        obs, _ = env.reset(seed=1)
+        for step in range(3):
+            seen = {key: torch.from_numpy(value)[None] for key, value in obs.items()}
+            obs = env.step(actor.act(seen, torch.tensor([step == 0]))[0].numpy())[0]
 
 
 @pytest.mark.parametrize(
