@@ -96,11 +96,10 @@ class Observer(nn.Module):
 
     def _some_depths(self, demonstrations: Demonstrations, key: str) -> Tensor:
         """Depths `[R]`, cut, of images that are spread evenly over demonstrations that are spread evenly."""
-        episodes = torch.linspace(0, len(demonstrations) - 1, _DEPTH_EPISODES).long().unique()
         found = []
-        for episode in episodes:
+        for episode in sorted(set(torch.linspace(0, len(demonstrations) - 1, _DEPTH_EPISODES).long().tolist())):
             steps = torch.linspace(0, int(demonstrations.length[episode]) - 1, _DEPTH_STEPS).long()
-            source = demonstrations.source[episode, None]
+            source = demonstrations.source[episode : episode + 1]
             found.append(demonstrations.images[key].gather(source, steps[None]).flatten())
         return torch.cat(found).clamp(max=self.encoder.config.depth_range)
 
