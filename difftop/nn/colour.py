@@ -52,13 +52,13 @@ def _turned(image: Tensor, turn: Tensor) -> Tensor:
 
     With h in sixths of a turn, V the largest and C the range of a pixel's three numbers, the new ones are
 
-        V - C clamp(min(k, 4 - k), 0, 1),   k = (n + h) mod 6,   n = 5, 3, 1 for red, green, blue
+        V - C clamp(2 - |k - 2|, 0, 1),   k = (n + h) mod 6,   n = 5, 3, 1 for red, green, blue
 
     Source: Smith 1978, "Color gamut transform pairs", in the form without cases for the way back.
     """
     red, green, blue = image.unbind(1)
-    value, least = image.amax(1), image.amin(1)
-    chroma = value - least
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
     safe = torch.where(chroma == 0, 1.0, chroma)  # greys have no hue, and with chroma 0 none matters
     sixths = torch.where(
         value == red,
@@ -66,6 +66,7 @@ def _turned(image: Tensor, turn: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     offset = torch.tensor([5.0, 3.0, 1.0], dtype=image.dtype, device=image.device)[:, None, None]
-    k = (offset + sixths[:, None] + 6 * turn) % 6
-    made: Tensor = value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    k = offset + sixths[:, None] + 6 * turn  # from -1 to 11; below 0 is as 5 to 6, where nothing is taken off
+    k = torch.where(k < 6, k, k - 6)  # cheaper than a remainder
+    made: Tensor = value[:, None] - chroma[:, None] * (2 - (k - 2).abs()).clamp(0, 1)
     return made
