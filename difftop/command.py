@@ -225,7 +225,7 @@ def _read(mode: str, arguments: Sequence[str]) -> Path:
 def _playback(path: Path, config: ConvertConfig) -> Reader:
     """Reads raw teleoperation by playing it back."""
     envs = import_module("envs")
-    shown = {key: getattr(config, key) for key in ("obs", "cameras", "image_size", "render_quality")}
+    shown = {key: getattr(config, key) for key in ("obs", "cameras", "image_size", "render_quality", "depth")}
     reader: Reader = import_module("envs.robosuite.playback").PlaybackReader(path, envs.EnvConfig(**shown))
     return reader
 

@@ -5,7 +5,7 @@ Sizes in every docstring: N environments, B batch, T data time, H plan horizon, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # importing torch takes two seconds, and every environment worker imports this file
     from torch import Tensor
 
-KINDS: Mapping[str, int] = {"vector": 1, "points": 2, "image": 3}  # kind of an observation to the number of its axes
+KINDS: Mapping[str, int] = {"vector": 1, "points": 2, "image": 3, "depth": 3}  # kind of an observation to the number of its axes
 GIVES = ("reward", "success", "expert", "states")  # what an environment may offer beside observations
+
+
+DEPTH = "_depth"  # how keys of depth images end, as robosuite's and RoboMimic's do
+
+
+def is_depth(key: str, shape: Sequence[int]) -> bool:
+    """Whether an observation, channels first, is a depth image: files and spaces tell it by nothing but its name and channel."""
+    return key.endswith(DEPTH) and len(shape) == 3 and shape[0] == 1
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,9 @@ class ObsSpec:
     """One observation of an environment.
 
     Attributes:
-        kind: `vector` (float32 `[O]`), `image` (uint8 `[C, height, width]`; C = 3 x frames, the newest last) or `points` (float32
-            `[P, 3 or 6]`, m in the world's frame).
+        kind: `vector` (float32 `[O]`), `image` (uint8 `[C, height, width]`; C = 3 x frames, the newest last), `depth` (float32
+            `[1, height, width]`, m along the camera's axis; its key ends in `_depth`) or `points` (float32 `[P, 3 or 6]`, m in
+            the world's frame).
         shape: of one observation, without batch.
     """
 
@@ -37,9 +46,9 @@ class ObsSpec:
             )
 
     @staticmethod
-    def of(shape: tuple[int, ...]) -> ObsSpec:
-        """The observation of this shape: its kind follows from the number of axes."""
-        kinds = {axes: kind for kind, axes in KINDS.items()}
+    def of(shape: tuple[int, ...], key: str = "") -> ObsSpec:
+        """The observation `key` of this shape: its kind follows from the number of axes, and a depth image's from its name."""
+        kinds = {1: "vector", 2: "points", 3: "depth" if is_depth(key, shape) else "image"}
         if len(shape) not in kinds:
             raise ValueError(f"an observation of shape {shape} is neither a vector, points nor an image.")
         return ObsSpec(kinds[len(shape)], tuple(shape))

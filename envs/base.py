@@ -223,7 +223,7 @@ def _space(seen: ObsSpec) -> gymnasium.spaces.Box:
     if seen.kind == "image":
         return gymnasium.spaces.Box(0, 255, seen.shape, np.uint8)
     largest = float(np.finfo(np.float32).max)  # every finite number; others raise
-    return gymnasium.spaces.Box(-largest, largest, seen.shape, np.float32)
+    return gymnasium.spaces.Box(0.0 if seen.kind == "depth" else -largest, largest, seen.shape, np.float32)
 
 
 def _info(outcomes: list[Outcome]) -> dict[str, Any]:

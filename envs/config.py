@@ -23,6 +23,7 @@ class EnvConfig:
     reward: str = option("dense", "dense: shaped, where the suite has one; sparse: of success alone", choices=("dense", "sparse"))
     frame_stack: int = option(3, "frames in one observation (obs=pixels only)", low=1, high=16)
     image_size: int = option(84, "height and width of camera images, pixels", low=16, high=480)
+    depth: bool = option(False, "beside each camera image its depths, <camera>_depth, m (obs=image)")
     points: int = option(1024, "points of a cloud, chosen to cover it evenly (obs=pointcloud)", low=16, high=16_384)
     cameras: list[str] = option([], "cameras by the suite's names; empty for the suite's usual ones")
     control: str = option("", "control mode by the suite's name; empty for that of the demonstrations, or the suite's usual one")

@@ -38,6 +38,7 @@ def demonstrations_file(
     if config.obs in ("image", "pixels", "pointcloud"):
         kind += "".join(f"-{camera}" for camera in config.cameras)
     if config.obs in ("image", "pixels"):
+        kind += "-depth" if config.depth else ""
         kind += f"-{config.render_quality}" if config.render_quality != EnvConfig().render_quality else ""
     kind += f"-stack{config.frame_stack}" if config.obs == "pixels" else ""
     kind += f"-repeat{config.action_repeat}" if config.action_repeat else ""
@@ -159,7 +160,7 @@ def _play(env: SimulatedEnv, expert: Disturbed, seed: int) -> Recording | None:
     if not solved:
         return None
     columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    images = [key for key, seen in env.difftop_spec.obs.items() if seen.kind == "image"]
+    images = [key for key, seen in env.difftop_spec.obs.items() if len(seen.shape) == 3]
     columns |= {key: np.moveaxis(columns[key], 1, -1) for key in images}  # channels last, as files keep them
     attributes = {"model_file": simulator.model_xml()} if hasattr(simulator, "model_xml") else {}
     return Recording(

@@ -3,7 +3,8 @@
     state      state [39]: the suite's own: hand, gripper and objects, the same of the step before, and the goal
     low_dim    hand_pos [3], m; gripper [1], opening from 0 to 1; objects [14]: position and quaternion of two objects, zeros
                where there is one; goal_pos [3], m
-    image      hand_pos and gripper, and <camera>_image: what tells nothing of objects and goal but by sight
+    image      hand_pos and gripper, and <camera>_image: what tells nothing of objects and goal but by sight; with env.depth
+               also <camera>_depth, m
     pointcloud hand_pos and gripper, and pointcloud [1024, 3], m: what the cameras see of what can move
     pixels     one camera
 
@@ -47,6 +48,7 @@ _CONTROL_DT_S = 0.0125
 _STATE_DIM = 39
 _VECTORS = {"hand_pos": slice(0, 3), "gripper": slice(3, 4), "objects": slice(4, 18), "goal_pos": slice(36, 39)}
 _SEEING = ("hand_pos", "gripper")  # who sees by cameras doesn't get objects and goal as numbers
+DEPTH = True
 _CAMERA = "corner2"  # of Meta-World's published images
 _ENDLESS = 10**9  # control steps; the time limit is not the simulator's business
 
@@ -69,6 +71,8 @@ class MetaWorldSimulator:
         self.obs = {key: ObsSpec("vector", (len(range(*_VECTORS[key].indices(_STATE_DIM))),)) for key in self._keys}
         self.obs |= {"state": ObsSpec("vector", (_STATE_DIM,))} if config.obs == "state" else {}
         self.obs |= {key: ObsSpec("image", (3, config.image_size, config.image_size)) for key in self._cameras}
+        self._shown_depths = {f"{camera}_depth": camera for camera in self._cameras.values()} if config.depth else {}
+        self.obs |= {key: ObsSpec("depth", (1, config.image_size, config.image_size)) for key in self._shown_depths}
         self._clouds = (config.cameras or [_CAMERA]) if config.obs == CLOUD else []
         self._size, self._points = config.image_size, config.points
         self.obs |= {CLOUD: ObsSpec("points", (config.points, 3))} if self._clouds else {}
@@ -105,6 +109,8 @@ class MetaWorldSimulator:
             obs["state"] = self.last
         for key, camera in self._cameras.items():
             obs[key] = self._image(camera, *self.obs[key].shape[1:]).transpose(2, 0, 1)
+        for key, camera in self._shown_depths.items():
+            obs[key] = self._depth(camera)[None]
         if self._clouds:
             obs[CLOUD] = self._cloud()
         return obs
@@ -129,12 +135,22 @@ class MetaWorldSimulator:
 
     def _cloud(self) -> Array:
         """Points of all cameras of `obs=pointcloud`, together."""
+        model, data, size = self._env.model, self._env.data, self._size
+        seen = [self._measuring().points(model, data, camera, size, size) for camera in self._clouds]
+        return farthest_points(np.concatenate(seen), self._points)
+
+    def _depth(self, camera: str) -> Array:
+        """Depths `[height, width]`, m, upright as the camera's images are."""
+        depth = self._measuring().depth(self._env.model, self._env.data, camera, self._size, self._size)
+        return depth[::-1, ::-1] if self._hangs(camera) else depth
+
+    def _measuring(self) -> SceneCamera:
+        """Sees what images show, without anti-aliasing."""
         from envs.scene_camera import SceneCamera
 
         if self._depths is None:
             self._depths = SceneCamera(fast=True, hidden=())
-        seen = [self._depths.points(self._env.model, self._env.data, camera, self._size, self._size) for camera in self._clouds]
-        return farthest_points(np.concatenate(seen), self._points)
+        return self._depths
 
     def _image(self, camera: str, height: int, width: int) -> Array:
         backend = ensure_drawing()

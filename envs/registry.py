@@ -228,6 +228,11 @@ def _resolved(config: EnvConfig) -> tuple[Task, EnvConfig]:
         raise ConfigError(
             f"{task.name}: env.cameras={config.cameras}: env.obs={config.obs} has no images; set env.obs=image, or leave it out."
         )
+    if config.depth and not getattr(task.module, "DEPTH", False):
+        there = [prefix for prefix, _, module in _modules() if getattr(module, "DEPTH", False)]
+        raise ConfigError(f"{task.name}: env.depth=true is not offered there, but in {', '.join(there)}; leave it out.")
+    if config.depth and config.obs != "image":
+        raise ConfigError(f"{task.name}: env.depth=true: env.obs={config.obs} has no depth images; set env.obs=image.")
     if config.obs == "pixels" and len(config.cameras) > 1:
         raise ConfigError(
             f"{task.name}: env.cameras={config.cameras}: env.obs=pixels has one camera; name one, or set env.obs=image."

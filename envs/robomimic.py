@@ -17,7 +17,7 @@ from envs.robosuite.tasks import NAMES_IN_FILES, ROBOMIMIC, RobosuiteTask
 
 __all__ = ["OBS", "TASKS", "version"]
 
-POSES = True
+POSES = DEPTH = True
 
 TASKS: Mapping[str, RobosuiteTask] = {
     name: replace(robosuite.TASKS[task], gives=frozenset({"success", "states"})) for name, task in ROBOMIMIC.items()

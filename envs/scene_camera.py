@@ -1,4 +1,4 @@
-"""Images and points of a MuJoCo scene, also of one whose model is replaced at every reset.
+"""Images, depths and points of a MuJoCo scene, also of one whose model is replaced at every reset.
 
 robosuite's own renderer binds its OpenGL context when it is made, and never again: of two environments in a process, the first
 silently returns the second's images. And it makes a context at every reset, which takes most of a second. Here the context is
@@ -54,13 +54,29 @@ class SceneCamera:
         pixels, _ = self._drawn(model, data, number, height, width)
         return np.ascontiguousarray(pixels[::-1])  # OpenGL counts rows from below
 
+    def depth(self, model: Any, data: Any, camera: str, height: int, width: int) -> Array:
+        """How far along the axis of `camera` what it shows is `[height, width]`, float32, m, upright; the camera must be fast.
+
+        Where it shows nothing, the far plane: `vis.map.zfar` times the scene's extent. With OpenGL's depth t:
+
+            d = near / (1 - t (1 - near / far))
+
+        Raises:
+            RenderError: see `image`.
+        """
+        assert self._fast, "anti-aliasing mixes the depths of surfaces"
+        number = self._number(model, camera, height, width)
+        self._prepare(model)
+        _, raw = self._drawn(model, data, number, height, width)
+        return np.ascontiguousarray(_metres(model, raw)[::-1], np.float32)
+
     def points(self, model: Any, data: Any, camera: str, height: int, width: int) -> Array:
         """What `camera` sees of bodies that can move, a point per pixel `[N, 3]`, m, in the world; the camera must be fast.
 
         Pixels tell which geom they show and how far it is, in one drawing; what is welded to the world (tables, bins, the floor)
-        is left out. A pixel (i, j) at depth d, with OpenGL's depth t and a camera at c with axes R, that looks along -z:
+        is left out. A pixel (i, j) at depth d (see `depth`), of a camera at c with axes R, that looks along -z:
 
-            d = near / (1 - t (1 - near / far)),   f = height / (2 tan(fovy / 2)),
+            f = height / (2 tan(fovy / 2)),
             p = c + R d [(j + 1/2 - width/2) / f, (i + 1/2 - height/2) / f, -1],   i counted from below
 
         Raises:
@@ -81,8 +97,7 @@ class SceneCamera:
             if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
                 moves[geom.segid] = model.body_weldid[model.geom_bodyid[geom.objid]] != 0
         row, column = np.nonzero(moves[drawn])
-        near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
-        depth = near / (1 - raw[row, column].astype(np.float64) * (1 - near / far))
+        depth = _metres(model, raw[row, column])
         focal = height / (2 * np.tan(np.deg2rad(model.cam_fovy[number]) / 2))
         rays = np.stack([(column + 0.5 - width / 2) / focal, (row + 0.5 - height / 2) / focal, -np.ones(len(row))], 1)
         seen: Array = data.cam_xpos[number] + (depth[:, None] * rays) @ data.cam_xmat[number].reshape(3, 3).T
@@ -131,8 +146,10 @@ class SceneCamera:
 
     def _open(self, model: Any) -> None:
         backend = ensure_drawing()
+        quality = model.vis.quality  # of contexts that are made; other cameras of the model may be of another
+        kept = quality.shadowsize, quality.offsamples
         if self._fast:
-            model.vis.quality.shadowsize, model.vis.quality.offsamples = 0, 0
+            quality.shadowsize, quality.offsamples = 0, 0
         model.vis.global_.offwidth = model.vis.global_.offheight = _LARGEST
         try:
             self._gl = import_module(f"mujoco.{'osmesa' if backend == 'osmesa' else 'egl'}").GLContext(_LARGEST, _LARGEST)
@@ -142,8 +159,17 @@ class SceneCamera:
         except Exception as error:  # OpenGL, EGL and MuJoCo each have their own
             self._gl = None
             raise RenderError(f"MuJoCo can't render with MUJOCO_GL={backend} ({error}): {advice(backend)}.") from error
+        finally:
+            quality.shadowsize, quality.offsamples = kept
         self._model = model
         atexit.register(self.close)  # contexts that are left over are freed before MuJoCo ends EGL, or they complain
 
     def _same_assets(self, model: Any) -> bool:
         return all(np.array_equal(getattr(model, name), getattr(self._model, name)) for name in _ASSETS)
+
+
+def _metres(model: Any, raw: Array) -> Array:
+    """Distances along a camera's axis, m, float64, of OpenGL's depths, 0 near to 1 far; see `SceneCamera.depth`."""
+    near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
+    made: Array = near / (1 - raw.astype(np.float64) * (1 - near / far))
+    return made

@@ -15,6 +15,7 @@ and, where it can,
     info(task) -> TaskInfo                         where there are tasks beyond TASKS
     recorded_name(task) -> str                     where demonstration files call a task otherwise
     POSES = True                                   where actions may be absolute poses, `config.poses`
+    DEPTH = True                                   where cameras may show depths, `config.depth`
 
 Packages of others add suites by entry points of the group `difftop.envs`, whose name is the suite's and whose value its module.
 """
@@ -90,7 +91,7 @@ class Simulator(Protocol):
         """One control step under `action [A]` in [-1, 1], float64."""
 
     def observe(self) -> Observation:
-        """What is seen now: float vectors and points, uint8 images with channels first."""
+        """What is seen now: float vectors, points and depths, uint8 images; channels first."""
 
     def render(self, height: int, width: int) -> Array:
         """Camera image for videos `[height, width, 3]`, uint8."""

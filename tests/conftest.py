@@ -34,7 +34,7 @@ def task_spec(
     name: str, shapes: Mapping[str, tuple[int, ...]], action_dim: int, episode_steps: int = 20, control_dt_s: float = 0.05
 ) -> EnvSpec:
     """A task with observations of these shapes by key, and nothing else."""
-    obs = {key: ObsSpec.of(shape) for key, shape in shapes.items()}
+    obs = {key: ObsSpec.of(shape, key) for key, shape in shapes.items()}
     return EnvSpec(name, obs, action_dim, episode_steps=episode_steps, control_dt_s=control_dt_s)
 
 

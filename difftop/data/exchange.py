@@ -17,7 +17,8 @@ class RawEpisode:
     Attributes:
         name: in the data set that it is from.
         actions: `[T, A]`, of the type that is stored.
-        obs: by key `[T, ...]`, observed before each action; images `[T, height, width, C]` uint8.
+        obs: by key `[T, ...]`, observed before each action; images `[T, height, width, C]` uint8, depths
+            `[T, height, width, 1]`, m.
         last_obs: by key `[...]`, after the last action; empty where the format doesn't keep it.
         rewards: `[T]`, None where none are stored.
         success: whether it was solved, None where nothing says so.

@@ -22,6 +22,7 @@ from difftop.data.demonstrations import Array, DemonstrationError, Demonstration
 from difftop.data.faults import CUT_OFF, MISSING, Columns, Faults, FaultyEpisodeError, checked
 from difftop.data.seal import check_seal, seal
 from difftop.later import later
+from difftop.types import is_depth
 
 if TYPE_CHECKING:
     import torch
@@ -68,9 +69,12 @@ class BlockCache:
         self._file: Any = None
         self._process = 0
 
-    def block(self, dataset: str, number: int) -> Array:
+    def block(self, dataset: str, number: int, *, depth: bool = False) -> Array:
         """Rows `16 number` to `16 number + 15` of a dataset `[T, H, W, C]` (fewer at its end), channels first.
 
+        Args:
+            dataset, number: see above.
+            depth: whether they are depths.
         Raises:
             DemonstrationError: the file can't be read any more.
         """
@@ -84,7 +88,7 @@ class BlockCache:
             stored = self._file[dataset][_BLOCK_ROWS * number : _BLOCK_ROWS * (number + 1)]
         except (OSError, KeyError) as error:
             raise DemonstrationError(f"{self.path}: {dataset} can't be read ({error}); is the file damaged or gone?") from error
-        block = np.ascontiguousarray(np.moveaxis(pixels(f"{self.path}: {dataset}", stored), -1, 1))
+        block = np.ascontiguousarray(np.moveaxis((depths if depth else pixels)(f"{self.path}: {dataset}", stored), -1, 1))
         self._blocks[key] = block
         self.used_bytes += block.nbytes
         while self.used_bytes > self.capacity_bytes:
@@ -105,12 +109,14 @@ class ImageRows:
         cache: of the file.
         datasets: one per episode, `[T, H, W, C]`.
         first: the first of them.
+        key: what they are called; see `difftop.types.is_depth`.
     """
 
-    def __init__(self, cache: BlockCache, datasets: Sequence[str], first: Any) -> None:
+    def __init__(self, cache: BlockCache, datasets: Sequence[str], first: Any, key: str) -> None:
         height, width, channels = first.shape[1:]
         self.cache, self.datasets, self.shape = cache, tuple(datasets), (channels, height, width)
-        self.dtype = np.dtype(np.uint8 if first.dtype == np.uint8 else np.float32)
+        self.depth = is_depth(key, self.shape)
+        self.dtype = np.dtype(np.uint8 if first.dtype == np.uint8 and not self.depth else np.float32)
 
     @property
     def cached_bytes(self) -> int:
@@ -124,8 +130,29 @@ class ImageRows:
             blocks = rows // _BLOCK_ROWS
             for block in np.unique(blocks):
                 here = blocks == block
-                out[b, here] = self.cache.block(self.datasets[number], int(block))[rows[here] % _BLOCK_ROWS]
+                out[b, here] = self._block(number, int(block))[rows[here] % _BLOCK_ROWS]
         return torch.from_numpy(out)
+
+    def _block(self, episode: int, number: int) -> Array:
+        return self.cache.block(self.datasets[episode], number, depth=self.depth)
+
+
+def depths(where: str, stored: Array) -> Array:
+    """Depth images as float32, m: floats are metres, integers of 16 bits millimetres, as depth cameras and ManiSkill have them.
+
+    Raises:
+        DemonstrationError: another type, NaN, infinity, or below 0.
+    """
+    metres = stored.dtype.kind == "f"
+    if not metres and stored.dtype not in (np.uint16, np.int16):
+        raise DemonstrationError(
+            f"{where} has depths of {stored.dtype}; they must be floats, m, or integers of 16 bits, mm: store them anew so."
+        )
+    if stored.size and not (stored.min() >= 0 and np.isfinite(stored.max())):  # written so that NaN fails too
+        raise DemonstrationError(
+            f"{where} has depths from {stored.min():g} to {stored.max():g}; they must be finite, and 0 where nothing was seen."
+        )
+    return stored.astype(np.float32) if metres else np.divide(stored, 1000, dtype=np.float32)
 
 
 def pixels(where: str, stored: Array) -> Array:
@@ -273,7 +300,7 @@ def read_demonstrations(
     if not reading.names:
         raise faults.nothing_left() if faults.left_out else DemonstrationError(f"{path}: it has no demonstration.")
     cache = BlockCache(path, cache_bytes)
-    lazy = {key: ImageRows(cache, datasets, file[datasets[0]]) for key, datasets in reading.images.items()}
+    lazy = {key: ImageRows(cache, datasets, file[datasets[0]], key) for key, datasets in reading.images.items()}
     return joined(path, env, reading.names, reading.actions, reading.vectors, lazy, faults.lines())
 
 
@@ -323,7 +350,8 @@ class _Reading:
             if dataset.shape[1:] != self._rows.setdefault(key, dataset.shape[1:]):
                 raise other_shape(where, dataset.shape[1:], self._rows[key])
             if len(dataset.shape) >= 4:
-                pixels(where, dataset[:1])
+                first = dataset[:1]
+                (depths if is_depth(key, np.moveaxis(first, -1, 1).shape[1:]) else pixels)(where, first)
                 images[key], rows[key] = source.obs[key], dataset.shape[0]
             else:
                 vectors[key] = dataset[()] if dataset.shape else np.zeros(0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from difftop.data.demonstrations import DemonstrationError
 from difftop.data.exchange import RawEpisode
 from difftop.data.extras import optional
 from difftop.data.faults import Array
@@ -65,6 +66,12 @@ class LeRobotWriter:
         if task not in self._tasks:
             self._tasks.append(task)
         images = {key: rows for key, rows in episode.obs.items() if rows.ndim == 4}
+        others = [key for key, rows in images.items() if rows.dtype != np.uint8]
+        if others:
+            raise DemonstrationError(
+                f"{self.path}: {others[0]} of {episode.name} is {images[others[0]].dtype}, and images of LeRobot data sets are "
+                "uint8: convert to a .hdf5, or leave depths out when they are made."
+            )
         columns: dict[str, Array] = {ACTION: episode.actions}
         columns |= {self._feature(key, rows): rows for key, rows in episode.obs.items() if key not in images}
         if episode.rewards is not None:

@@ -4,7 +4,8 @@
     traj_<id>       actions [T, A]; obs [T+1, D] (state) or groups of them (state_dict, rgb, ...); env_states, success, ...
 
 An observation more than actions: the last one, after the last action, is not used. A flat state is called `state`, keys of nested
-groups are joined by '/' (`agent/qpos`), and a camera's colours are `base_camera_image`; these are the keys of envs/maniskill.py.
+groups are joined by '/' (`agent/qpos`), and a camera's colours are `base_camera_image`, its depths (16 bits, mm)
+`base_camera_depth` (float32, m); these are the keys of envs/maniskill.py.
 Left out are parameters of cameras, and point clouds of all pixels: policies get a fixed number of points, dataset obs/pointcloud.
 Source: ManiSkill 3.0.1, documentation "Trajectory format" and `mani_skill/trajectory/dataset.py`.
 Differs: episodes in numeric order (ManiSkill 2 tools sort as text), everything is checked on opening.
@@ -24,6 +25,7 @@ from difftop.data.faults import Faults
 from difftop.data.hdf5 import Source, looked_into, open_hdf5, read_demonstrations
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.survey_hdf5 import add_source
+from difftop.types import DEPTH
 
 
 def open_maniskill(
@@ -151,9 +153,10 @@ def _observations(group: Any) -> Iterator[tuple[str, str]]:
 
 
 def _key(path: str) -> str:
-    """`base_camera_image` for `sensor_data/base_camera/rgb`; other paths are keys already."""
+    """`base_camera_image` for `sensor_data/base_camera/rgb`, `..._depth` for its depth; other paths are keys already."""
     parts = path.split("/")
-    return f"{parts[1]}_image" if len(parts) == 3 and parts[0] == "sensor_data" and parts[2] == "rgb" else path
+    ending = {"rgb": "_image", "depth": DEPTH}.get(parts[2], "") if len(parts) == 3 and parts[0] == "sensor_data" else ""
+    return f"{parts[1]}{ending}" if ending else path
 
 
 def survey(path: Path) -> Survey:

@@ -20,6 +20,7 @@ from difftop.data.demonstrations import DemonstrationError
 from difftop.data.exchange import RawEpisode
 from difftop.data.hdf5 import ensure_room, new_hdf5
 from difftop.data.robomimic import Recording, write_episode
+from difftop.types import DEPTH
 
 
 class Parts:
@@ -120,7 +121,7 @@ class ManiSkillParts(Parts):
         flat = list(episode.obs) == ["state"]
         for key, rows in episode.obs.items():
             last = np.asarray(episode.last_obs.get(key, rows[-1]))[None]
-            image = rows.ndim == 4
+            image = rows.ndim == 4 and not key.endswith(DEPTH)  # whose millimetres would round ours
             name = "obs" if flat else f"obs/sensor_data/{key.removesuffix('_image')}/rgb" if image else f"obs/{key}"
             group.create_dataset(name, data=np.concatenate([rows, last]))
         ends = np.arange(steps) == steps - 1

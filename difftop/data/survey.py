@@ -14,6 +14,7 @@ import numpy as np
 
 from difftop.data.demonstrations import Demonstrations, EnvInfo
 from difftop.data.faults import BEYOND, CUT_OFF, MISSING, NAN, Array
+from difftop.types import is_depth
 
 _LIMIT = 1 + 1e-6
 
@@ -119,7 +120,8 @@ class Surveyor:
             found += [CUT_OFF] if len(values) != len(rows) + extra_rows else []
             finite &= values.dtype.kind not in "f" or all_finite(values)
         for key, (shape, dtype) in images.items():
-            self._column(key, tuple(shape[1:]), dtype, kind)
+            depth = is_depth(key, (shape[-1], *shape[1:-1]))
+            self._column(key, tuple(shape[1:]), dtype, "depth" if depth else kind)
             found += [CUT_OFF] if shape[0] != len(rows) + extra_rows else []
         found += [CUT_OFF] if length is not None and length != len(rows) else []
         found += [] if finite else [NAN]
@@ -172,6 +174,7 @@ def survey_of(format: str, made: Demonstrations) -> Survey:
     surveyor = Surveyor()
     for episode in made.episodes():
         surveyor.add(episode.name, episode.actions.numpy(), {key: rows.numpy() for key, rows in episode.obs.items()}, {})
-    columns = {key: Column((*images.shape[1:], images.shape[0]), "uint8", "image") for key, images in made.images.items()}
-    surveyor.columns |= columns
+    for key, images in made.images.items():
+        dtype, kind = ("float32", "depth") if is_depth(key, images.shape) else ("uint8", "image")
+        surveyor.columns[key] = Column((*images.shape[1:], images.shape[0]), dtype, kind)
     return surveyor.survey(made.path, format, made.env, notes=made.notes)

@@ -22,11 +22,12 @@ from difftop.data import pusht
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.exchange import RawEpisode
 from difftop.data.faults import Array, Columns, Faults
-from difftop.data.hdf5 import pixels
+from difftop.data.hdf5 import depths, pixels
 from difftop.data.scaling import gathered
 from difftop.data.survey import Survey, Surveyor
 from difftop.data.zarr_arrays import Store, ZarrArray
 from difftop.later import later
+from difftop.types import DEPTH, is_depth
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,7 @@ class ZarrReader:
         """See `difftop.data.exchange.Reader`."""
         for number in range(start, self.count):
             obs = {
-                key_of(key, self.is_image(key)): as_bytes(f"{self.path}: {key}", self.column(key, number))
+                key_of(key, self.is_image(key)): as_shown(key, f"{self.path}: {key}", self.column(key, number))
                 if self.is_image(key)
                 else self.column(key, number)
                 for key in self.keys
@@ -93,7 +94,7 @@ class ZarrImages:
     """Images of one key of all episodes, in their chunks; see `difftop.data.windows.Images`."""
 
     def __init__(self, store: Store, name: str, starts: Sequence[int], keep_bytes: int) -> None:
-        self.array, self.starts = ZarrArray(store, name, keep_bytes), tuple(starts)
+        self.array, self.starts, self.key = ZarrArray(store, name, keep_bytes), tuple(starts), name.rpartition("/")[2]
         height, width, channels = self.array.shape[1:]
         self.shape = (channels, height, width)
 
@@ -107,9 +108,14 @@ class ZarrImages:
         found = []
         for number, rows in zip(episode.tolist(), steps.numpy(), strict=True):
             low, first = int(rows.min()), self.starts[number]
-            block = as_bytes(self.array.where, self.array.rows(first + low, first + int(rows.max()) + 1))
+            block = as_shown(self.key, self.array.where, self.array.rows(first + low, first + int(rows.max()) + 1))
             found.append(np.moveaxis(block[rows - low], -1, 1))
         return torch.from_numpy(np.ascontiguousarray(np.stack(found)))
+
+
+def as_shown(key: str, where: str, stored: Array) -> Array:
+    """Images `[T, height, width, C]` of the array `key` as networks take them: depths in m, others as `as_bytes` has them."""
+    return depths(where, stored) if is_depth(key, (stored.shape[-1], *stored.shape[1:3])) else as_bytes(where, stored)
 
 
 def as_bytes(where: str, stored: Array) -> Array:
@@ -122,8 +128,8 @@ def as_bytes(where: str, stored: Array) -> Array:
 
 
 def key_of(key: str, image: bool) -> str:
-    """The observation's name here: images end in `_image`."""
-    return key if not image or key.endswith("_image") else f"{key}_image"
+    """The observation's name here: images end in `_image`, or in `_depth`."""
+    return key if not image or key.endswith(("_image", DEPTH)) else f"{key}_image"
 
 
 def matches(path: Path) -> bool:

@@ -52,6 +52,7 @@ class ConvertConfig:
     image_size: int = option(
         84, "raw robosuite: height and width of images, and of the depths that points come from, pixels", low=16, high=480
     )
+    depth: bool = option(False, "raw robosuite: beside each camera image its depths, m (obs=image)")
     render_quality: str = option("published", "raw robosuite: of images; fast is 3 times faster", choices=("published", "fast"))
 
 

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from difftop.nn.colour import jittered
 from difftop.nn.pointnet import PointNet
 from difftop.nn.pretrained import MEAN, STD, load_pretrained_
 from difftop.nn.resnet import DEPTHS, NORMS, ResNet, SpatialSoftmax
 from difftop.nn.small_conv import SmallConv
 from difftop.options import ConfigError, option
+from difftop.types import DEPTH, is_depth
 
 log = logging.getLogger(__name__)
 
+_RGB = 3  # channels
 _LITTLE = 0.75  # of a side: a crop below it may miss what matters at the edges
 
 
@@ -46,6 +49,16 @@ class EncoderConfig:
     evaluation_crop: str = option(
         "center", "images: crop in evaluation; random is what LeTO's runs did by accident", choices=("center", "random")
     )
+    colour: float = option(
+        0.0,
+        "images: strength S of random colours in training, one draw for all frames of a window, each camera its own: "
+        "torchvision's ColorJitter(brightness=S, contrast=S, saturation=S, hue=S/6); 0: colours as they are",
+        low=0,
+        high=1,
+    )
+    depth_range: float = option(
+        3.0, "depth images: what is farther, m, is as far as this; then mean 0 and deviation 1 over the demonstrations", above=0
+    )
     keypoints: int = option(32, "images: points of the spatial softmax", low=1)
     features: int = option(64, "features of an image or point cloud", low=1)
 
@@ -58,6 +71,7 @@ class KeyedEncoder(nn.Module):
         config: options.
     Attributes:
         out: size of the features, or of a token.
+        cameras: keys of images, depth images among them.
     """
 
     out: int
@@ -66,15 +80,19 @@ class KeyedEncoder(nn.Module):
         super().__init__()
         self.config, self.order = config, tuple(shapes)
         self.cameras = tuple(key for key, shape in shapes.items() if len(shape) == 3)
+        depths = {key: f"{key.removesuffix(DEPTH)}_image" for key in self.cameras if is_depth(key, shapes[key])}
+        seen = {key: depths[key] if depths.get(key) in self.cameras else key for key in self.cameras}
+        self._views = {key: list(dict.fromkeys(seen.values())).index(view) for key, view in seen.items()}
         self.clouds = tuple(key for key, shape in shapes.items() if len(shape) == 2)
         self.nets = nn.ModuleDict()
 
-    def encoded(self, obs: Mapping[str, Tensor], crops: Tensor | None) -> list[Tensor]:
+    def encoded(self, obs: Mapping[str, Tensor], crops: Tensor | None, colours: Tensor | None = None) -> list[Tensor]:
         """What the networks make of each key, in the order of `shapes`, `[..., *]`; keys without a network are as they were.
 
         Args:
-            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255.
-            crops: where to crop, numbers in [0, 1) `[..., cameras, 2]`; None for the centre.
+            obs: by key `[..., *shape]`; images uint8 or float in 0 .. 255, depths float, already scaled.
+            crops: where to crop, numbers in [0, 1) `[..., views, 2]`; None for the centre.
+            colours: how to change colours, numbers in [0, 1) `[..., views, 4]`; None for as they are.
         """
         parts = []
         for key in self.order:
@@ -85,12 +103,17 @@ class KeyedEncoder(nn.Module):
             lead = x.shape[: -3 if key in self.cameras else -2 if key in self.clouds else -1]
             flat = x.flatten(0, len(lead) - 1)
             if key in self.cameras:
-                corner = None if crops is None else crops[..., self.cameras.index(key), :].reshape(-1, 2)
-                features = self.nets[key](flat, corner)
+                drawn = (None if x is None else x[..., self._views[key], :].flatten(0, -2) for x in (crops, colours))
+                features = self.nets[key](flat, *drawn)
             else:
                 features = self.nets[key](flat)
             parts.append(features.view(*lead, *features.shape[1:]))
         return parts
+
+    @property
+    def views(self) -> int:
+        """How many crops, or changes of colours, one observation takes: a camera's image and its depths are cropped alike."""
+        return len(set(self._views.values()))
 
     @property
     def crops_randomly(self) -> bool:
@@ -98,8 +121,13 @@ class KeyedEncoder(nn.Module):
         random = self.training or self.config.evaluation_crop == "random"
         return bool(self.cameras) and self.config.crop not in (0, 1) and random
 
+    @property
+    def colours_randomly(self) -> bool:
+        """Whether the next forward pass wants random colours; in evaluation none does."""
+        return bool(self.cameras) and self.config.colour > 0 and self.training
+
     def load_pretrained_(self) -> None:
-        """Before training: weights of `config.weights` into the ResNet of every camera; nothing where it names none.
+        """Before training: weights of `config.weights` into the ResNet of every image, not of depths; nothing where it is empty.
 
         A checkpoint has what became of them: where one is loaded, the file isn't needed.
 
@@ -108,15 +136,17 @@ class KeyedEncoder(nn.Module):
         """
         if self.config.weights:
             for module in self.modules():
-                if isinstance(module, CroppedMaps) and isinstance(module.resnet, ResNet):
+                if isinstance(module, CroppedMaps) and isinstance(module.resnet, ResNet) and not module.depth:
                     load_pretrained_(module.resnet, self.config.weights)
 
 
 class ObservationEncoder(KeyedEncoder):
     """Features of all keys end to end, in the order of `shapes`: vectors as they are, a network for each image and cloud.
 
-        image:  crop -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers) -> linear -> ReLU
-                (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs never wake up)
+        image:  crop -> random colours -> x / 127.5 - 1 -> ResNet or SmallConv -> spatial softmax (K points, 2 K numbers)
+                -> linear -> ReLU (the small network: LayerNorm, since points hardly move at the start, and half of the ReLUs
+                never wake up)
+        depth:  crop -> as an image, in a network of its own; who calls has cut and normalized them
         cloud:  PointNet
 
     Args:
@@ -136,22 +166,24 @@ class ObservationEncoder(KeyedEncoder):
                 self.nets[key] = PointNet(shape[-1], config.features)
             self.out += shape[0] if len(shape) == 1 else config.features
 
-    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None, colours: Tensor | None = None) -> Tensor:
         """Features `[..., out]`; see `KeyedEncoder.encoded`."""
-        return torch.cat(self.encoded(obs, crops), -1)
+        return torch.cat(self.encoded(obs, crops, colours), -1)
 
 
 class CroppedMaps(nn.Module):
-    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, cropped, to `[N, out, *cells]`.
+    """One camera's feature maps: `[N, C, height, width]` in 0 .. 255, or depths, cropped, to `[N, out, *cells]`.
 
     Pretrained networks see images as they were trained on them, (x / 255 - MEAN) / STD by channel; others see x / 127.5 - 1.
+    Depths have no pretrained networks: beside some, theirs begins at random weights, and group normalization stands for frozen.
 
     Attributes:
         out: channels of the maps; 512 of a ResNet (2048 of 50 layers), 64 of the small network.
         cells: rows and columns of the maps.
     Raises:
         ConfigError: the image is smaller than the crop, or the crop too small for the network; pretrained weights are of another
-            number of channels, or for the small network; statistics are frozen and not pretrained.
+            number of channels, or for the small network; statistics are frozen and not pretrained; random colours of what isn't
+            red, green and blue.
     """
 
     mean: Tensor
@@ -161,6 +193,7 @@ class CroppedMaps(nn.Module):
         super().__init__()
         self.config = config
         channels, height, width = shape
+        self.depth = is_depth(name, shape)
         self.size = cropped_size(config.crop, height, width)
         if self.size[0] > height or self.size[1] > width:
             raise ConfigError(
@@ -183,23 +216,39 @@ class CroppedMaps(nn.Module):
             raise ConfigError("encoder.norm=frozen: takes the statistics of pretrained weights; set encoder.weights=PATH.")
         if config.weights and config.network == "small":
             raise ConfigError(f"encoder.weights={config.weights}: is for a ResNet; leave it out, or set encoder.network=resnet.")
-        if config.weights and channels != len(MEAN):
+        if config.weights and channels != len(MEAN) and not self.depth:
             raise ConfigError(
                 f"encoder.weights={config.weights}: is for images of {len(MEAN)} channels, and {name} has {channels}; leave it "
                 "out."
             )
-        self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, config.norm, config.depth)
-        if config.weights:
+        if config.colour and channels != _RGB and not self.depth:
+            raise ConfigError(
+                f"encoder.colour={config.colour:g}: is for images of {_RGB} channels, and {name} has {channels}; leave it out."
+            )
+        norm = "group" if self.depth and config.norm == "frozen" else config.norm
+        self.resnet = SmallConv(channels) if config.network == "small" else ResNet(channels, norm, config.depth)
+        self.pretrained = bool(config.weights) and not self.depth
+        if self.pretrained:
             self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None], persistent=False)
             self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None], persistent=False)
         self.out = int(self.resnet.out)
         self.cells = math.ceil(self.size[0] / network.stride), math.ceil(self.size[1] / network.stride)
 
-    def maps(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
-        """Feature maps; `corner [N, 2]` in [0, 1) places the crop, None puts it into the centre."""
+    def maps(self, image: Tensor, corner: Tensor | None = None, colour: Tensor | None = None) -> Tensor:
+        """Feature maps.
+
+        Args:
+            image: `[N, C, height, width]` in 0 .. 255, or depths, scaled.
+            corner: places the crop, `[N, 2]` in [0, 1); None puts it into the centre.
+            colour: draws of `difftop.nn.colour.jittered`, `[N, 4]`; None leaves colours as they are.
+        """
         cropped = crop(image, self.size, corner)
         seen = cropped.to(next(self.resnet.parameters()).dtype)
-        made: Tensor = self.resnet((seen - self.mean) / self.std if self.config.weights else seen / 127.5 - 1)
+        if colour is not None and not self.depth:
+            seen = jittered(seen, colour, self.config.colour)
+        if not self.depth:
+            seen = (seen - self.mean) / self.std if self.pretrained else seen / 127.5 - 1
+        made: Tensor = self.resnet(seen)
         return made
 
 
@@ -212,9 +261,9 @@ class ImageEncoder(CroppedMaps):
         self.linear = nn.Linear(2 * config.keypoints, config.features)
         self.last = nn.LayerNorm(config.features) if config.network == "small" else nn.ReLU()
 
-    def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, corner: Tensor | None = None, colour: Tensor | None = None) -> Tensor:
         """Features; see `maps`."""
-        points = self.softmax(self.maps(image, corner)).flatten(1)
+        points = self.softmax(self.maps(image, corner, colour)).flatten(1)
         features: Tensor = self.last(self.linear(points))
         return features
 

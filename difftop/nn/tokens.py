@@ -16,7 +16,8 @@ class ObservationTokens(KeyedEncoder):
     """Tokens of all keys, in the order of `shapes`; each has a learned vector of its key added.
 
         vector:  linear -> 1 token
-        image:   crop -> x / 127.5 - 1 -> ResNet or SmallConv -> linear, plus the cell's place as waves -> a token for each cell
+        image:   crop -> random colours -> x / 127.5 - 1 -> ResNet or SmallConv -> linear, plus the cell's place as waves
+                 -> a token for each cell; depths likewise, see there
         cloud:   PointNet -> linear -> 1 token
 
     Args:
@@ -44,9 +45,9 @@ class ObservationTokens(KeyedEncoder):
             self.count += cells[0] * cells[1]
         self.kinds = nn.Parameter(0.02 * torch.randn(len(self.order), dim))
 
-    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Mapping[str, Tensor], crops: Tensor | None = None, colours: Tensor | None = None) -> Tensor:
         """Tokens `[..., count, dim]`; see `KeyedEncoder.encoded`."""
-        parts = self.encoded(obs, crops)
+        parts = self.encoded(obs, crops, colours)
         lists = [x if key in self.cameras else x[..., None, :] for key, x in zip(self.order, parts, strict=True)]
         return torch.cat([x + kind for x, kind in zip(lists, self.kinds, strict=True)], -2)
 
@@ -61,7 +62,7 @@ class MapTokens(CroppedMaps):
         self.linear = nn.Linear(self.out, dim)
         self.register_buffer("place", grid_sinusoids(*self.cells, dim), persistent=False)
 
-    def forward(self, image: Tensor, corner: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, corner: Tensor | None = None, colour: Tensor | None = None) -> Tensor:
         """Tokens, row by row; see `maps`."""
-        tokens: Tensor = self.linear(self.maps(image, corner).flatten(2).mT)
+        tokens: Tensor = self.linear(self.maps(image, corner, colour).flatten(2).mT)
         return tokens + self.place

@@ -290,7 +290,7 @@ def _recorded_spec(settings: Settings, demonstrations: Demonstrations) -> EnvSpe
     """Without a simulator: what the demonstrations say of the task; their control period is robosuite's where they don't."""
     rate = float(demonstrations.env.kwargs.get("control_freq") or demonstrations.env.raw.get("fps") or 20.0)
     steps, action_dim = int(demonstrations.length.max()), int(demonstrations.actions.shape[1])
-    obs = {key: ObsSpec.of(shape) for key, shape in demonstrations.shapes.items()}
+    obs = {key: ObsSpec.of(shape, key) for key, shape in demonstrations.shapes.items()}
     low, high = range_of(demonstrations)
     arms = PoseRange.read(settings.env.poses).arms if settings.env.poses else 0
     return EnvSpec(settings.env.name, obs, action_dim, steps, 1 / rate, action_low=low, action_high=high, poses=arms)

@@ -1,7 +1,8 @@
 """ManiSkill 3's tasks, one environment on the CPU: observations as its trajectory files have them.
 
     state, low_dim  state [O]: proprioception, object poses and goal, as ManiSkill flattens them
-    image           <camera>_image, and agent/..., extra/...: what its rgb files hold, which tells nothing of the objects
+    image           <camera>_image, and agent/..., extra/...: what its rgb files hold, which tells nothing of the objects; with
+                    env.depth also <camera>_depth, m
     pointcloud      pointcloud [1024, 3] in the world's frame, m, and agent/..., extra/... likewise
     pixels          one camera
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "version"]
 
 OBS = tuple(OBS_MODES)
+DEPTH = True
 
 
 def load(task: str, config: EnvConfig) -> ManiSkillSimulator:

@@ -9,7 +9,7 @@ from typing import Any
 from difftop.options import ConfigError
 from envs.config import EnvConfig
 from envs.errors import EnvError
-from envs.maniskill.tasks import CONTROL, OBS_MODES
+from envs.maniskill.tasks import CONTROL, obs_mode
 
 _OWN_ARGUMENTS = (  # of a file's environment; the others are passed on
     "obs_mode",
@@ -56,7 +56,7 @@ def arguments(name: str, config: EnvConfig, made_with: Mapping[str, Any]) -> dic
     size, video = config.image_size, config.video_size
     sensors = made_with.get("sensor_configs", {}) if made_with else {"width": size, "height": size}
     return kwargs | {
-        "obs_mode": OBS_MODES[config.obs],
+        "obs_mode": obs_mode(config),
         "control_mode": config.control or recorded or CONTROL,
         "render_mode": "rgb_array",
         "sim_backend": "physx_cpu",

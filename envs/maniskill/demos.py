@@ -28,7 +28,7 @@ from envs.config import EnvConfig
 from envs.errors import EnvError
 from envs.maniskill.observations import chosen_points
 from envs.maniskill.package import version
-from envs.maniskill.tasks import CONTROL, OBS_MODES, TASKS
+from envs.maniskill.tasks import CONTROL, TASKS, obs_mode
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
         episodes: how many, at least 1.
         out: the .h5 file to write; one that the same arguments made is kept.
         seed: of the initial states.
-        config: `obs`, `image_size` and `control` (pd_ee_delta_pose, pd_ee_delta_pos or pd_joint_delta_pos) are used.
+        config: `obs`, `image_size`, `depth` and `control` (pd_ee_delta_pose, pd_ee_delta_pos or pd_joint_delta_pos) are used.
     Raises:
         EnvError: no planner for this task, another file is at `out`, package or driver are missing, a process failed, or the
             planner solves hardly any.
@@ -80,6 +80,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
     _check_request(task, episodes, control)
     request = {"task": task, "episodes": episodes, "seed": seed, "obs": config.obs, "control": control, "version": version()}
     request |= {} if config.obs in ("low_dim", "state") else {"image_size": config.image_size}
+    request |= {"depth": True} if config.depth else {}
     if out.exists():
         return _kept(out, request)
     attempts = planned = converted = 0
@@ -98,7 +99,7 @@ def make_demonstrations(task: str, episodes: int, out: Path | str, seed: int, co
                     solved = _plan(task, seeds, folder, config.image_size)
                     attempts, planned = attempts + count, planned + solved
                     if solved:
-                        path = _convert(Path(folder), OBS_MODES[config.obs], control, solved)
+                        path = _convert(Path(folder), obs_mode(config), control, solved)
                         info = json.loads(path.with_suffix(".json").read_text())
                         converted += len(info["episodes"])
                         _append(file, described, path, info["episodes"], episodes)
@@ -148,12 +149,12 @@ def _plan(task: str, seeds: list[int], folder: str, sensor_size: int) -> int:
     return sum(line["success"] for line in lines)
 
 
-def _convert(folder: Path, obs_mode: str, control: str, episodes: int) -> Path:
+def _convert(folder: Path, shown: str, control: str, episodes: int) -> Path:
     """Plays the planned episodes in the wanted control mode; the new file."""
-    options = ["-o", obs_mode, "-c", control, "-b", "physx_cpu", "--save-traj"]
+    options = ["-o", shown, "-c", control, "-b", "physx_cpu", "--save-traj"]
     module = "mani_skill.trajectory.replay_trajectory"
     _run([module, "--traj-path", str(folder / "planned.h5"), *options], str(folder), 2 * episodes)
-    return folder / f"planned.{obs_mode}.{control}.physx_cpu.h5"
+    return folder / f"planned.{shown}.{control}.physx_cpu.h5"
 
 
 def _run(module_and_arguments: list[str], folder: str, episodes: int) -> str:
@@ -209,10 +210,11 @@ def _copy_observations(obs: Any, group: Any) -> None:
         group.create_dataset("obs/pointcloud", data=clouds, compression="gzip", compression_opts=1)
         return
     for camera, textures in obs.get("sensor_data", {}).items():
-        images = textures["rgb"][()]
-        chunks = (min(_BLOCK_ROWS, len(images)), *images.shape[1:])
-        name = f"obs/sensor_data/{camera}/rgb"
-        group.create_dataset(name, data=images, chunks=chunks, compression="gzip", compression_opts=1)
+        for texture in [name for name in ("rgb", "depth") if name in textures]:
+            images = textures[texture][()]
+            chunks = (min(_BLOCK_ROWS, len(images)), *images.shape[1:])
+            name = f"obs/sensor_data/{camera}/{texture}"
+            group.create_dataset(name, data=images, chunks=chunks, compression="gzip", compression_opts=1)
 
 
 def _describe(

@@ -29,3 +29,8 @@ def chosen_points(xyzw: Array) -> Array:
     """`POINTS` points of robot and objects `[P, 3]` out of all pixels `[N, 4]`, whose w is 0 where the camera sees nothing."""
     inside = (xyzw[:, 3] > 0) & (xyzw[:, 2] > _FLOOR_M) & (np.abs(xyzw[:, :3]) < _REACH_M).all(1)
     return farthest_points(xyzw[inside, :3], POINTS)
+
+
+def metres(depth: Array) -> Array:
+    """Depths `[1, height, width]`, m, of ManiSkill's `[height, width, 1]`, whole mm, 0 where nothing is seen."""
+    return np.divide(depth, 1000, dtype=np.float32).transpose(2, 0, 1)

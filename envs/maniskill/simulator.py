@@ -12,7 +12,7 @@ from difftop.types import ObsSpec
 from envs.config import EnvConfig
 from envs.errors import EnvError
 from envs.maniskill.arguments import arguments, recorded_arguments
-from envs.maniskill.observations import chosen_points, vectors
+from envs.maniskill.observations import chosen_points, metres, vectors
 from envs.maniskill.package import make, registered
 from envs.maniskill.tasks import TASKS
 from envs.suites import Array, Observation, Outcome
@@ -45,6 +45,7 @@ class ManiSkillSimulator:
         kwargs |= {"reward_mode": mode} if mode in offered else {}
         self.base = make(self._name, entry, kwargs, asked=bool(config.control or "control_mode" in made_with))
         self._cameras = self._chosen_cameras(config) if config.obs in ("image", "pixels") else ()
+        self._measured = self._cameras if config.depth else ()
         self._obs = config.obs
         self._hand: set[str] = set()
         self._raw: Any = None
@@ -52,7 +53,7 @@ class ManiSkillSimulator:
         self.reset(0)
         if "success" not in self.base.get_info():
             raise EnvError(f"{self._name} reports no success, so that there is nothing to evaluate; take another task.")
-        self.obs = {key: ObsSpec.of(value.shape) for key, value in self.observe().items()}
+        self.obs = {key: ObsSpec.of(value.shape, key) for key, value in self.observe().items()}
         self.action_dim = int(self._space().shape[0])
         self.control_dt_s = 1.0 / float(self.base.control_freq)
         self.episode_steps = int(TASKS[task].episode_steps if task in TASKS else entry.max_episode_steps)
@@ -96,6 +97,7 @@ class ManiSkillSimulator:
         images = {f"{name}_image": raw["sensor_data"][name]["rgb"][0].numpy().transpose(2, 0, 1) for name in self._cameras}
         if self._obs == "pixels":
             return {"pixels": next(iter(images.values()))}
+        images |= {f"{name}_depth": metres(raw["sensor_data"][name]["depth"][0].numpy()) for name in self._measured}
         found: Observation = {key: np.atleast_1d(value[0].numpy()).astype(np.float32) for key, value in vectors(raw)} | images
         if self._obs == "pointcloud":
             found["pointcloud"] = chosen_points(raw["pointcloud"]["xyzw"][0].numpy())

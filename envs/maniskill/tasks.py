@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from envs.config import EnvConfig
 from envs.suites import TaskInfo
 
 CONTROL = "pd_ee_delta_pose"  # unless said otherwise
@@ -15,6 +16,11 @@ OBS_MODES: Mapping[str, str] = {  # env.obs to ManiSkill's
     "image": "rgb",
     "pointcloud": "pointcloud",
 }
+
+
+def obs_mode(config: EnvConfig) -> str:
+    """ManiSkill's of `config`."""
+    return OBS_MODES[config.obs] + ("+depth" if config.depth else "")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     state      object, robot0_proprio-state (and of robot1): poses of the objects, and all that robosuite tells of the robot
     low_dim    object, and of each arm robot0_eef_pos [3], m, robot0_eef_quat [4], xyzw, and robot0_gripper_qpos [2], m
-    image      the arms' keys, and <camera>_image
+    image      the arms' keys, and <camera>_image; with env.depth also <camera>_depth, m
     pointcloud the arms' keys, and pointcloud [1024, 3], m: of what can move, seen by all cameras
     pixels     one camera
 
@@ -33,7 +33,7 @@ from envs.suites import Expert
 __all__ = ["TASKS", "RobosuiteSimulator", "env_kwargs"]
 
 OBS = ("state", "pixels", "low_dim", "image", "pointcloud")
-POSES = True
+POSES = DEPTH = True
 
 
 def load(task: str, config: EnvConfig) -> RobosuiteSimulator:

@@ -83,6 +83,7 @@ def env_kwargs(task: str, config: EnvConfig) -> dict[str, Any]:
             "camera_heights": [size[0] for size in sizes.values()],
             "camera_widths": [size[1] for size in sizes.values()],
         }
+        arguments |= {"camera_depths": True} if config.depth else {}
     return arguments
 
 

@@ -117,7 +117,7 @@ class PlaybackReader:
         Args:
             path: the raw file: `data` with attributes `env` and `env_info` (robosuite) or `env_args` (RoboMimic), and
                 demonstrations with `states`, `actions` and the attribute `model_file`.
-            config: `obs`, `cameras`, `image_size` and `render_quality` of the observations; None for low-dimensional ones.
+            config: `obs`, `cameras`, `image_size`, `depth` and `render_quality` of the observations; None for vectors alone.
         Raises:
             DemonstrationError: the first thing that is wrong with the file.
             EnvError: robosuite is missing, or can't make the environment.

@@ -59,7 +59,7 @@ class RobosuiteSimulator:
         self._images = {} if self._depths else dict(zip(keys, shown.items(), strict=True))  # key to camera and size
         self._fast = config.render_quality == "fast" or bool(self._depths)  # depths are of one surface, not of a mean
         self._points = config.points
-        self._camera = cast("SceneCamera | None", None)
+        self._camera, self._measure = cast("list[SceneCamera | None]", [None, None])
         self._refresh, self.env._update_observables = self.env._update_observables, self._watch
         self._hands: list[Array] = []
         self._force, self._xml = 0.0, ""
@@ -68,6 +68,8 @@ class RobosuiteSimulator:
         self._seen = self._look()
         self.obs = {key: ObsSpec("vector", np.shape(self._seen[key])) for key in self._vectors(config.obs)}
         self.obs |= {key: ObsSpec("image", (3, *size)) for key, (_, size) in self._images.items()}
+        self._shown_depths = {f"{camera}_depth": (camera, size) for camera, size in shown.items()} if config.depth else {}
+        self.obs |= {key: ObsSpec("depth", (1, *size)) for key, (_, size) in self._shown_depths.items()}
         self.obs |= {CLOUD: ObsSpec("points", (config.points, 3))} if self._depths else {}
         self.action_dim = self._action_dim(config)
         self.control_dt_s = 1 / float(self.env.control_freq)
@@ -94,10 +96,12 @@ class RobosuiteSimulator:
 
     def observe(self) -> Observation:
         """Of the state at the end of the step."""
-        rendered = (*self._images, CLOUD)
+        rendered = (*self._images, *self._shown_depths, CLOUD)
         obs: Observation = {key: np.asarray(self._seen[key], np.float64) for key in self.obs if key not in rendered}
         for key, (camera, (height, width)) in self._images.items():
             obs[key] = self._image(camera, height, width).transpose(2, 0, 1)
+        for key, (camera, size) in self._shown_depths.items():
+            obs[key] = self._measuring().depth(self.env.sim.model._model, self.env.sim.data._data, camera, *size)[None]
         if self._depths:
             obs[CLOUD] = self._cloud()
         return obs
@@ -140,9 +144,10 @@ class RobosuiteSimulator:
 
     def close(self) -> None:
         """Frees the simulation and its graphics context."""
-        if self._camera is not None:
-            self._camera.close()
-        self._camera = None
+        for camera in (self._camera, self._measure):
+            if camera is not None:
+                camera.close()
+        self._camera = self._measure = None
         if getattr(self.env, "sim", None) is not None:
             self.env.close()
 
@@ -192,6 +197,16 @@ class RobosuiteSimulator:
         if self._camera is None:
             self._camera = SceneCamera(self._fast)
         return self._camera
+
+    def _measuring(self) -> SceneCamera:
+        """Sees what images show, without anti-aliasing."""
+        from envs.scene_camera import SceneCamera
+
+        if self._fast:
+            return self._cameras()
+        if self._measure is None:
+            self._measure = SceneCamera(fast=True)
+        return self._measure
 
     def _watch(self, force: bool = False) -> None:
         """Stands in for robosuite's refresh of the observables after each simulator step: nobody looks at them in between."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.policies.training import ImitationAgent
 from difftop.data.windows import WindowBatch
 from difftop.nn.small_conv import SmallConv
+from difftop.types import EnvSpec
 from tests.agents.imitators import CASES, base_run, make, random_batch, rolled
 from tests.conftest import task_spec
 
@@ -27,10 +28,10 @@ def seen(agent: ImitationAgent, size: int, seed: int = 0) -> WindowBatch:
     return replace(batch, obs=batch.obs | {"camera_image": pictures})
 
 
-def made(name: str, home: Path, **more: Any) -> ImitationAgent:
+def made(name: str, home: Path, spec: EnvSpec = SPEC, **more: Any) -> ImitationAgent:
     if name == "residual":  # whose base looks likewise
-        base_run(home, more.get("base", "rnn_gmm"), SPEC, encoder=ENCODER)
-    return make(name, spec=SPEC, home=home, **{"encoder": ENCODER} | more)
+        base_run(home, more.get("base", "rnn_gmm"), spec, encoder=ENCODER)
+    return make(name, spec=spec, home=home, **{"encoder": ENCODER} | more)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -28,13 +28,13 @@ def made():
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """Demonstrations by obs, each file made once."""
+    """Demonstrations by obs, with depths or without, each file made once."""
     folder, found = tmp_path_factory.mktemp("maniskill"), {}
 
     def make(config, episodes=2):
-        path = folder / f"{config.obs}.h5"
-        if config.obs not in found:
-            found[config.obs] = maniskill.make_demonstrations(task_of(config), episodes, path, 1, config)
-        return found[config.obs]
+        name = f"{config.obs}{'-depth' if config.depth else ''}"
+        if name not in found:
+            found[name] = maniskill.make_demonstrations(task_of(config), episodes, folder / f"{name}.h5", 1, config)
+        return found[name]
 
     return make

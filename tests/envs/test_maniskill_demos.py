@@ -20,7 +20,11 @@ pytestmark = pytest.mark.slow  # importing the suite and compiling its first ima
 
 @simulated
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [PICK, IMAGE, POINTS], ids=["low_dim", "image", "pointcloud"])
+@pytest.mark.parametrize(
+    "config",
+    [PICK, IMAGE, POINTS, dataclasses.replace(IMAGE, depth=True)],
+    ids=["low_dim", "image", "pointcloud", "depth"],
+)
 def test_the_file_and_the_simulator_agree_to_the_bit(made, planned, config):
     report = planned(config)
     assert report.episodes == 2 and report.attempts >= report.planned >= report.converted >= 2 and report.seconds > 0
@@ -109,6 +113,7 @@ def test_episodes_are_appended_with_new_numbers_and_without_what_no_policy_uses(
                 group["actions"] = np.full((3, 7), k / 10, np.float32)
                 group["obs/agent/qpos"] = np.full((4, 9), k, np.float32)
                 group["obs/sensor_data/cam/rgb"] = np.full((4, 8, 8, 3), k, np.uint8)
+                group["obs/sensor_data/cam/depth"] = np.full((4, 8, 8, 1), 1000 * k, np.int16)
                 group["obs/sensor_param/cam/intrinsic_cv"] = np.ones((4, 3, 3), np.float32)
         return [{"episode_id": k, "elapsed_steps": 3, "success": True, "episode_seed": 100 + k} for k in numbers]
 
@@ -120,6 +125,7 @@ def test_episodes_are_appended_with_new_numbers_and_without_what_no_policy_uses(
         assert "sensor_param" not in file["traj_0/obs"]
     assert [(e["episode_id"], e["episode_seed"]) for e in described] == [(0, 100), (1, 102), (2, 101)]
     (tmp_path / "all.json").write_text(json.dumps({"env_info": {"env_id": "PickCube-v1"}, "episodes": described}))
-    read = open_maniskill(tmp_path / "all.h5", obs_keys=["cam_image", "agent/qpos"])
+    read = open_maniskill(tmp_path / "all.h5", obs_keys=["cam_image", "cam_depth", "agent/qpos"])
     assert [float(e.obs["agent/qpos"][0, 0]) for e in read.episodes()] == [0, 2, 1]
     assert [int(e.obs["cam_image"][2].max()) for e in read.episodes(images=True)] == [0, 2, 1]
+    assert [float(e.obs["cam_depth"][2].max()) for e in read.episodes(images=True)] == [0, 2, 1]  # m

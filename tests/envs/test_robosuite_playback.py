@@ -153,7 +153,7 @@ def test_scenes_beside_the_file_and_meshes_of_another_machine(tmp_path, lifted, 
 
 
 def test_images_are_made_from_the_states(tmp_path):
-    config = EnvConfig("robosuite/Lift", obs="image", image_size=32, cameras=["agentview"], reward="sparse")
+    config = EnvConfig("robosuite/Lift", obs="image", image_size=32, cameras=["agentview"], reward="sparse", depth=True)
     episode = teleoperate("Lift", 2, 2, config)
     raw = write_raw(tmp_path / "demo.hdf5", "Lift", [episode])
     convert_raw(raw, tmp_path / "out.hdf5", config=config)
@@ -161,6 +161,8 @@ def test_images_are_made_from_the_states(tmp_path):
     assert obs["agentview_image"].shape == (2, 32, 32, 3) and obs["agentview_image"].dtype == np.uint8
     difference = np.abs(obs["agentview_image"].astype(int) - np.moveaxis(episode["obs"]["agentview_image"], 1, -1))
     assert difference.mean() < 0.5
+    assert obs["agentview_depth"].shape == (2, 32, 32, 1) and obs["agentview_depth"].dtype == np.float32
+    assert np.median(np.abs(obs["agentview_depth"] - np.moveaxis(episode["obs"]["agentview_depth"], 1, -1))) < 1e-4  # m
 
 
 def test_episodes_stay_in_numeric_order_with_their_filters(tmp_path, lifted):
