@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import os
+import re
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ def live_on_a_full_disk(arguments: Sequence[str], log: str, full_at: int, counte
     """The same, on a disk that has no space left from the write number `full_at` on (-1: never).
 
     A write is a file that is opened to be written, each of its writes, a folder, a link, a sync. The one that fails leaves half
-    of what it should have written, as a full disk does. The number of writes goes to the file `counted`.
+    of what it should have written, as a full disk does. The places of all writes go to the file `counted`, a line each.
     """
     disk = FullDisk(full_at)
     with open(counted, "w") as count, open(log, "w") as said:
@@ -51,7 +52,7 @@ def live_on_a_full_disk(arguments: Sequence[str], log: str, full_at: int, counte
         status = importlib.import_module("difftop.command").main(list(arguments))
         sys.stdout.flush()
         sys.stderr.flush()
-        count.write(str(disk.writes))
+        count.write("".join(f"{place}\n" for place in disk.places))
     os._exit(status)  # no handler at the exit writes to a disk that is full
 
 
@@ -59,12 +60,14 @@ class FullDisk:
     """A disk on which writes from number `full_at` on fail, once it is installed in this process."""
 
     def __init__(self, full_at: int) -> None:
-        self.full_at, self.writes = full_at, 0
+        self.full_at, self.places = full_at, list[str]()
 
-    def take(self) -> None:
-        """One write."""
-        self.writes += 1
-        if 0 <= self.full_at < self.writes:
+    def take(self, what: str, file: Any) -> None:
+        """One write; its place is what is done and to which file, numbers in its name left out."""
+        file = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.fsdecode(file)
+        name = "/".join(Path(file).parts[-2:])
+        self.places.append(f"{what} {re.sub('[0-9a-f]*[0-9][0-9a-f]*', '#', name)}")
+        if 0 <= self.full_at < len(self.places):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def install(self) -> None:
@@ -74,16 +77,16 @@ class FullDisk:
         def opened(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
             if isinstance(file, int) or not set(mode) & set("wax+"):
                 return real(file, mode, *arguments, **options)
-            self.take()
-            return _Written(real(file, mode, *arguments, **options), self)
+            self.take("open", file)
+            return _Written(real(file, mode, *arguments, **options), self, file)
 
         builtins.open = io.open = opened  # type: ignore[assignment]
         for name in ("mkdir", "symlink", "fsync"):
-            setattr(os, name, self._counted(getattr(os, name)))
+            setattr(os, name, self._counted(name, getattr(os, name)))
 
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            self.take()
+            self.take(name, arguments[1] if name == "symlink" else arguments[0])
             return function(*arguments, **options)
 
         return call
@@ -92,13 +95,13 @@ class FullDisk:
 class _Written:
     """A file whose writes count."""
 
-    def __init__(self, file: Any, disk: FullDisk) -> None:
-        self._file, self._disk = file, disk
+    def __init__(self, file: Any, disk: FullDisk, name: Any) -> None:
+        self._file, self._disk, self._name = file, disk, name
 
     def write(self, data: Any) -> Any:
         """Writes all, or half of it and raises."""
         try:
-            self._disk.take()
+            self._disk.take("write", self._name)
         except OSError:
             self._file.write(data[: len(data) // 2])
             self._file.flush()

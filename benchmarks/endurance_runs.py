@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -118,19 +119,24 @@ def kills(setting: Setting) -> Iterator[Row]:
 
 
 def full_disk(setting: Setting) -> Iterator[Row]:
-    """Every write fails once in some life, and all that come after it; then the disk has space again."""
+    """A write fails in some life, and all that come after it; then the disk has space again.
+
+    Of writes at the same place (a file's opening, the rows of a table, a checkpoint's weights) the first one fails, the last one,
+    and one between them.
+    """
     for kind in KINDS:
         whole = Run(kind, setting.folder / kind / "whole")
         whole.live()
         counting = Run(kind, setting.folder / kind / "counting")
         _with_data_of(whole, counting)
-        writes = _live_until_full(counting, -1)[1]
+        places = _live_until_full(counting, -1)[1]
         expected, wrong = whole.ending(), []
         if counting.ending() != expected:
             wrong.append("the run that was counted ended otherwise")
-        chosen = list(range(writes))
+        chance = setting.random("disk", kind)
+        chosen = _of_each_place(places, chance)
         if setting.quick:
-            chosen = sorted(setting.random("disk", kind).sample(chosen, 3))
+            chosen = sorted(chance.sample(chosen, 3))
         for full_at in chosen:
             run = Run(kind, setting.folder / kind / f"full{full_at}")
             _with_data_of(whole, run)
@@ -141,12 +147,12 @@ def full_disk(setting: Setting) -> Iterator[Row]:
                 status, _ = run.live()
                 why = _differs(run, status, expected)
             if why:
-                wrong.append(f"write {full_at}: {why}")
+                wrong.append(f"write {full_at}, {places[full_at]}: {why}")
                 shutil.copy(run.log, setting.folder / f"{kind}-{full_at}.txt")
             shutil.rmtree(run.home)
         for line in wrong:
             say(f"  {kind}: {line}")
-        note = f"all {writes} writes of the run" if len(chosen) == writes else f"of the {writes} writes of the run"
+        note = f"of the {len(places)} writes of the run, at {len(set(places))} places"
         promise = "one sentence, exit status 2, then an end equal to the bit"
         yield Row(f"a disk that is full at a write of an {kind} run", len(chosen), promise, len(wrong), note)
     yield from small_disks(setting)
@@ -237,8 +243,17 @@ def _command(disk: Path, words: Sequence[str], home: Path) -> int:
     return process.exitcode or 0
 
 
-def _live_until_full(run: Run, full_at: int) -> tuple[int, int]:
-    """Exit status, and number of writes."""
+def _of_each_place(places: Sequence[str], chance: random.Random) -> list[int]:
+    """Numbers of writes: of each place the first, the last, and one between them."""
+    found: dict[str, list[int]] = {}
+    for number, place in enumerate(places):
+        found.setdefault(place, []).append(number)
+    between = [chance.choice(numbers[1:-1]) for numbers in found.values() if len(numbers) > 2]
+    return sorted({*between, *(number for numbers in found.values() for number in (numbers[0], numbers[-1]))})
+
+
+def _live_until_full(run: Run, full_at: int) -> tuple[int, list[str]]:
+    """Exit status, and the places of writes."""
     counted = run.home / "writes.txt"
     arguments = (run.arguments, str(run.log), full_at, str(counted))
     process = started(forked(), life.live_on_a_full_disk, *arguments)
@@ -246,7 +261,7 @@ def _live_until_full(run: Run, full_at: int) -> tuple[int, int]:
     if process.is_alive():
         process.kill()
         process.join()
-    return process.exitcode or 0, int(counted.read_text() or 0)
+    return process.exitcode or 0, counted.read_text().splitlines()
 
 
 def _with_data_of(whole: Run, run: Run) -> None:
