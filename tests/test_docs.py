@@ -6,12 +6,16 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from agents.registry import AGENTS, make_agent, names
 from difftop.command import make_registry
 from difftop.compare.config import compare_config, status_config
+from difftop.data.robomimic import Recording, write_demonstrations
 from difftop.datasets.convert import ConvertConfig
 from difftop.datasets.look import DataConfig
 from difftop.key_values import parsed
@@ -20,11 +24,14 @@ from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import composed
 from difftop.run.diagnose import _SETTABLE as SETTABLE
 from difftop.run.imitate import as_saved
+from difftop.run.opening import opened
 from difftop.run.reinforce import _EVALUATION as EVALUATION
 from difftop.run.serve_options import ServeConfig
 from difftop.run.session import with_overrides
+from envs import make_env
 from tests.conftest import SMALL, STATE, random_batch
 
+Array = np.ndarray[Any, np.dtype[Any]]
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -80,6 +87,53 @@ def test_a_checkpoint_takes_what_a_command_sets_of_its_evaluation(command: str) 
             key, _, value = word.partition("=")
             assert str(getattr(played.run, key.removeprefix("run."))) == value
     assert played.agent["name"] == saved.agent_name
+
+
+SUITES = {"metaworld": "metaworld", "pusht": "gym_pusht", "toy": "numpy"}  # whose simulators start in a second; and their package
+SHOWN = sorted(
+    {
+        c
+        for _, c in COMMANDS
+        if c.startswith("python train.py")
+        and re.search(rf"env=({'|'.join(SUITES)})/", c)
+        and " -m " not in c
+        and "mode=" not in c
+    }
+)
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_commands_that_imitate_open_a_file_of_their_task(command: str, tmp_path: Path) -> None:
+    """Of two short episodes with what the task shows, as `mode=demos` would write it: the agent's windows come out."""
+    registry = make_registry()
+    settings = composed(registry, shlex.split(command)[2:])
+    if settings.agent["name"] not in registry.imitators:
+        return
+    pytest.importorskip(SUITES[settings.env.name.split("/")[0]])
+    env = make_env(settings.env)
+    spec, rng = env.difftop_spec, np.random.default_rng(0)
+    env.close()
+
+    def values(kind: str, shape: tuple[int, ...]) -> Array:
+        if kind == "image":
+            return rng.integers(0, 256, (60, *shape[1:], shape[0]), dtype=np.uint8)
+        return rng.uniform(0, 1, (60, *shape[1:], shape[0]) if kind == "depth" else (60, *shape)).astype(np.float32)
+
+    seen = {key: (obs.kind, tuple(obs.shape)) for key, obs in spec.obs.items()}
+    episodes = [
+        Recording({key: values(*of) for key, of in seen.items()}, rng.uniform(-1, 1, (60, spec.action_dim)), np.zeros(60))
+        for _ in range(2)
+    ]
+    suite, _, task = settings.env.name.partition("/")
+    write_demonstrations(
+        tmp_path / "d.hdf5", episodes, {"env_name": task, "type": 2, "env_version": "1", "env_kwargs": {"suite": suite}}
+    )
+    found = opened([tmp_path / "d.hdf5"], settings, spec, evaluated=True)
+    assert found.shapes == {key: shape for key, (_, shape) in seen.items()}
+    wanted = settings.agent.get("obs_keys", [])
+    assert set(wanted) <= set(found.shapes)
+    window = found.windows(settings.agent.get("window", 1), settings.agent.get("horizon", 1)).gather(torch.tensor([0, 11]))
+    assert all(torch.isfinite(x.float()).all() for x in window.obs.values())
 
 
 def test_files_of_the_repository_that_commands_name_exist_and_open() -> None:

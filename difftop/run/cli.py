@@ -125,9 +125,19 @@ def _explained(registry: Registry, error: Exception, overrides: Sequence[str]) -
         known = [info.key for info in _all_keys(registry, words.get("agent", ""))]
         topic = key.group(1).partition(".")[0]
         more = f"agent={words.get('agent', 'NAME')}" if topic == "agent" else topic if topic in ("run", "env") else "options"
+        if key.group(1) in known:
+            return ConfigError(f"{key.group(1)}: is an option of {_owners(registry, key.group(1))}; leave it out, or set agent=.")
         hint = suggest(key.group(1), known)
         return ConfigError(f"{key.group(1)}: unknown option.{hint} `python train.py --help {more}` lists all.")
     return ConfigError(f"{text.splitlines()[0]}; write KEY=VALUE or GROUP=OPTION. `python train.py --help` explains.")
+
+
+def _owners(registry: Registry, key: str) -> str:
+    """Whose option a known key is, where it isn't the run's."""
+    kinds = {"online": "agents that learn from rewards", "offline": "agents that imitate"}
+    loops = [kinds[name] for name, loop in LOOPS.items() if key in [info.key for info in describe(loop, "run")]]
+    agents = [name for name, info in registry.agents.items() if key in [option.key for option in describe(info.config, "agent")]]
+    return ", ".join(loops or [f"agent={name}" for name in agents])
 
 
 def _all_keys(registry: Registry, agent: str) -> Iterable[Any]:

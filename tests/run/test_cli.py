@@ -198,6 +198,8 @@ def test_planner_reaches_the_agent(registry: Registry, refused: Callable[..., st
         ("experiment=difftory", "experiment=difftory: unknown. Did you mean 'difftori'?"),
         ("agent.lm.damping=3", "agent.lm.damping: unknown option. Did you mean 'agent.acting.lm.damping'?"),
         ("agent.acting.lm.dampng=3", "Did you mean 'agent.acting.lm.damping'?"),
+        ("run.demos=5", "run.demos: is an option of agents that imitate; leave it out, or set agent=."),
+        ("agent.widths=[8]", "agent.widths: is an option of agent=diffusion; leave it out, or set agent=."),
         ("sede=3", "sede: unknown option. Did you mean 'seed'? `python train.py --help options` lists all."),
         ("env.obss=state", "env.obss: unknown option. Did you mean 'env.obs'? `python train.py --help env` lists all."),
         ("run.frames=-3", "run.frames=-3: must be >= 1. length of the run"),
