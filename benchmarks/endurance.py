@@ -3,7 +3,7 @@
     python benchmarks/endurance.py [--quick] [--only ITEM,...] [--root FOLDER] [--seed N] [--json PATH] [--minutes M]
 
     kills      SIGKILL at random moments of online and offline runs; the same command ends as a run that was left alone
-    disk       a disk that is full at every kind of write of a run; file systems that are too small (where this user may mount one)
+    disk       a disk that is full at every kind of write of a run; file systems that are too small (where one may be mounted)
     damage     bits that flip in, and ends that are missing of, checkpoint, train state, replay, HDF5 and Parquet
     qps        quadratic programs, degenerate and infeasible ones among them
     plans      plans of batches in which the model breaks for some rows
