@@ -34,8 +34,9 @@ class Never:
 )
 def test_learns_the_toy_environment_to_its_optimum(agent: str) -> None:
     spec = env_spec(TOY)
-    # Classified rewards are known less finely than regressed ones, and a gradient of them even less so.
-    frames, short = (1500, 0.15) if agent == "difftop_rl on tdmpc2" else (900, 0.05)
+    # Classified rewards are known less finely than regressed ones, and a gradient of them even less so: after 1,500 frames one
+    # of two seeds has not got there yet, by rounding.
+    frames, short = (2500, 0.15) if agent == "difftop_rl on tdmpc2" else (900, 0.05)
     run_options = {
         "frames": frames, "seed_steps": 300, "batch_size": 64, "eval_every": 10_000, "eval_episodes": 1, "video": False,
     }  # fmt: skip
