@@ -230,7 +230,7 @@ def test_mistakes_get_one_sentence(refused: Callable[..., str], override: str, m
         (["agent=bc", "preset=cpu"], "preset=cpu: agent=bc takes preset=cpu with obs=image"),
         (["agent=bc", "obs=pointcloud", "preset=cpu_image"], "preset=cpu_image: agent=bc takes preset=cpu"),
         (["agent=tdmpc", "preset=cpu_image"], "preset=cpu_image: has sizes of agents that imitate"),
-        (["agent=leto", "run.frames=3"], "run.frames: unknown option."),
+        (["agent=leto", "run.frames=3"], "run.frames: is an option of agents that learn from rewards; leave it out"),
         (["checkpoint=runs/x"], "checkpoint=runs/x: is for mode=eval"),
         ([FILE], "dataset=demonstrations.hdf5: is for agents that imitate"),
     ],
