@@ -65,6 +65,11 @@ class ACTConfig(PolicyConfig):
     decoder_layers: int = option(2, "from observations to actions; the paper's are 7", low=1)
     dropout: float = option(0.1, "share of what each layer adds that is left out in training", low=0, high=0.9)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        return WindowShape(1, self.horizon, 0, self.horizon - 1)
+
 
 class ChunkPosterior(nn.Module):
     """q(w | o, a) of chunks `[B, T_p, A]`; it sees no images. Padded steps are left out.
@@ -116,11 +121,10 @@ class ACT(WindowPolicy):
     def __init__(self, config: ACTConfig, spec: EnvSpec, *, seed: int) -> None:
         if config.dim % config.heads or config.dim % 4:
             raise ConfigError(f"agent.dim={config.dim}: must be a multiple of 4 and of agent.heads={config.heads}.")
-        windows = WindowShape(1, config.horizon, 0, config.horizon - 1)
         sizes = config.dim, config.heads, config.feedforward, config.dropout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows, partial(ObservationTokens, dim=config.dim))
+            super().__init__(config, spec, partial(ObservationTokens, dim=config.dim))
             self.vectors = [key for key, shape in self.observer.shapes.items() if len(shape) == 1]
             size = sum(self.observer.shapes[key][0] for key in self.vectors)
             self.posterior = ChunkPosterior(config, size, spec.action_dim)

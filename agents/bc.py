@@ -37,6 +37,11 @@ class BCConfig(PolicyConfig):
     distribution: str = option("gmm", "mixture of Gaussians, or one action by squared error", choices=("gmm", "deterministic"))
     modes: int = option(5, "distribution=gmm: Gaussians in the mixture", low=1)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        return WindowShape(self.window, self.horizon, self.window - 1, self.horizon - 1)
+
 
 class BC(WindowPolicy):
     """See the module."""
@@ -44,10 +49,9 @@ class BC(WindowPolicy):
     config: BCConfig
 
     def __init__(self, config: BCConfig, spec: EnvSpec, *, seed: int) -> None:
-        windows = WindowShape(config.window, config.horizon, config.window - 1, config.horizon - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows)
+            super().__init__(config, spec)
             sizes = [self.observer.out * config.window, *config.hidden_dims]
             self.body = nn.Sequential(mlp(sizes), nn.ELU()) if config.hidden_dims else nn.Identity()
             if config.distribution == "gmm":

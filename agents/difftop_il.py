@@ -78,6 +78,12 @@ class DiffTOPILConfig(PolicyConfig):
     )
     base_draws: int = option(DRAWS, BASE_DRAWS, low=0)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        window = max(self.window, self.base_window or _MEMORY[self.base])
+        return WindowShape(window, self.horizon, window - 1, self.horizon - 1)
+
 
 class DiffTOPIL(WindowPolicy):
     """See the module.
@@ -90,10 +96,9 @@ class DiffTOPIL(WindowPolicy):
     config: DiffTOPILConfig
 
     def __init__(self, config: DiffTOPILConfig, spec: EnvSpec, *, seed: int) -> None:
-        window = max(config.window, config.base_window or _MEMORY[config.base])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, WindowShape(window, config.horizon, window - 1, config.horizon - 1))
+            super().__init__(config, spec)
             sizes = config.model
             features = self.observer.out * config.window
             self.encoder = mlp([features, *sizes.encoder_dims, sizes.state_dim])

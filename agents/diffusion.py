@@ -84,6 +84,12 @@ class DiffusionConfig(PolicyConfig):
     sampler: str = option("ddim", "while acting: ddpm takes all K steps, ddim fewer ones without noise", choices=("ddpm", "ddim"))
     ddim_steps: int = option(10, "sampler=ddim: how many", low=1)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        future = self.horizon - self.window  # actions after that of a window's last observation
+        return WindowShape(self.window, future + 1, self.window - 1, future)
+
 
 class Diffusion(WindowPolicy):
     """See the module."""
@@ -93,11 +99,9 @@ class Diffusion(WindowPolicy):
 
     def __init__(self, config: DiffusionConfig, spec: EnvSpec, *, seed: int) -> None:
         _check(config)
-        future = config.horizon - config.window  # actions after that of a window's last observation
-        windows = WindowShape(config.window, future + 1, config.window - 1, future)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows)
+            super().__init__(config, spec)
             self.net = _network(config, spec.action_dim, self.observer.out)
         self.denoising = Denoising(config.steps)
         self.register_buffer("moves", motions(self.limits.selected, spec.action_dim), persistent=False)

@@ -61,6 +61,11 @@ class IBCConfig(PolicyConfig):
     rounds: int = option(5, "of trying, resampling and moving them", low=1)
     noise: float = option(0.33, "standard deviation of the first move, of half an action's range in the demonstrations", low=0)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        return WindowShape(self.window, self.horizon, self.window - 1, self.horizon - 1)
+
 
 class IBC(WindowPolicy):
     """See the module.
@@ -76,10 +81,9 @@ class IBC(WindowPolicy):
     high: Tensor
 
     def __init__(self, config: IBCConfig, spec: EnvSpec, *, seed: int) -> None:
-        windows = WindowShape(config.window, config.horizon, config.window - 1, config.horizon - 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows)
+            super().__init__(config, spec)
             features = self.observer.out * config.window
             widths = [*config.hidden_dims, 1]
             self.from_obs, self.from_action = nn.Linear(features, widths[0]), nn.Linear(self.limits.size, widths[0], bias=False)

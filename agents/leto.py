@@ -53,6 +53,11 @@ class LetoConfig(RecurrentConfig):
         "head=qp: the demonstrated previous action limits the next one in training too, as the executed one does while acting",
     )
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        return WindowShape(self.window, self.horizon, 0, self.window + self.horizon - 2 if self.pad else 0)
+
 
 class DenseQPHead(QPHead):
     """`QPHead` whose L starts triangular and is trained as a whole.  Source: LeTO's code."""
@@ -77,10 +82,9 @@ class Leto(RecurrentPolicy):
     config: LetoConfig
 
     def __init__(self, config: LetoConfig, spec: EnvSpec, *, seed: int) -> None:
-        windows = WindowShape(config.window, config.horizon, 0, config.window + config.horizon - 2 if config.pad else 0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows)
+            super().__init__(config, spec)
             self.linear = nn.Linear(config.hidden_dim, self.limits.size)
             self.head = make_head(config.head, self.limits) if config.head != "qp" else self._qp(config)
 

@@ -42,6 +42,11 @@ class ResidualConfig(PolicyConfig):
     hidden_dims: list[int] = option([256, 256], "widths of the MLP's hidden layers", low=1)
     scale: float = option(1.0, "largest correction, action units", above=0)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        return WindowShape(self.window, self.horizon, self.window - 1, self.window + self.horizon - 2)
+
 
 class Residual(ChunkPolicy):
     """See the module."""
@@ -49,10 +54,9 @@ class Residual(ChunkPolicy):
     config: ResidualConfig
 
     def __init__(self, config: ResidualConfig, spec: EnvSpec, *, seed: int) -> None:
-        windows = WindowShape(config.window, config.horizon, config.window - 1, config.window + config.horizon - 2)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows)
+            super().__init__(config, spec)
             self.net = mlp([self.observer.out + self.limits.size, *config.hidden_dims, self.limits.size], zero_last=True)
         self.base = BasePolicy(BaseConfig(config.base, config.base_checkpoint), spec, make_policy)
 

@@ -36,6 +36,12 @@ class RnnGmmConfig(RecurrentConfig):
     horizon: int = option(1, "T_p: actions of one prediction", low=1)
     modes: int = option(5, "Gaussians in the mixture", low=1)
 
+    @property
+    def windows(self) -> WindowShape:
+        """See `PolicyConfig`."""
+        pad = self.window + self.horizon - 2  # a window begins at every step of a demonstration
+        return WindowShape(self.window, self.horizon, 0, pad)
+
 
 class RnnGmm(RecurrentPolicy):
     """See the module."""
@@ -43,11 +49,9 @@ class RnnGmm(RecurrentPolicy):
     config: RnnGmmConfig
 
     def __init__(self, config: RnnGmmConfig, spec: EnvSpec, *, seed: int) -> None:
-        pad = config.window + config.horizon - 2  # a window begins at every step of a demonstration
-        windows = WindowShape(config.window, config.horizon, 0, pad)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            super().__init__(config, spec, windows)
+            super().__init__(config, spec)
             self.mixture = MixtureHead(config.hidden_dim, self.limits.size, config.modes, LEAST_STD)
 
     def loss(self, batch: WindowBatch, generator: torch.Generator | None = None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -34,6 +34,11 @@ class PolicyConfig:
     head: str = option("none", "what keeps the limits; none only clamps to [-1, 1]", choices=HEADS)
     limits: LimitsConfig = option(LimitsConfig, "limits of velocity, acceleration and position, for head=clip and head=qp")
 
+    @property
+    def windows(self) -> WindowShape:
+        """What is trained on, whatever the task; a chunk has `windows.horizon` actions. Here one observation and one action."""
+        return WindowShape(1, 1)
+
 
 class Predictor(Protocol):
     """Predicts chunks in N environments, and owns what it remembers of them."""
@@ -65,20 +70,18 @@ class ChunkPolicy(nn.Module):
     Args:
         config: options.
         spec: the task.
-        windows: what the policy trains on; `windows.horizon` actions are in a chunk.
         encoder: makes the network of the observations.
     Attributes:
+        windows: see `PolicyConfig`.
         limits: of a chunk, in action units per step; `limits.selected` are the limited actions.
     """
 
     config: PolicyConfig
 
-    def __init__(
-        self, config: PolicyConfig, spec: EnvSpec, windows: WindowShape, encoder: MakeEncoder = ObservationEncoder
-    ) -> None:
+    def __init__(self, config: PolicyConfig, spec: EnvSpec, encoder: MakeEncoder = ObservationEncoder) -> None:
         super().__init__()
-        self.spec, self.windows = spec, windows
-        self.config = config
+        self.spec, self.config, self.windows = spec, config, config.windows
+        windows = self.windows
         self.limits = config.limits.make(spec, windows.horizon)
         self._check_head(config.head)
         make_head(config.head, self.limits)  # mistakes are told now

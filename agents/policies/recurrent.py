@@ -11,7 +11,6 @@ from torch import Tensor
 
 from agents.policies.chunks import ChunkPolicy, PolicyConfig, Repeated
 from agents.policies.noise import EnvironmentNoise, Noise
-from agents.policies.training import WindowShape
 from difftop.nn.mlp import mlp
 from difftop.nn.rnn import Hidden, StepLSTM
 from difftop.options import option
@@ -37,13 +36,13 @@ class RecurrentPolicy(ChunkPolicy):
     """An encoder and an LSTM; subclasses add `chunk`, and a `loss` on the outputs.
 
     Args:
-        config, spec, windows: see `ChunkPolicy`.
+        config, spec: see `ChunkPolicy`.
     """
 
     config: RecurrentConfig
 
-    def __init__(self, config: RecurrentConfig, spec: EnvSpec, windows: WindowShape) -> None:
-        super().__init__(config, spec, windows)
+    def __init__(self, config: RecurrentConfig, spec: EnvSpec) -> None:
+        super().__init__(config, spec)
         sizes = [self.observer.out, *config.encoder_dims]
         self.before = mlp(sizes) if config.encoder_dims else torch.nn.Identity()
         self.lstm = StepLSTM(sizes[-1], config.hidden_dim, config.layers)

@@ -16,7 +16,7 @@ from difftop.data.scaling import range_of
 from difftop.options import ConfigError
 from difftop.poses import PoseRange
 from difftop.run.checkpoint import Checkpoint, load_checkpoint
-from difftop.run.cli import Registry, Settings
+from difftop.run.cli import Registry, Settings, composed
 from difftop.run.imitation_records import ImitationRecords
 from difftop.run.imitation_report import write_report
 from difftop.run.offline import OfflineConfig, OfflineHooks, OfflineRun, split
@@ -157,6 +157,24 @@ def _hooks(
         on_select=records.on_select,
         save=records.save,
     )
+
+
+def recorded_task(
+    path: Path, overrides: Sequence[str], registry: Registry, factories: Factories
+) -> tuple[Demonstrations, EnvSpec]:
+    """The demonstrations at `path`, and the task as they show it, no simulator asked: for programs with a loop of their own.
+
+    Args:
+        path: of the file or folder.
+        overrides: `agent=NAME` and whatever else a command would say of the data and the policy.
+        registry, factories: of `difftop.command`.
+    Raises:
+        ConfigError, DemonstrationError: as training would.
+    """
+    settings = composed(registry, [*overrides, f"dataset={path}", "run.eval_episodes=0", "run.select_episodes=0"])
+    paths, settings = _dataset(settings, factories)
+    demonstrations = opened(paths, settings, None, evaluated=False)
+    return demonstrations, _recorded_spec(settings, demonstrations)
 
 
 def evaluate_imitation(

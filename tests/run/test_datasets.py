@@ -11,14 +11,16 @@ import h5py
 import numpy as np
 import pytest
 
-from difftop.command import main, make_registry
+from difftop.command import main, make_factories, make_registry
 from difftop.data.absolute import HAND
+from difftop.data.demonstrations import DemonstrationError
 from difftop.data.lerobot_write import LeRobotWriter
 from difftop.data.robomimic import Recording, write_demonstrations
 from difftop.options import ConfigError
 from difftop.policy import load_policy
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import composed
+from difftop.run.imitate import recorded_task
 from difftop.run.settings import in_new_names
 from tests.data.test_absolute import write as write_poses
 from tests.datasets.files import episodes, zarr_folder
@@ -141,6 +143,17 @@ def test_actions_in_units_of_their_own_are_learnt_and_acted_in(tmp_path: Path, c
     np.testing.assert_allclose(policy.spec.action_low, low, rtol=1e-6)
     action = policy.act({"state": made["state"][0]})
     assert action.shape == (2,) and (action >= low - 1e-3).all() and (action <= high + 1e-3).all()
+
+
+def test_programs_with_a_loop_of_their_own_get_what_a_run_would_train_on(tmp_path: Path, capsys: Any) -> None:
+    made = zarr_folder(tmp_path / "pusht.zarr")
+    overrides = ["agent=leto", "agent.limits.free=[]", "agent.obs_keys=[state]"]
+    demonstrations, spec = recorded_task(tmp_path / "pusht.zarr", overrides, make_registry(), make_factories())
+    assert len(demonstrations) == 3 and spec.shapes == {"state": (5,)} and spec.action_dim == 2
+    np.testing.assert_allclose(spec.action_low, made["action"].min(0))
+    np.testing.assert_allclose(spec.action_high, made["action"].max(0))
+    with pytest.raises(DemonstrationError, match="no such file or folder"):
+        recorded_task(tmp_path / "none", overrides, make_registry(), make_factories())
 
 
 def test_a_lerobot_data_set_trains_with_images(tmp_path: Path) -> None:

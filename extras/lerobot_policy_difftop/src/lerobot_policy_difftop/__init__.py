@@ -1,4 +1,4 @@
-"""Policies trained by difftop, for LeRobot: `--policy.type=difftop --policy.checkpoint=RUN`."""
+"""Policies of difftop for LeRobot, which trains them or plays what difftop trained: `--policy.type=difftop`."""
 
 from lerobot_policy_difftop.configuration_difftop import DifftopConfig
 from lerobot_policy_difftop.modeling_difftop import DifftopPolicy

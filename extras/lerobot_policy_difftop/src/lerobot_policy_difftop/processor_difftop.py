@@ -7,8 +7,10 @@ from typing import Any
 from lerobot.processor import (
     AddBatchDimensionProcessorStep,
     DeviceProcessorStep,
+    NormalizerProcessorStep,
     PolicyProcessorPipeline,
     RenameObservationsProcessorStep,
+    UnnormalizerProcessorStep,
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 
@@ -21,11 +23,13 @@ def make_difftop_pre_post_processors(config: DifftopConfig, dataset_stats: Any =
         RenameObservationsProcessorStep(rename_map={}),
         AddBatchDimensionProcessorStep(),
         DeviceProcessorStep(device=config.device),
+        NormalizerProcessorStep(features={}, norm_map=config.normalization_mapping),  # lerobot-train looks for these two
     ]
+    after = [UnnormalizerProcessorStep(features={}, norm_map=config.normalization_mapping), DeviceProcessorStep(device="cpu")]
     return (
         PolicyProcessorPipeline(steps=before, name="policy_preprocessor"),
         PolicyProcessorPipeline(
-            steps=[DeviceProcessorStep(device="cpu")],
+            steps=after,
             name="policy_postprocessor",
             to_transition=policy_action_to_transition,
             to_output=transition_to_policy_action,
