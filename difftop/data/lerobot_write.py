@@ -49,11 +49,9 @@ class LeRobotWriter:
         self._tasks: list[str] = []
         self._steps = 0
         self._sums: dict[str, str] = {}  # SHA-256 of each file
-        state = path / "meta" / "partial.json"
-        if state.is_file():
-            saved = json.loads(state.read_text())
-            self._rows, self._features, self.keys = saved["rows"], saved["features"], saved["keys"]
-            self._tasks, self._steps, self._sums = saved["tasks"], saved["steps"], saved["sums"]
+        self._journal = path / "meta" / "partial.jsonl"  # a line per episode: what an interrupted writer goes on from
+        if self._journal.is_file():
+            self._go_on()
 
     @property
     def count(self) -> int:
@@ -62,7 +60,7 @@ class LeRobotWriter:
 
     def add(self, episode: RawEpisode) -> None:
         """Writes one episode."""
-        number, steps, task = self.count, len(episode.actions), episode.task or "demonstration"
+        number, steps, task, sums = self.count, len(episode.actions), episode.task or "demonstration", len(self._sums)
         if task not in self._tasks:
             self._tasks.append(task)
         images = {key: rows for key, rows in episode.obs.items() if rows.ndim == 4}
@@ -104,7 +102,24 @@ class LeRobotWriter:
         row |= _statistics({**columns, **own, **shown})
         self._rows.append(row)
         self._steps += steps
-        self._save("meta/partial.json", vars_of(self))
+        line = {"row": row, "task": task, "features": self._features, "keys": self.keys}
+        line["sums"] = dict(list(self._sums.items())[sums:])
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        with self._journal.open("a") as file:
+            file.write(_text(line))
+
+    def _go_on(self) -> None:
+        """Takes what was written before; a line that a kill or a full disk cut is of an episode that is written again."""
+        whole, cut, _ = self._journal.read_bytes().rpartition(b"\n")
+        with self._journal.open("r+b") as file:
+            file.truncate(len(whole + cut))
+        for text in whole.splitlines():
+            saved = json.loads(text)
+            self._rows.append(saved["row"])
+            self._features, self.keys = saved["features"], saved["keys"]
+            self._tasks += [task for task in (saved["task"],) if task not in self._tasks]
+            self._steps += saved["row"]["length"]
+            self._sums |= saved["sums"]
 
     def finish(self, env_args: Mapping[str, Any] | None, filters: Mapping[str, Sequence[int]]) -> None:
         """Writes what describes the whole; then it is a data set."""
@@ -135,7 +150,7 @@ class LeRobotWriter:
         ours["filters"] = {key: list(members) for key, members in filters.items()}
         self._save(OURS, {**ours, SEAL: json_sum(ours)})
         self._save("meta/info.json", info)
-        (self.path / "meta" / "partial.json").unlink()
+        self._journal.unlink()
 
     def _feature(self, key: str, rows: Array, *, image: bool = False) -> str:
         """LeRobot's name of one of our observations."""
@@ -217,18 +232,6 @@ class LeRobotWriter:
 
 def _text(values: Any) -> str:
     return json.dumps(values) + "\n"
-
-
-def vars_of(writer: LeRobotWriter) -> dict[str, Any]:
-    """What an interrupted writer goes on from."""
-    return {
-        "rows": writer._rows,
-        "features": writer._features,
-        "keys": writer.keys,
-        "tasks": writer._tasks,
-        "steps": writer._steps,
-        "sums": writer._sums,
-    }
 
 
 def _statistics(columns: Mapping[str, Array]) -> dict[str, Any]:
