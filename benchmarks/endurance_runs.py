@@ -137,7 +137,9 @@ def full_disk(setting: Setting) -> Iterator[Row]:
         chosen = _of_each_place(places, chance)
         if setting.quick:
             chosen = sorted(chance.sample(chosen, 3))
-        for full_at in chosen:
+        for number, full_at in enumerate(chosen):
+            if number % 20 == 0:
+                say(f"  {kind}: {number} of {len(chosen)} disks filled up, {len(wrong)} fell short")
             run = Run(kind, setting.folder / kind / f"full{full_at}")
             _with_data_of(whole, run)
             status, _ = _live_until_full(run, full_at)
