@@ -67,9 +67,12 @@ class DifftopConfig(PreTrainedConfig):
 
     @property
     def drop_n_last_frames(self) -> int:
-        """Samples at the end of an episode with which no window begins."""
+        """Samples at the end of an episode with which no window begins.
+
+        Where there are more windows than samples (residual pads on both sides), those that begin latest aren't trained on.
+        """
         shape = self.built.windows
-        return int(shape.window + shape.horizon - 2 - shape.pad_before - shape.pad_after)
+        return max(0, shape.window + shape.horizon - 2 - shape.pad_before - shape.pad_after)
 
     @property
     def reward_delta_indices(self) -> None:
