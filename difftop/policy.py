@@ -14,8 +14,7 @@ from torch import Tensor
 from difftop.data.scaling import unscaled
 from difftop.options import ConfigError, still_known
 from difftop.poses import executed
-from difftop.run.checkpoint import load_checkpoint
-from difftop.run.weights import load_weights
+from difftop.run.weights import load_acting, load_weights
 from difftop.types import EnvSpec
 
 Values = Any  # an observation: one array, or a mapping of arrays by key, NumPy's or torch's
@@ -37,9 +36,7 @@ def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, he
         CheckpointError: there is no checkpoint, it is spoiled, or of another format.
         ConfigError: no such device or head.
     """
-    path = Path(path)
-    best = path / "checkpoints" / "best"
-    saved = load_checkpoint(best if best.is_dir() else path, training=False)
+    saved = load_acting(path)
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device={device}: must be auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from agents.policies.foreseen import Foreseen, foreseen
 from agents.policies.noise import Noise
 from difftop.data.windows import Episodes
 from difftop.options import ConfigError, option
-from difftop.run.checkpoint import load_checkpoint
+from difftop.run.weights import load_acting
 from difftop.types import EnvSpec
 
 BASES = ("bc", "rnn_gmm", "diffusion")
@@ -137,8 +137,7 @@ class BasePolicy(nn.Module):
                 f"agent.base_checkpoint={self.config.base_checkpoint}: no such folder; train the base first "
                 f"(python train.py agent={self.config.base} ...) and give the folder of its run."
             )
-        path, best = Path(self.config.base_checkpoint), Path(self.config.base_checkpoint) / "checkpoints" / "best"
-        found = load_checkpoint(best if best.exists() else path, agent_name=self.config.base)
+        found = load_acting(self.config.base_checkpoint, self.config.base)
         recipe = json.dumps(found.config["agent"])
         policy = self._built(recipe)
         prefix = "average."

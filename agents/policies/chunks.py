@@ -81,13 +81,12 @@ class ChunkPolicy(nn.Module):
     def __init__(self, config: PolicyConfig, spec: EnvSpec, encoder: MakeEncoder = ObservationEncoder) -> None:
         super().__init__()
         self.spec, self.config, self.windows = spec, config, config.windows
-        windows = self.windows
-        self.limits = config.limits.make(spec, windows.horizon)
+        self.limits = config.limits.make(spec, self.windows.horizon)
         self._check_head(config.head)
         make_head(config.head, self.limits)  # mistakes are told now
-        if config.execute > windows.horizon:
+        if config.execute > self.windows.horizon:
             raise ConfigError(
-                f"agent.execute={config.execute}: a prediction has {windows.horizon} actions from now on; "
+                f"agent.execute={config.execute}: a prediction has {self.windows.horizon} actions from now on; "
                 "lower it, or raise agent.horizon."
             )
         self.observer = Observer(spec.shapes, config.obs_keys, config.normalization, config.encoder, encoder)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class LeRobotWriter:
         self._rows.append(row)
         self._steps += steps
         line = {"row": row, "task": task, "features": self._features, "keys": self.keys}
-        line["sums"] = dict(list(self._sums.items())[sums:])
+        files = list(islice(reversed(self._sums), len(self._sums) - sums))[::-1]  # of this episode
+        line["sums"] = {name: self._sums[name] for name in files}
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         with self._journal.open("a") as file:
             file.write(_text(line))

@@ -1,10 +1,24 @@
-"""A checkpoint's weights, into an agent."""
+"""The checkpoint that acts, and a checkpoint's weights into an agent."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from difftop.run.checkpoint import Checkpoint, CheckpointError
+from difftop.run.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+
+
+def load_acting(path: Path | str, agent_name: str | None = None) -> Checkpoint:
+    """What acts of a run's folder, its best checkpoint or, where none is marked, its last; or of a checkpoint's.
+
+    Args:
+        path: of the folder.
+        agent_name: the agent that it must be of.
+    Raises:
+        CheckpointError: there is no checkpoint, it is spoiled, or of another format or agent.
+    """
+    best = Path(path) / "checkpoints" / "best"
+    return load_checkpoint(best if best.is_dir() else path, agent_name=agent_name, training=False)
 
 
 def load_weights(agent: Any, saved: Checkpoint) -> None:

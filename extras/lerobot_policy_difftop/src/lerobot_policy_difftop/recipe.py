@@ -12,9 +12,10 @@ from typing import Any
 from difftop.command import make_factories, make_registry
 from difftop.data.demonstrations import Demonstrations
 from difftop.options import ConfigError, build, still_known
-from difftop.run.checkpoint import Checkpoint, load_checkpoint
+from difftop.run.checkpoint import Checkpoint
 from difftop.run.cli import composed
 from difftop.run.imitate import recorded_task
+from difftop.run.weights import load_acting
 from difftop.types import EnvSpec
 
 
@@ -66,9 +67,8 @@ def agent_options(overrides: Sequence[str]) -> Any:
 
 
 def from_checkpoint(path: Path | str) -> tuple[Recipe, Checkpoint]:
-    """Of a run's best checkpoint, its last where none is marked, or of a checkpoint."""
-    best = Path(path) / "checkpoints" / "best"
-    saved = load_checkpoint(best if best.is_dir() else Path(path), training=False)
+    """Of what acts of a run's folder; see `difftop.run.weights.load_acting`."""
+    saved = load_acting(path)
     return Recipe(saved.config["agent"], saved.spec), saved
 
 
