@@ -15,9 +15,8 @@ Source: lerobot 0.4 and 0.6, `datasets/dataset_metadata.py`, `datasets/dataset_w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ import numpy as np
 
 from difftop.data.demonstrations import DemonstrationError, Demonstrations, EnvInfo, Format
 from difftop.data.exchange import RawEpisode
-from difftop.data.extras import optional
 from difftop.data.faults import Array, Columns, Faults
 from difftop.data.lerobot_images import Clip, LeRobotImages, Stored
+from difftop.data.lerobot_tables import ACTION, EPISODE, Tables, rows_by_episode
 from difftop.data.scaling import gathered
 from difftop.data.seal import check_sum, json_sum
 from difftop.data.survey import Column, Survey, Surveyor
@@ -35,12 +34,9 @@ from difftop.data.survey import Column, Survey, Surveyor
 OURS = "meta/difftop.json"
 SEAL = "seal"  # of the rest of it
 _KEYS = {"env_args", "filters", "keys", "sha256"}
-ACTION, REWARD, SUCCESS = "action", "next.reward", "next.success"
+REWARD, SUCCESS = "next.reward", "next.success"
 _SHOWN = "observation."
 _IMAGES = "observation.images."
-_BATCH_ROWS = 2**13
-# A piece of a column at a time: a file's columns as a whole are memory that the system has to clear first.
-_READING = {"pre_buffer": False, "buffer_size": 2**18}
 
 
 class LeRobotReader:
@@ -57,25 +53,22 @@ class LeRobotReader:
     def __init__(self, path: Path) -> None:
         """Raises `DemonstrationError`: another version, or something is missing."""
         self.path, self.info = path, read_info(path)
-        self._arrow, self._parquet = (optional(name, f"{path}: a LeRobot data set") for name in ("pyarrow", "pyarrow.parquet"))
         self.env, self.rate_hz = recorded_env(path), float(self.info.get("fps") or 0.0)
         self.features: Mapping[str, Any] = self.info["features"]
         if ACTION not in self.features:
             raise DemonstrationError(f"{path}: it has no feature {ACTION!r}; it has {', '.join(self.features)}.")
         ours = _ours(path)
         sums: Mapping[str, str] = ours.get("sha256", {})
-        self._sums = {str(path / name): said for name, said in sums.items()}
+        self._tables = Tables(path, self.features, sums, path / OURS)
         for name in sums:
             if name.startswith("meta/"):  # LeRobot's own programs read these too
-                self._check(path / name)
+                self._tables.check(path / name)
         named = {feature: key for key, feature in ours.get("keys", {}).items()}
         self.keys = {named.get(f, key_of(f)): f for f in self.features if f.startswith(_SHOWN)}
         self.table = self._episodes()
-        self.count = len(self.table["episode_index"])
+        self.count = len(self.table[EPISODE])
         self.filters: Mapping[str, list[int]] = ours.get("filters", {})
         self.tasks = self._tasks()
-        self._read: tuple[Path, dict[str, Array]] | None = None  # the file that was read last
-        self._rows_of: dict[int, Array | slice] = {}  # by episode, in that file
 
     def _episodes(self) -> dict[str, list[Any]]:
         """Rows of meta/episodes, in order, without statistics."""
@@ -84,98 +77,41 @@ class LeRobotReader:
             raise DemonstrationError(f"{self.path}: meta/episodes has no Parquet file; a download may be incomplete.")
         found: dict[str, list[Any]] = {}
         for file in files:
-            columns = self._table(file, lambda name: not name.startswith("stats/"))
+            columns = self._tables.table(file, lambda name: not name.startswith("stats/"))
             for name in columns.column_names:
                 found.setdefault(name, []).extend(columns[name].to_pylist())
-        order = sorted(range(len(found["episode_index"])), key=found["episode_index"].__getitem__)
+        order = sorted(range(len(found[EPISODE])), key=found[EPISODE].__getitem__)
         return {name: [values[i] for i in order] for name, values in found.items()}
 
     def _tasks(self) -> dict[int, str]:
         path = self.path / "meta" / "tasks.parquet"
         if not path.is_file():
             return {}
-        table = self._table(path)
+        table = self._tables.table(path)
         text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), "")
         return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True)) if text else {}
-
-    def _table(self, path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Any:
-        """The columns of a file whose names are `wanted`, checked by all the checksums there are."""
-        with self._opened(path) as file:
-            return file.read([name for name in file.schema_arrow.names if wanted(name)])
-
-    def _columns(self, path: Path, names: set[str], old: Mapping[str, Array]) -> dict[str, Array]:
-        """Columns `[R, ...]` of a file by name.
-
-        Memory is what takes the time, so they are read in batches (a whole table at once takes six times what its rows do), into
-        the columns of another file, `old`, where these are large enough and none of the actions, which surveys keep.
-        """
-        with self._opened(path) as file:
-            rows, at, stored_names = file.metadata.num_rows, 0, file.schema_arrow.names
-            kept = [name for name in stored_names if name in names]
-            missing = sorted(names - set(kept))
-            if missing:
-                raise DemonstrationError(
-                    f"{path}: no column {missing[0]!r}, which meta/info.json names; it has "
-                    f"{', '.join(stored_names)}. Copy the data set again."
-                )
-            rooms = {name: old.get(name) if name != ACTION else None for name in kept}
-            found: dict[str, Array] = {}
-            for batch in file.iter_batches(_BATCH_ROWS, columns=kept, use_threads=False):
-                for name in kept:
-                    values = _array(batch[name], self.features.get(name, {}))
-                    stored = found[name] if name in found else _room(rows, values, rooms[name])
-                    if stored.dtype != values.dtype:  # where numbers are missing, integers come as floats
-                        stored = stored.astype(np.result_type(stored, values))
-                    stored[at : at + len(values)] = values
-                    found[name] = stored
-                at += batch.num_rows
-            return found or {name: np.zeros(0) for name in kept}
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
-        """A Parquet file; raises `DemonstrationError` where it is damaged, when opened or while it is read."""
-        self._check(path)
-        try:
-            with (
-                self._arrow.OSFile(str(path)) as stored,
-                self._parquet.ParquetFile(stored, page_checksum_verification=self._said(path) is None, **_READING) as file,
-            ):
-                yield file
-        except DemonstrationError:
-            raise
-        except (OSError, ValueError, KeyError, MemoryError, OverflowError, self._arrow.ArrowException) as error:
-            reason = " ".join(str(error).split())
-            raise DemonstrationError(f"{path}: not a whole Parquet file ({reason}); a download may be incomplete.") from error
-
-    def _check(self, path: Path) -> None:
-        """Compares a file with its checksum, where there is one."""
-        said = self._said(path)
-        if said is not None:
-            check_sum(path, said, f"{self.path / OURS}")
-
-    def _said(self, path: Path) -> str | None:
-        """The checksum of a file, where there is one; its pages' own needn't be compared then."""
-        return self._sums.get(str(path))
 
     def is_image(self, key: str) -> bool:
         """Whether an observation, by our name, is a camera's."""
         return self.features[self.keys[key]]["dtype"] in ("image", "video")
 
-    def vectors(self, number: int, keys: Sequence[str]) -> dict[str, Array]:
-        """Features of one episode by name `[T, ...]`, each of the type that is stored."""
-        return {key: np.array(rows) for key, rows in self.views(number, keys).items()}
+    def in_order(self, features: Sequence[str], numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Episodes by number with their features by name `[T, ...]`, each of the type that is stored.
 
-    def views(self, number: int, keys: Sequence[str]) -> dict[str, Array]:
-        """`vectors` without a copy: of a whole file's columns, which the next file's take the place of, but for the actions'."""
-        file = self.path / str(self.info["data_path"]).format(
-            chunk_index=self.table["data/chunk_index"][number], file_index=self.table["data/file_index"][number]
-        )
-        if self._read is None or self._read[0] != file or not set(keys) <= self._read[1].keys():
-            self._read = (file, self._columns(file, {"episode_index", *keys}, self._read[1] if self._read else {}))
-            self._rows_of = _rows_by_episode(self._read[1]["episode_index"])
-        rows = self._read[1]
-        mine = self._rows_of.get(int(self.table["episode_index"][number]), slice(0))
-        return {key: rows[key][mine] for key in keys}
+        They are views of a whole file's columns: valid until the next episode is asked for, but the actions stay.
+        """
+        by_file = [(file, list(some)) for file, some in groupby(numbers, self._file)]
+        columns = self._tables.ahead([file for file, _ in by_file], {EPISODE, *features})
+        for (_, some), rows in zip(by_file, columns, strict=True):
+            rows_of = rows_by_episode(rows[EPISODE])
+            for number in some:
+                mine = rows_of.get(int(self.table[EPISODE][number]), slice(0))
+                yield number, {name: rows[name][mine] for name in features}
+
+    def _file(self, number: int) -> Path:
+        """Where the vectors of an episode are."""
+        chunk, file = (self.table[f"data/{part}"][number] for part in ("chunk_index", "file_index"))
+        return self.path / str(self.info["data_path"]).format(chunk_index=chunk, file_index=file)
 
     def stored(self, key: str) -> Stored:
         """Where the images of an observation are."""
@@ -188,8 +124,8 @@ class LeRobotReader:
             chunk, file = (self.table[f"{where}/{part}"][number] for part in ("chunk_index", "file_index"))
             path = self.path / pattern.format(video_key=feature, chunk_index=chunk, file_index=file)
             begins = float(self.table[f"{where}/from_timestamp"][number]) if where != "data" else 0.0
-            self._check(path)
-            clips.append(Clip(path, begins, int(self.table["episode_index"][number]), self.length(number)))
+            self._tables.check(path)
+            clips.append(Clip(path, begins, int(self.table[EPISODE][number]), self.length(number)))
         return Stored(feature, self.features[feature]["dtype"] == "video", (channels, height, width), self.rate_hz, tuple(clips))
 
     def length(self, number: int) -> int:
@@ -198,58 +134,22 @@ class LeRobotReader:
 
     def name(self, number: int) -> str:
         """Of an episode."""
-        return f"episode_{self.table['episode_index'][number]}"
+        return f"episode_{self.table[EPISODE][number]}"
 
     def episodes(self, start: int = 0) -> Iterator[RawEpisode]:
         """See `difftop.data.exchange.Reader`."""
         vectors = [key for key in self.keys if not self.is_image(key)]
         images = {key: LeRobotImages(self.stored(key), 2**26) for key in self.keys if self.is_image(key)}
         more = [name for name in (REWARD, SUCCESS, "task_index") if name in self.features]
-        for number in range(start, self.count):
-            rows = self.vectors(number, [ACTION, *(self.keys[key] for key in vectors), *more])
+        wanted = [ACTION, *(self.keys[key] for key in vectors), *more]
+        for number, seen in self.in_order(wanted, range(start, self.count)):
+            rows = {name: np.array(values) for name, values in seen.items()}
             obs = {key: rows[self.keys[key]] for key in vectors}
             obs |= {key: shown.episode(number) for key, shown in images.items()}
             success = bool(rows[SUCCESS].any()) if SUCCESS in rows else None
             task = self.tasks.get(int(rows["task_index"].flat[0]), "") if "task_index" in rows else ""
             rewards = rows[REWARD].reshape(-1) if REWARD in rows else None
             yield RawEpisode(self.name(number), rows[ACTION], obs, rewards=rewards, success=success, task=task)
-
-
-def _room(rows: int, like: Array, old: Array | None) -> Array:
-    """Space for `rows` rows of the kind of `like`, in `old` if it fits."""
-    if old is not None and len(old) >= rows and (old.dtype, old.shape[1:]) == (like.dtype, like.shape[1:]):
-        return old[:rows]
-    return np.empty((rows, *like.shape[1:]), like.dtype)
-
-
-def _rows_by_episode(episode: Array) -> dict[int, Array | slice]:
-    """Which rows of a file are of which episode, in their order; to look for them episode by episode is E times as much work.
-
-    Where an episode's rows are one after another, as in every data set that LeRobot wrote, a slice copies nothing.
-    """
-    flat = episode.reshape(-1)
-    if not flat.size:
-        return {}
-    begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if np.all(flat[begins - 1] < flat[begins]):  # one after another in order too, so that nothing has to be sorted
-        ends = [0, *begins.tolist(), len(flat)]
-        return {int(flat[a]): slice(a, b) for a, b in pairwise(ends)}
-    order = np.argsort(flat, kind="stable")
-    numbers, first = np.unique(flat[order], return_index=True)
-    rows = dict(zip(map(int, numbers), np.split(order, first[1:]), strict=True))
-    return {k: slice(int(r[0]), int(r[-1]) + 1) if int(r[-1]) - int(r[0]) == len(r) - 1 else r for k, r in rows.items()}
-
-
-def _array(column: Any, feature: Mapping[str, Any]) -> Array:
-    """A column of a batch `[R, *shape]`; one number per row is `[R, 1]`."""
-    rows, nested = len(column), column
-    while hasattr(nested, "flatten") and str(nested.type).startswith(("list", "fixed_size_list", "large_list")):
-        nested = nested.flatten()
-    values: Array = nested.to_numpy(zero_copy_only=False)
-    shape = tuple(feature.get("shape", ())) or (1,)
-    if nested is column:
-        return values.reshape(rows, 1) if feature.get("shape") else values
-    return values.reshape(rows, *shape) if values.size == rows * int(np.prod(shape)) else values.reshape(rows, -1)
 
 
 def key_of(feature: str) -> str:
@@ -338,17 +238,18 @@ def open_lerobot(
     judged = successful_only and SUCCESS in reader.features
 
     def columns() -> Iterator[Columns]:
-        for number in range(reader.count) if not filter_key else reader.filters[filter_key]:
-            rows, name = reader.vectors(number, [*wanted, *([SUCCESS] if judged else [])]), reader.name(number)
+        numbers = range(reader.count) if not filter_key else reader.filters[filter_key]
+        for number, rows in reader.in_order([*wanted, *([SUCCESS] if judged else [])], numbers):
+            name = reader.name(number)
             if judged and not rows[SUCCESS].any():
                 faults.left_out.setdefault("failed episodes (dataset.successful_only=false takes them)", []).append(name)
                 continue
             places = {"actions": f"{path}: action of {name}"} | {key: f"{path}: {key} of {name}" for key in keys}
-            vectors = {key: rows[reader.keys[key]] for key in keys if key not in images}
-            yield Columns(name, rows[ACTION], vectors, {}, places, reader.length(number), "length in meta/episodes")
+            vectors = {key: np.array(rows[reader.keys[key]]) for key in keys if key not in images}
+            yield Columns(name, np.array(rows[ACTION]), vectors, {}, places, reader.length(number), "length in meta/episodes")
 
     made = gathered(path, reader.env, columns(), faults, limit)
-    numbers = [reader.table["episode_index"].index(int(name.rpartition("_")[2])) for name in made.names]
+    numbers = [reader.table[EPISODE].index(int(name.rpartition("_")[2])) for name in made.names]
     share = cache_bytes // max(len(images), 1)
     return made.with_images({key: LeRobotImages(reader.stored(key).of(numbers), share) for key in images})
 
@@ -358,8 +259,8 @@ def survey(path: Path) -> Survey:
     reader, surveyor = LeRobotReader(path), Surveyor()
     vectors = [key for key in reader.keys if not reader.is_image(key)]
     more = [name for name in (REWARD, SUCCESS) if name in reader.features]
-    for number in range(reader.count):
-        rows = reader.views(number, [ACTION, *(reader.keys[key] for key in vectors), *more])
+    wanted = [ACTION, *(reader.keys[key] for key in vectors), *more]
+    for number, rows in reader.in_order(wanted, range(reader.count)):
         success = bool(rows[SUCCESS].any()) if SUCCESS in rows else None
         shown = {key: rows[reader.keys[key]] for key in vectors}
         earned = rows.get(REWARD)

@@ -20,7 +20,8 @@ from difftop.data.demonstrations import DemonstrationError
 from difftop.data.exchange import RawEpisode
 from difftop.data.extras import optional
 from difftop.data.faults import Array
-from difftop.data.lerobot import ACTION, OURS, REWARD, SEAL, SUCCESS
+from difftop.data.lerobot import OURS, REWARD, SEAL, SUCCESS
+from difftop.data.lerobot_tables import ACTION
 from difftop.data.seal import json_sum, sum_of
 
 _PATTERN = "chunk-000/file-{number:03d}"

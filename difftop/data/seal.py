@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,8 @@ from difftop.data.faults import DemonstrationError
 
 _MAGIC = b"difftop sha256 "
 _BYTES = len(_MAGIC) + 64 + 1
-_CHUNK_BYTES = 2**18  # stays in the processor's cache between being read and being summed
+_CHUNK_BYTES = 2**20  # stays in the processor's cache between being read and being summed
+_thread = threading.local()
 
 
 def seal(path: Path) -> None:
@@ -97,7 +99,10 @@ def _known_digest(path: str, size: int, changed_ns: int) -> str:
 
 def _digest(path: Path, size: int) -> str:
     """SHA-256 of the first `size` bytes."""
-    found, block = hashlib.sha256(), memoryview(bytearray(min(_CHUNK_BYTES, size)))
+    found = hashlib.sha256()
+    if not hasattr(_thread, "block"):  # new memory for every file would have to be cleared
+        _thread.block = memoryview(bytearray(_CHUNK_BYTES))
+    block: memoryview = _thread.block
     with path.open("rb", buffering=0) as file:
         while size > 0 and (count := file.readinto(block[: min(_CHUNK_BYTES, size)])):
             found.update(block[:count])
