@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from agents.latent.agent import LatentAgent
 from difftop.types import Batch, EnvSpec, ObsSpec, PlanResult
 
 torch.set_num_threads(1)
+os.environ.setdefault("DIFFTOP_NATIVE", "0")  # tests that want C++ say so: it takes a minute to compile
 
 STATE = EnvSpec(
     name="test/state",

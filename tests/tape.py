@@ -68,6 +68,8 @@ class Tape(TorchDispatchMode):
 class TapeBackend:
     """Captures on a tape. `fails`: every capture does, after it has recorded."""
 
+    makes, eager_calls, loud = "a CUDA graph", 2, True
+
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
 

@@ -68,7 +68,6 @@ class LatentAgent(nn.Module):
         if self.gradient and self.gradient.config.mode == "on_policy":
             planned = [p for p in self.model.parameters() if p.requires_grad]
             self.on_policy_optimizer = torch.optim.Adam(planned, lr=config.loss.learning_rate, fused=True)
-        self.finite = FiniteWatch(device)
         self.grad_steps = 0
         self.capture_graphs("false")
 
@@ -80,6 +79,7 @@ class LatentAgent(nn.Module):
     def capture_graphs(self, mode: str) -> None:
         """How updates and acting run: `capture=auto | true | false`; raises `ConfigError` where it can't be."""
         self.graphs = Graphs(self.device, mode, generators=[self.generator], optimizers=[self.optimizer, self.prior_optimizer])
+        self.finite = FiniteWatch(self.device, deferred=self.graphs.active or None)
         self._told = 0
 
     def autocast(self) -> torch.autocast:
@@ -113,6 +113,8 @@ class LatentAgent(nn.Module):
         fields = list(vars(batch).values())
         metrics, priorities = self.graphs(name, partial(self._update, planned, moves), fields, (planned, moves))
         self.grad_steps += 1
+        if self.device.type == "cpu":  # where nothing waits for it
+            self.check_finite()
         return UpdateResult(metrics, priorities)
 
     def _update(self, planned: int, moves: bool, *batch: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.latent.tdmpc2_model import TDMPC2Model, TDMPC2ModelConfig
 from agents.latent.world import LossConfig, Losses, Unrolled, World
+from difftop.host import readable
 from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, td_target
 from difftop.nn.mlp import Members
 from difftop.options import option
@@ -74,7 +75,7 @@ class TDMPC2World(World):
     def two_members(self, generator: torch.Generator) -> Members:
         """Two value networks, drawn without replacement; known to the host only where it needn't wait for them."""
         order = torch.randperm(self.sizes.members, generator=generator, device=generator.device)[:2]
-        return [int(i) for i in order.tolist()] if order.is_cpu else order
+        return [int(i) for i in order.tolist()] if readable(order) else order
 
     def sampled_model(self, generator: torch.Generator) -> LatentModel:
         """For MPPI: plans end in the mean of two members, drawn once per plan.

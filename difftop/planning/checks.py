@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from difftop.host import readable
+
 
 def check_problem(z0: Tensor, prior: Tensor, previous: Tensor | None, action_dim: int) -> None:
     """Raises a ValueError that names the argument where shapes, dtypes or values can't be planned with.
@@ -46,11 +48,6 @@ def check_scale(scale: Tensor | float | None, samples: int) -> None:
     elif math.isfinite(scale) and scale > 0:
         return
     raise ValueError(f"scale={scale}: must be positive and finite.")
-
-
-def readable(x: Tensor) -> bool:
-    """Whether looking at a number of `x` costs nothing and breaks no capture."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _check_plan(name: str, plan: Tensor, z0: Tensor, action_dim: int) -> None:

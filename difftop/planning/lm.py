@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from difftop.host import readable
 from difftop.planning.config import LMConfig
 from difftop.planning.model import LatentModel
 from difftop.planning.problem import Problem, all_rows, evaluate, pose, project
@@ -92,10 +93,10 @@ def plan(
         config: options.
         static: read no number on the host. Only a differentiable plan would: whether a sample has failed on the way, which a
             second pass must then leave out. With static, the last iterations are first run without gradient to know it. None:
-            not on a CPU, unless a compiler captures the call.
+            not on a CPU, unless the call is captured.
         loop: what takes the iterations.
     """
-    static = z0.device.type != "cpu" or torch.compiler.is_compiling() if static is None else static
+    static = not readable(z0) if static is None else static
     plain = z0.device.type == "cpu" and not static and not torch.is_autocast_enabled("cpu")
     if plain and not differentiable and not model.needs_autograd:
         with torch.inference_mode():  # a tenth of the time of many small operations

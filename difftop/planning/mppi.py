@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difftop.host import readable
 from difftop.options import check_ranges
-from difftop.planning.checks import check_problem, check_scale, readable
+from difftop.planning.checks import check_problem, check_scale
 from difftop.planning.config import MPPIConfig
 from difftop.planning.model import LatentModel
 from difftop.planning.rollout import rollout_return

@@ -1,4 +1,4 @@
-"""Agents whose updates and plans are captured, on a tape in place of a CUDA graph: bit for bit what they do without."""
+"""Agents whose updates and plans are captured, on a CPU's tape or on one in place of a CUDA graph: as without, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ import torch
 
 from agents.latent.agent import LatentAgent
 from agents.registry import make_agent
-from difftop.capture import Graphs
+from difftop.capture import Backend, Graphs, TapeBackend
 from difftop.losses import FiniteWatch
 from difftop.options import ConfigError
 from difftop.types import EnvSpec
 from tests.agents import imitators
 from tests.agents.test_agents import small
 from tests.conftest import PIXELS, STATE, random_batch
-from tests.tape import TapeBackend
+from tests.tape import TapeBackend as CudaLike
 
 SCHEDULE = {"horizon": 2, "horizon_start": 1, "horizon_steps": 40, "std_start": 0.5, "std_end": 0.1, "std_steps": 40}
 GRADIENT = {"policy_gradient": {"mode": "replay", "every": 2, "states": 4}}
 
 
-def pair(name: str, spec: EnvSpec, planner: str = "mppi", lm: Any = None, **more: Any) -> tuple[LatentAgent, LatentAgent]:
-    """The same agent twice, the second captured; both keep what isn't finite for later, as on a GPU."""
+class Early(TapeBackend):
+    """A CPU's tape, recorded as early as a CUDA graph."""
+
+    eager_calls = 2
+
+
+BACKENDS = pytest.mark.parametrize("made_by", [CudaLike, Early])
+
+
+def pair(
+    name: str, spec: EnvSpec, planner: str = "mppi", lm: Any = None, made_by: type[Backend] = CudaLike, **more: Any
+) -> tuple[LatentAgent, LatentAgent]:
+    """The same agent twice, the second captured; both keep what isn't finite for later."""
     acting = {**SCHEDULE, "planner": planner, "mppi": {"samples": 16, "elites": 4}, "lm": {"start_previous": True, **(lm or {})}}
     found = []
-    for backend in (None, TapeBackend()):
+    for backend in (None, made_by()):
         agent = small(name, spec, acting=acting, **more)
         agent.finite = FiniteWatch(agent.device, deferred=True)
         steps = [agent.optimizer, agent.prior_optimizer]
-        agent.graphs = Graphs(agent.device, "auto", generators=[agent.generator], optimizers=steps, backend=backend)
+        mode = "false" if backend is None else "auto"
+        agent.graphs = Graphs(agent.device, mode, generators=[agent.generator], optimizers=steps, backend=backend)
         found.append(agent)
     return found[0], found[1]
 
@@ -44,11 +56,14 @@ def assert_equal(eager: LatentAgent, captured: LatentAgent) -> None:
     assert torch.equal(eager.generator.get_state(), captured.generator.get_state())
 
 
+@BACKENDS
 @pytest.mark.parametrize(
     ("name", "spec", "more", "steps"), [("tdmpc", STATE, {}, 20), ("difftop_rl", STATE, GRADIENT, 20), ("tdmpc", PIXELS, {}, 8)]
 )
-def test_captured_updates_are_the_updates(name: str, spec: EnvSpec, more: dict[str, Any], steps: int) -> None:
-    eager, captured = pair(name, spec, loss={"target_every": 3}, **more)
+def test_captured_updates_are_the_updates(
+    name: str, spec: EnvSpec, more: dict[str, Any], steps: int, made_by: type[Backend]
+) -> None:
+    eager, captured = pair(name, spec, made_by=made_by, loss={"target_every": 3}, **more)
     for step in range(steps):
         batch, told = random_batch(spec, seed=step), []
         for agent in (eager, captured):
@@ -68,10 +83,11 @@ def test_captured_updates_are_the_updates(name: str, spec: EnvSpec, more: dict[s
     ("name", "planner"), [("difftop_rl", "lm"), ("difftop_rl", "mppi"), ("tdmpc", "mppi"), ("tdmpc", "none")]
 )
 @pytest.mark.parametrize("explore", [False, True])
-def test_captured_actions_are_the_actions(name: str, planner: str, explore: bool) -> None:
+@BACKENDS
+def test_captured_actions_are_the_actions(name: str, planner: str, explore: bool, made_by: type[Backend]) -> None:
     """While schedules move, environments idle, and plans become longer."""
     actors = []
-    for agent in pair(name, STATE, planner):
+    for agent in pair(name, STATE, planner, made_by=made_by):
         actors.append(agent.actor(2, seed=3, explore=explore))
         for i in range(2):
             actors[-1].begin(i, i)
@@ -107,7 +123,7 @@ def test_what_cannot_be_captured_is_told_once_for_all_actors(caplog: pytest.LogC
     obs, t0 = {STATE.only_key: random_batch(STATE, size=2).obs[:, 0]}, torch.tensor([True, True])
     agent = pair("tdmpc", STATE)[1]
     steps = [agent.optimizer, agent.prior_optimizer]
-    agent.graphs = Graphs(agent.device, generators=[agent.generator], optimizers=steps, backend=TapeBackend(fails=True))
+    agent.graphs = Graphs(agent.device, generators=[agent.generator], optimizers=steps, backend=CudaLike(fails=True))
     with caplog.at_level(logging.WARNING):
         for seed in range(2):
             actor = agent.actor(2, seed=seed)
@@ -130,10 +146,11 @@ def test_a_planner_that_reads_numbers_is_not_captured() -> None:
 def test_who_can_be_captured_and_where() -> None:
     with pytest.raises(ConfigError, match="capture=true: CUDA graphs need device=cuda, and this is device=cpu"):
         make_agent({"name": "tdmpc"}, STATE, seed=0, capture="true")
+    for capture, active in (("auto", True), ("false", False)):
+        agent = make_agent({"name": "tdmpc"}, STATE, seed=0, capture=capture)
+        assert isinstance(agent, LatentAgent) and agent.graphs.active is agent.finite.deferred is active
     with pytest.raises(ConfigError, match="capture=true: is for agents that learn from rewards, and agent=bc imitates"):
         make_agent({"name": "bc"}, imitators.SPEC, seed=0, capture="true")
-    agent = make_agent({"name": "tdmpc"}, STATE, seed=0)
-    assert isinstance(agent, LatentAgent) and not agent.graphs.active
 
 
 @pytest.mark.gpu

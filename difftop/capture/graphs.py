@@ -1,10 +1,10 @@
-"""CUDA graphs: a function of tensors is recorded once per shape, then replayed without any Python between its kernels.
+"""A function of tensors is recorded once per shape, then replayed without any Python between its operations.
 
     graphs = Graphs(device, "auto", generators=[generator], optimizers=[optimizer])
     loss = graphs("an update", update, [obs, action])        # `update(obs, action)`, eager, captured or replayed
 
 Inputs are copied into tensors that stay where they are; outputs are copies. The first calls of each shape run eagerly: they are
-real calls, and make what a capture must find (an optimizer's state, a library's workspace). On a CPU the function is just called.
+real calls, and make what a capture must find (an optimizer's state, a library's workspace).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from difftop.capture.cuda import CudaBackend
+from difftop.capture.tape import TapeBackend
 from difftop.options import ConfigError
 
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "true", "false")
+_BACKENDS: dict[str, Callable[[torch.device], Backend]] = {"cuda": CudaBackend, "cpu": TapeBackend}
 Input = Tensor | float | None
-_EAGER_CALLS = 2  # of each shape, before its capture
 _KEPT = 24  # graphs; more are of shapes that a schedule has left behind
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -38,7 +40,17 @@ class CaptureError(RuntimeError):
 
 
 class Backend(Protocol):
-    """What records and replays; `CudaBackend`, or another in a test."""
+    """What records and replays: `CudaBackend`, `TapeBackend`, or another in a test.
+
+    Attributes:
+        makes: what it makes, in words.
+        eager_calls: of each shape, before it is worth its capture.
+        loud: whether a function that can't be captured is worth a warning.
+    """
+
+    makes: str
+    eager_calls: int
+    loud: bool
 
     def fed(self, x: Tensor) -> Tensor:
         """`x`, from where copying it to the device waits for nothing."""
@@ -48,66 +60,6 @@ class Backend(Protocol):
 
     def capture(self, function: Callable[[], Any], generators: Sequence[torch.Generator]) -> Callable[[], Any]:
         """Records `function`, which runs nothing; what it returns runs it, and gives its outputs, always the same tensors."""
-
-
-class CudaBackend:
-    """`torch.cuda.CUDAGraph`, all graphs in one memory pool: they are replayed one after another, and outputs are copied."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def fed(self, x: Tensor) -> Tensor:
-        """A pinned copy of what is on the CPU; torch keeps its memory until the device has read it."""
-        return x.contiguous().pin_memory() if x.device.type == "cpu" else x
-
-    def eager(self, function: Callable[[], Any]) -> Any:
-        """On the stream that captures, where autograd then finds its nodes."""
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            outputs = function()
-        current.wait_stream(self.stream)
-        return outputs
-
-    def capture(self, function: Callable[[], Any], generators: Sequence[torch.Generator]) -> Callable[[], Any]:
-        """See `Backend`."""
-        try:
-            return self._captured(function, generators, self.pool)
-        except BaseException:
-            self._clear_failure(generators)
-            raise
-
-    def _captured(self, function: Callable[[], Any], generators: Sequence[torch.Generator], pool: Any) -> Callable[[], Any]:
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            graph.register_generator_state(generator)
-        # The outer context restores the stream: a capture that fails leaves its own one behind.
-        here = torch.cuda.stream(torch.cuda.current_stream(self.device))
-        with here, torch.cuda.graph(graph, pool=pool, stream=self.stream):
-            outputs = function()
-
-        def replay() -> Any:
-            graph.replay()
-            return outputs
-
-        return replay
-
-    def _clear_failure(self, generators: Sequence[torch.Generator]) -> None:
-        """A capture that fails leaves memory going to its pool, and generators as if it went on; one that succeeds ends that."""
-        with suppress(Exception):
-            torch.cuda.synchronize(self.device)
-            end: Any = getattr(torch._C, "_cuda_endAllocateToPool")  # noqa: B009  only a build with CUDA has it
-            end(torch.cuda.current_device(), self.pool)
-        self.pool = torch.cuda.graph_pool_handle()
-
-        def draws() -> None:
-            for generator in [None, *generators]:
-                torch.rand(1, device=self.device, generator=generator)
-
-        with suppress(Exception):
-            self._captured(draws, generators, None)
 
 
 @dataclass
@@ -124,10 +76,10 @@ class Graphs:
 
     Args:
         device: where they run.
-        mode: `auto`: on CUDA, and eagerly where a capture fails, which one warning tells; `true`: a failure is an error; `false`.
+        mode: `auto`: eagerly where a capture fails, which is told once; `true`: CUDA graphs, and a failure is an error; `false`.
         generators: that the functions draw from.
         optimizers: whose steps they take.
-        backend: what records; None: CUDA graphs, and nothing on another device.
+        backend: what records; None: CUDA graphs, on a CPU a tape, and nothing on another device.
     Raises:
         ConfigError: mode=true on a device without CUDA graphs.
     Attributes:
@@ -146,10 +98,10 @@ class Graphs:
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"capture={mode}: must be {' | '.join(MODES)}.")
-        if mode != "false" and backend is None and device.type == "cuda":
-            backend = CudaBackend(device)
-        if mode == "true" and backend is None:
+        if mode == "true" and backend is None and device.type != "cuda":
             raise ConfigError(f"capture=true: CUDA graphs need device=cuda, and this is device={device.type}; use capture=auto.")
+        if mode != "false" and backend is None and device.type in _BACKENDS:
+            backend = _BACKENDS[device.type](device)
         self.device, self.mode, self.generators, self.optimizers = device, mode, list(generators), list(optimizers)
         self._backend = None if mode == "false" else backend
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
@@ -194,7 +146,7 @@ class Graphs:
         bound = partial(function, *recorded.inputs)
         if recorded.replay is None:
             recorded.calls += 1
-            if recorded.calls <= _EAGER_CALLS:
+            if recorded.calls <= self._backend.eager_calls:
                 return _copies(self._backend.eager(bound))
             recorded.replay = self._captured(name, bound)
             if recorded.replay is None:
@@ -219,10 +171,10 @@ class Graphs:
         except (RuntimeError, TypeError) as error:
             for optimizer in self.optimizers:  # gradients of a backward pass that was never run
                 optimizer.zero_grad(set_to_none=True)
-            why = f"{name} can't be captured as a CUDA graph ({_reason(error)})"
+            why = f"{name} can't be captured as {self._backend.makes} ({_reason(error)})"
             if self.mode == "true":
                 raise CaptureError(f"capture=true: {why}; use capture=auto.") from error
-            log.warning("capture=auto: %s, and runs without one.", why)
+            log.log(logging.WARNING if self._backend.loud else logging.DEBUG, "capture=auto: %s, and runs without one.", why)
             self._failed.add(name)
             return None
         self.captured += 1

@@ -1,0 +1,115 @@
+"""CUDA graphs for a CPU: the operators that a function called, called again on the same memory.
+
+A small network's update is a thousand calls of a few microseconds each, and around each of them Python, autograd, modules and
+optimizers take as long again. A tape holds what is left when these are gone: operators and their arguments. It calls them from
+C++ (`native`), or, where there is no compiler, from Python. The numbers are those of the function, to the bit: the same kernels
+run in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difftop.capture import native
+from difftop.capture.layout import laid_out
+from difftop.capture.recorder import Call, NotRecordedError, Recorder, copied, tensors
+
+_TRIALS = 2  # of a tape against its function, with other random numbers
+
+
+class TapeBackend:
+    """Captures on tapes; `difftop.capture.Backend`."""
+
+    makes, eager_calls, loud = "a tape", 20, False
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """There is one device."""
+
+    def fed(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
+
+    def eager(self, function: Callable[[], Any]) -> Any:
+        """Its outputs."""
+        return function()
+
+    def capture(self, function: Callable[[], Any], generators: Sequence[torch.Generator]) -> Callable[[], Any]:
+        """See `Backend`; memory and generators are as before."""
+        recorder, drawn = Recorder(), [generator.get_state() for generator in generators]
+        try:
+            outputs = recorder.record(function)
+            tape = Tape(*laid_out(recorder, outputs))
+            for trial in range(_TRIALS):
+                _try(function, tape, recorder, generators, trial)
+        finally:
+            recorder.undo()
+            for generator, state in zip(generators, drawn, strict=True):
+                generator.set_state(state)
+        return tape.replay
+
+
+class Tape:
+    """Calls that run on memory of their own.
+
+    Args:
+        calls: in order, as `laid_out` gives them.
+        outputs: what they leave.
+    """
+
+    def __init__(self, calls: Sequence[Call], outputs: Any) -> None:
+        self.calls, self.outputs = list(calls), outputs
+        self._native: Any = None
+        native.prepare()
+
+    def replay(self) -> Any:
+        """Runs all of it; the outputs, always the same tensors."""
+        if self._native is None and (module := native.ready()) is not None:
+            self._native = native.tape(module, self.calls)
+        if self._native is not None:
+            self._native.replay()
+        else:
+            self.replay_in_python()
+        return self.outputs
+
+    @torch.inference_mode()
+    def replay_in_python(self) -> None:
+        """What `native` does."""
+        for operator, arguments, named, made in self.calls:
+            found = operator(*arguments, **named)
+            if made:
+                for place, x in zip(made, found if isinstance(found, list | tuple) else (found,), strict=True):
+                    if place is not None:
+                        place.copy_(x)
+
+
+def _try(function: Callable[[], Any], tape: Tape, recorder: Recorder, generators: Sequence[torch.Generator], trial: int) -> None:
+    """Raises `NotRecordedError` unless a replay leaves what the function leaves.
+
+    A function that lets Python decide by a number that it has drawn would go on as it has decided while it was recorded.
+    """
+    left = []
+    for run in (function, tape.replay):
+        recorder.undo()
+        for generator in generators:
+            generator.manual_seed(trial)
+        outputs = [x.clone() for x in tensors(run())]
+        kept = [copied(storage) for storage, _ in recorder.written.values()]
+        left.append((outputs, kept, [generator.get_state() for generator in generators]))
+    (wanted, memory, states), (found, other, drawn) = left
+    same = len(wanted) == len(found) and all(torch.equal(*_bits(a, b)) for a, b in zip(wanted, found, strict=True))
+    same = same and all(_bytes(a).equal(_bytes(b)) for a, b in zip(memory, other, strict=True))
+    if not same or any(not torch.equal(a, b) for a, b in zip(states, drawn, strict=True)):
+        raise NotRecordedError("a replay leaves other numbers than the function")
+
+
+def _bits(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors in which NaN is equal to NaN."""
+    return (a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else (a, b)
+
+
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
