@@ -2,14 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-APT := python3-venv libegl1 libgl1
+APT := python3-venv libegl1 libgl1 g++
 export PIP_ROOT_USER_ACTION := ignore
 
 .PHONY: setup sims browser test slow slurm ray lint train demo-il clean system
 
 setup: .venv/done
 
-# EGL draws pixels and videos; python3-venv is a package of its own on Debian. Root installs what is missing, others are told.
+# EGL draws pixels and videos; g++ compiles the tape (docs/capture.md); python3-venv is a package of its own on Debian. Root installs what is missing, others are told.
 system:
 	@sh tools/system_packages.sh $(APT)
 

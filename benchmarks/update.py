@@ -3,8 +3,8 @@
     python benchmarks/update.py [--quick] [--json PATH]
 
 One thread, medians of process CPU time, everything interleaved in one process. Two sizes: the papers' (batch 512, mlp 512) and
-`preset=cpu`'s networks (batch 128, mlp 256). The matrix products of an update are recorded from a real one (every mm, addmm, bmm
-and baddbmm with its shapes, strides and type) and then run by themselves.
+`preset=cpu`'s networks (batch 128, mlp 256), as `capture=auto` runs them, and without it. The matrix products of an update are
+recorded from a real one (every mm, addmm, bmm and baddbmm with its shapes, strides and type) and then run by themselves.
 
     over_products         TD-MPC's update over its products, papers' size                          at most 1.25
     over_products_cpu     DiffTOP's update without policy gradient over its products, cpu size     at most 1.25
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.registry import make_agent
 from benchmarks.command import parse, save
+from difftop.capture import TapeBackend, native
 from difftop.types import Batch, EnvSpec, ObsSpec
 
 CHEETAH = EnvSpec(
@@ -61,7 +63,8 @@ class RecordProducts(TorchDispatchMode):
     def _operand(self, position: int, x: Tensor) -> Tensor:
         key = (position, x.shape, x.stride(), x.dtype)
         if key not in self._operands:
-            self._operands[key] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x)
+            span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+            self._operands[key] = torch.randn(span).to(x.dtype).as_strided(x.shape, x.stride())
         return self._operands[key]
 
 
@@ -75,6 +78,11 @@ def random_batch(size: int, generator: torch.Generator, steps: int = 5) -> Batch
         weight=torch.ones(size),
         index=torch.arange(size),
     )
+
+
+def _updates(agent: Any, batch: Batch) -> None:
+    for _ in range(CYCLE):
+        agent.update(batch, AGENT_STEPS)
 
 
 def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -105,22 +113,21 @@ class Case:
         options: dict[str, Any] = {"name": self.agent, "model": {"mlp_dim": self.width}}
         options |= {"policy_gradient": dict(self.gradient)} if self.gradient else {}
         options |= {"world_model": "tdmpc"} if self.agent == "difftop_rl" else {}  # what the bars were set on
-        agent = make_agent(options, CHEETAH, seed=0, precision=self.precision)
-        batch = random_batch(self.size, torch.Generator().manual_seed(0))
-
-        def updates() -> None:
-            for _ in range(CYCLE):
-                agent.update(batch, AGENT_STEPS)
-
-        updates()
-        actor, obs, t0 = agent.actor(1, seed=0, explore=True), {"state": torch.randn(1, 17)}, torch.tensor([False])
+        batch, obs = random_batch(self.size, torch.Generator().manual_seed(0)), {"state": torch.randn(1, 17)}
+        t0, made = torch.tensor([False]), dict[str, Callable[[], object]]()
+        for capture in ("false", "auto"):
+            agent = make_agent(options, CHEETAH, seed=0, precision=self.precision, capture=capture)
+            actor = agent.actor(1, seed=0, explore=True)
+            eager = " eager" * (capture == "false")
+            made[f"{self.name} update{eager}"] = partial(_updates, agent, batch)
+            made[f"{self.name} act{eager}"] = partial(actor.act, obs, t0, AGENT_STEPS)
+            for _ in range(TapeBackend.eager_calls + 1):
+                for function in made.values():
+                    function()
         with RecordProducts() as record:
-            updates()
-        return {
-            f"{self.name} update": updates,
-            f"{self.name} act": lambda: actor.act(obs, t0, AGENT_STEPS),
-            f"{self.name} products": lambda: [function(*arguments) for function, arguments in record.calls],
-        }
+            made[f"{self.name} update eager"]()
+        made[f"{self.name} products"] = lambda: [function(*arguments) for function, arguments in record.calls]
+        return made
 
 
 def cases(quick: bool) -> list[Case]:
@@ -147,6 +154,8 @@ def measures_of(chosen: Sequence[Case], ms: Mapping[str, float]) -> dict[str, fl
         found |= {f"{key}_updates_per_s": 1e3 / update, f"{key}_act_ms": act}
         found[f"{key}_frames_per_s"] = 1e3 * CHEETAH.action_repeat / (update + act)
         found[f"{key}_over_products"] = ms[f"{case.name} update"] / ms[f"{case.name} products"]
+        for what in ("update", "act"):
+            found[f"{key}_{what}_speedup"] = ms[f"{case.name} {what} eager"] / ms[f"{case.name} {what}"]
     found["over_products"], found["over_products_cpu"] = found["tdmpc_fp32_over_products"], found["cpu_none_over_products"]
     found["policy_gradient_cost"] = ms["cpu every update"] / ms["cpu none update"]
     found["act_ms_cpu"] = ms["cpu none act"]
@@ -157,6 +166,9 @@ def measures_of(chosen: Sequence[Case], ms: Mapping[str, float]) -> dict[str, fl
 def main() -> None:
     """Prints the table; writes `{measure: value}` with --json."""
     options = parse(__doc__)
+    TapeBackend.eager_calls = 2  # what is timed comes after them
+    native.prepare()
+    native.ready(600.0)
     chosen = cases(options.quick)
     candidates: dict[str, Callable[[], object]] = {}
     for case in chosen:
@@ -166,11 +178,14 @@ def main() -> None:
     print(f"horizon 5, {CHEETAH.name}, one thread; frames/s count acting and one update per agent step, no simulator\n")
     print(
         f"{'':18s}{'batch':>6s}{'mlp':>5s}{'update ms':>10s}{'updates/s':>11s}{'act ms':>9s}{'frames/s':>10s}{'/ products':>12s}"
+        f"{'eager / tape: update':>22s}{'act':>6s}"
     )
     for case in chosen:
         key = case.name.replace(" ", "_")
         rate, act, frames, over = (found[f"{key}_{x}"] for x in ("updates_per_s", "act_ms", "frames_per_s", "over_products"))
-        print(f"{case.name:18s}{case.size:6d}{case.width:5d}{1e3 / rate:10.1f}{rate:11.2f}{act:9.1f}{frames:10.1f}{over:12.2f}")
+        faster = (found[f"{key}_{what}_speedup"] for what in ("update", "act"))
+        row = f"{case.name:18s}{case.size:6d}{case.width:5d}{1e3 / rate:10.1f}{rate:11.2f}{act:9.1f}{frames:10.1f}{over:12.2f}"
+        print(row + "{:22.2f}{:6.2f}".format(*faster))
     print(f"\nbf16 update over fp32's: {found['bf16_speedup']:.2f} times faster (tdmpc)")
     for name, bar in BARS.items():
         print(f"{name} {found[name]:.2f}, bar {bar}: {'met' if found[name] <= bar else 'not met'}")

@@ -25,6 +25,25 @@ class Tanh(nn.Module):
         return tanh(x, True)
 
 
+class ELU(nn.ELU):
+    """`y = max(x, e^min(x, 0) - 1)`, in place; on a CPU in a third of the time of `torch.nn.ELU`.
+
+    Differs: torch takes care of the last bits of e^x - 1 near 0, which are off by 1e-7 here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x itself, overwritten."""
+        if not _quick(x, _SMALL):
+            return F.elu_(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _Elu.apply(x)  # type: ignore[no-untyped-call]
+            return y
+        return _elu(x)
+
+
 class Mish(nn.Module):
     """`y = x tanh(softplus(x))`; on a CPU forward and backward take a fifth of the time of `torch.nn.Mish`.
 
@@ -149,6 +168,25 @@ class _Tanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return torch.ops.aten.tanh_backward(g, ctx.saved_tensors[0]), None
+
+
+def _elu(x: Tensor) -> Tensor:
+    return torch.maximum(x, elu_slope(x).sub_(1), out=x)
+
+
+class _Elu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = _elu(x)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        y: Tensor = ctx.saved_tensors[0]
+        found: Tensor = torch.ops.aten.elu_backward(g, 1.0, 1.0, 1.0, True, y)
+        return found
 
 
 class _EluAndSlope(torch.autograd.Function):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from difftop.nn.activations import Mish, Tanh, elu_and_slope, elu_slope, mish_and_slope, tanh
+from difftop.nn.activations import ELU, Mish, Tanh, elu_and_slope, elu_slope, mish_and_slope, tanh
 from difftop.nn.mlp import EnsembleLinear, EnsembleMLP, EnsembleNorm
 
 Pullback = Callable[[Tensor], Tensor]
@@ -324,6 +324,7 @@ _RULES: dict[type[nn.Module], Callable[..., Linearized]] = {
 # Elementwise layers: the output, and a function that multiplies a cotangent by the slope y'(x).
 _ACTIVATIONS: dict[type[nn.Module], Callable[..., tuple[Tensor, Scale]]] = {
     nn.ELU: _elu,
+    ELU: _elu,
     nn.ReLU: _relu,
     nn.Tanh: _tanh,
     Tanh: _tanh,

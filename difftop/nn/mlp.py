@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from difftop.nn.activations import Mish, Tanh
+from difftop.nn.activations import ELU, Mish, Tanh
 
 Members = Sequence[int] | Tensor
 
@@ -38,7 +38,7 @@ def mlp(sizes: Sequence[int], *, norm_first: bool = False, zero_last: bool = Fal
         nn.init.zeros_(linear.bias)
         layers.append(linear)
         if i < len(sizes) - 2:
-            layers += [nn.LayerNorm(outputs), Tanh()] if norm_first and i == 0 else [nn.ELU(inplace=True)]
+            layers += [nn.LayerNorm(outputs), Tanh()] if norm_first and i == 0 else [ELU()]
     if zero_last:
         nn.init.zeros_(linear.weight)
     return nn.Sequential(*layers)
@@ -181,7 +181,7 @@ def ensemble_mlp(members: int, sizes: Sequence[int], *, norm_first: bool = True,
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers.append(EnsembleLinear(members, inputs, outputs, zero=zero_last and i == last))
         if i < last:
-            layers += [EnsembleNorm(members, outputs), Tanh()] if norm_first and i == 0 else [nn.ELU(inplace=True)]
+            layers += [EnsembleNorm(members, outputs), Tanh()] if norm_first and i == 0 else [ELU()]
     return EnsembleMLP(*layers)
 
 

@@ -104,7 +104,8 @@ def prepare_torch(settings: Settings) -> str:
         raise ConfigError("device=cuda: torch sees no CUDA device here; use device=cpu, or device=auto.")
     device = "cuda" if cuda and settings.top.device != "cpu" else "cpu"
     if settings.top.capture == "true" and device == "cpu":
-        raise ConfigError("capture=true: CUDA graphs need a CUDA device, and this run is on a CPU; use capture=auto.")
+        why = "CUDA graphs need a CUDA device, and this run is on a CPU"
+        raise ConfigError(f"capture=true: {why}; use capture=auto, which replays from a tape there.")
     return device
 
 

@@ -87,7 +87,7 @@ class TopConfig:
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
     precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
     capture: str = option(
-        "auto", "CUDA graphs of updates and plans; auto runs what can't be captured without", choices=MODES_OF_CAPTURE
+        "auto", "replay updates and plans: auto by CUDA graphs, on a CPU from a tape; true needs a GPU", choices=MODES_OF_CAPTURE
     )
     threads: int = option(0, "CPU threads; 0 takes one for vectors, every core for images", low=0)
     checkpoint: str = option("", "mode=eval and mode=diagnose: a checkpoint or a run folder")

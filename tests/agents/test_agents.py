@@ -227,6 +227,7 @@ def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None
     loss, _ = planned_loss(agent, obs["state"], start, previous)
     trained = [p for n, p in agent.model.named_parameters() if not n.startswith("pi.")]
     expected = torch.autograd.grad(7 * loss, trained)
+    agent.capture_graphs("false")  # what is captured needs a fused optimizer
     agent.on_policy_optimizer = torch.optim.SGD(agent.model.parameters(), lr=1.0)
     before = [p.detach().clone() for p in trained]
     metrics = agent.finish_episode(actor, 0)
@@ -268,7 +269,8 @@ def test_on_policy_episode_of_failed_plans_changes_nothing() -> None:
         actor.act(some_obs(STATE, 1), torch.tensor([i == 0]), 0)
     before = [p.detach().clone() for p in agent.model.parameters()]
     metrics = agent.finish_episode(actor, 0)
-    assert list(metrics) == ["train/policy_gradient_loss"] and torch.isfinite(metrics["train/policy_gradient_loss"])
+    assert list(metrics) == ["train/captures", "train/policy_gradient_loss"]
+    assert torch.isfinite(metrics["train/policy_gradient_loss"])
     assert all(torch.equal(p, old) for p, old in zip(agent.model.parameters(), before, strict=True))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difftop.nn import activations
-from difftop.nn.activations import Mish, SimNorm, Tanh, elu_and_slope, mish_and_slope, tanh
+from difftop.nn.activations import ELU, Mish, SimNorm, Tanh, elu_and_slope, mish_and_slope, tanh
 from difftop.nn.mlp import dropout, normed_ensemble
 
 POINTS = torch.cat([torch.linspace(-120, 120, 2401, dtype=torch.float64), torch.tensor([0.0, -1e-9, 1e-9, 1e3, -1e3])])
@@ -128,3 +128,21 @@ def test_some_members_of_an_ensemble_and_dropout_in_its_first_layer() -> None:
     dropped = net(x, [1, 2], drop)
     assert seen == [torch.Size([5, 6])] * 2  # after the first layer, before its norm
     torch.testing.assert_close(dropped, dropped[:, :1].expand_as(dropped))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [4, 4000])
+def test_elu_is_torchs_in_place(rows: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    given = torch.randn(rows, 4, generator=g, dtype=dtype) * torch.tensor([1e-5, 1.0, 10.0, 100.0], dtype=dtype)
+    ours, theirs = given.clone().requires_grad_(), given.clone().requires_grad_()
+    y, expected = ELU()(ours * 1), torch.nn.functional.elu(theirs)
+    torch.testing.assert_close(y, expected, atol=2e-7, rtol=1e-6)
+    cotangent = torch.randn(y.shape, generator=g, dtype=dtype)
+    found, wanted = (torch.autograd.grad(output, x, cotangent)[0] for output, x in ((y, ours), (expected, theirs)))
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    x = given.clone()
+    with torch.no_grad():
+        assert ELU()(x) is x and torch.equal(x, y)
+    assert torch.equal(ELU()(torch.tensor([-torch.inf, torch.inf]).repeat(5000)), torch.tensor([-1.0, torch.inf]).repeat(5000))
+    assert ELU()(torch.full((9000,), torch.nan)).isnan().all()
