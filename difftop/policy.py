@@ -22,7 +22,9 @@ Values = Any  # an observation: one array, or a mapping of arrays by key, NumPy'
 _SEED = 0  # of what acting samples, where nobody says
 
 
-def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, head: str | None = None) -> Policy:
+def load_policy(
+    path: Path | str, device: str = "auto", *, seed: int = _SEED, head: str | None = None, capture: str = "false"
+) -> Policy:
     """The trained policy in a run's folder (its best checkpoint where one is marked, else the last), or in a checkpoint's.
 
     Everything comes from that folder: no simulator, no configuration folder and no network are needed.
@@ -32,9 +34,11 @@ def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, he
         device: `auto` (CUDA where there is a device), `cpu` or `cuda`.
         seed: of what acting samples. Same seed and observations, same actions.
         head: imitation: none, clip or qp in place of the trained head.
+        capture: `auto` records the plans of agents that learned from rewards: after the first 20 (2 on a GPU) one call takes a
+            few tenths of a second, later ones a third of the time.
     Raises:
         CheckpointError: there is no checkpoint, it is spoiled, or of another format.
-        ConfigError: no such device or head.
+        ConfigError: no such device or head, or a capture that can't be.
     """
     saved = load_acting(path)
     if device not in ("auto", "cpu", "cuda"):
@@ -45,7 +49,7 @@ def load_policy(path: Path | str, device: str = "auto", *, seed: int = _SEED, he
     registry, values = import_module("agents.registry"), saved.config["agent"]
     world = str(values.get("world_model", "auto"))
     known, _ = still_known(registry.config_class(str(values["name"]), world), values)  # another version may have had more options
-    agent = registry.make_agent(known | {"world_model": world}, saved.spec, seed=seed, device=where)
+    agent = registry.make_agent(known | {"world_model": world}, saved.spec, seed=seed, device=where, capture=capture)
     load_weights(agent, saved)
     return Policy(agent, saved.spec, saved.config, steps=saved.step, seed=seed, head=head)
 

@@ -113,7 +113,7 @@ class LatentAgent(nn.Module):
         fields = list(vars(batch).values())
         metrics, priorities = self.graphs(name, partial(self._update, planned, moves), fields, (planned, moves))
         self.grad_steps += 1
-        if self.device.type == "cpu":  # where nothing waits for it
+        if self.graphs.active and self.device.type == "cpu":  # where nothing waits for it
             self.check_finite()
         return UpdateResult(metrics, priorities)
 

@@ -32,6 +32,7 @@ def test_watching_later_learns_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", [*names("rewards"), "difftop_rl on tdmpc", "difftop_rl on tdmpc2"])
 def test_no_weight_moves_after_a_non_finite_number(name: str, fault: str) -> None:
     agent, batch = small(name, STATE), random_batch(STATE)
+    agent.capture_graphs("false")  # on a CPU it would look after each update
     agent.finite = FiniteWatch(DEVICE, deferred=True)
     agent.update(random_batch(STATE), 0)
     agent.check_finite()
@@ -52,6 +53,19 @@ def test_no_weight_moves_after_a_non_finite_number(name: str, fault: str) -> Non
     for _ in range(2):
         with pytest.raises(NonFiniteLossError, match=message):
             agent.check_finite()
+
+
+@pytest.mark.parametrize("call", [1, 25])
+def test_a_captured_update_tells_at_once_on_a_cpu(call: int) -> None:
+    agent, broken = small("difftop_rl", STATE), random_batch(STATE)
+    broken.reward[0, 0] = torch.nan
+    for step in range(call):
+        agent.update(random_batch(STATE), step)
+    assert agent.graphs.captured == (call > 20)
+    before = copy.deepcopy({key: value for key, value in agent.named_parameters() if ".model." in key})
+    with pytest.raises(NonFiniteLossError, match=r"^the model loss is nan$"):
+        agent.update(broken, call)
+    assert all(torch.equal(value, before[key]) for key, value in agent.named_parameters() if key in before)
 
 
 @pytest.mark.parametrize("name", ["bc", "rnn_gmm", "act"])
