@@ -115,6 +115,8 @@ class PlanningActor:
         noise = None
         if self._noise:
             noise = torch.stack([self._noise[i].draw() for i, plays in enumerate(self.playing) if plays])
+        if self.graphs.active and device.type == "cpu" and seen.is_floating_point() and not torch.isfinite(seen).all():
+            raise ValueError(f"{self.key}: some of the observed numbers are not finite.")  # a replay would not look
         horizon, settings = self.settings.plan_length(steps), self.settings
         inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), settings.mppi_std(steps)]
         decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)

@@ -119,6 +119,10 @@ class Graphs:
         other._failed = self._failed
         return other
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is recorded: that is of the tensors of this one's owner."""
+        return self.__dict__ | {"_recorded": OrderedDict()}
+
     def clear(self) -> None:
         """Forgets all graphs, as when tensors that they know have been replaced."""
         self._recorded.clear()
@@ -168,7 +172,7 @@ class Graphs:
         try:
             with _capturable(self.optimizers):
                 replay = self._backend.capture(bound, self.generators)
-        except (RuntimeError, TypeError) as error:
+        except Exception as error:
             for optimizer in self.optimizers:  # gradients of a backward pass that was never run
                 optimizer.zero_grad(set_to_none=True)
             why = f"{name} can't be captured as {self._backend.makes} ({_reason(error)})"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import uuid
 from collections.abc import Sequence
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -51,9 +52,11 @@ def ready(timeout_s: float = 0.0) -> Any:
 
 
 def tape(module: Any, calls: Sequence[Call]) -> Any:
-    """The calls as the module's `Tape`."""
+    """The calls as the module's `Tape`; raises where it can't make one of them."""
     made = module.Tape()
     for call in calls:
+        if call.made and any("List" in str(result.type) for result in call.operator._schema.returns):
+            raise RuntimeError(f"{call.operator} gives a list")
         made.add(call.operator._schema.name, call.operator._schema.overload_name, *_arguments(call), **call.named)
         if call.made:
             made.copy_to(list(call.made))
@@ -61,12 +64,14 @@ def tape(module: Any, calls: Sequence[Call]) -> Any:
 
 
 def _arguments(call: Call) -> list[Any]:
-    """With 0-d tensors in place of numbers where the schema has tensors: of the type that the number would take on there."""
+    """With 0-d tensors in place of numbers where the schema has tensors; no more than these do they change a result's type."""
     given = list(call.arguments)
     for place, argument in enumerate(call.operator._schema.arguments[: len(given)]):
         if str(argument.type) == "Tensor" and isinstance(given[place], bool | int | float):
-            other = tensors(given)[0]
-            given[place] = torch.tensor(given[place], dtype=torch.result_type(other, given[place]))
+            other = next(iter(tensors(given)))
+            dtype = torch.result_type(other, given[place])
+            # A kernel reads the number as it is, and doesn't round it to bfloat16 first.
+            given[place] = torch.tensor(given[place], dtype=torch.float64 if other.dim() and other.is_floating_point() else dtype)
     return given
 
 
@@ -82,7 +87,7 @@ def _load() -> None:
         found = module_from_spec(spec)
         loader.exec_module(found)
         _module = found
-    except (OSError, ImportError, subprocess.SubprocessError, RuntimeError) as error:
+    except (OSError, ImportError, subprocess.SubprocessError, RuntimeError, ValueError) as error:
         log.debug("tapes are replayed by Python: %s", error)
 
 
@@ -103,7 +108,7 @@ def _compile(path: Path) -> None:
     root = Path(torch.__file__).parent
     includes = [root / "include", root / "include" / "torch" / "csrc" / "api" / "include", sysconfig.get_paths()["include"]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
     command = [*shlex.split(compiler), *_FLAGS, str(_SOURCE), "-o", str(partial), *(f"-I{folder}" for folder in includes)]
     command += [f"-DTORCH_EXTENSION_NAME={_NAME}", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
     command += [f"-L{root / 'lib'}", f"-Wl,-rpath,{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-ltorch_python", "-lc10"]

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from difftop.host import recording
 
-_READS = {"tolist", "numpy", "__array__", "item", "__bool__", "__float__", "__int__", "__index__", "__contains__"}
+_READS = {"tolist", "numpy", "__array__", "__dlpack__", "item", "__bool__", "__float__", "__int__", "__index__", "__contains__"}
+_READS |= {"tensor_split"}  # where to split, if a tensor says so
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _RESHAPING = {"resize_", "resize_as_", "set_"}
 
@@ -82,7 +83,7 @@ class Recorder(TorchDispatchMode):
         self.made |= {memory(x) for x in tensors(out)} - known
         if torch.Tag.inplace_view in function.tags:
             return out
-        if fresh or function._schema.is_mutable:
+        if fresh or function._schema.is_mutable or not function._schema.returns:  # the last ones check something
             made = tuple(x if isinstance(x, Tensor) else None for x in outputs) if fresh else ()
             # Other views of the same memory, because shapes can be changed in place.
             self.calls.append(Call(function, *tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs, made))))
@@ -102,6 +103,8 @@ class _NoReads(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name in _READS:
             raise NotRecordedError(f"a number is read on the host by {name}")
+        if name == "__set__" and function == torch.Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise NotRecordedError("a tensor gets other memory by data")
         return function(*args, **(kwargs or {}))
 
 
@@ -139,5 +142,9 @@ def _check_fixed(function: Any, name: str, args: Any) -> None:
     if torch.Tag.data_dependent_output in function.tags:
         raise NotRecordedError("a number is read on the host")
     masks = any(x.dtype in (torch.bool, torch.uint8) for x in tensors(args[1:2])) if name.startswith("index") else True
+    if "batch_norm" in name and "backward" not in name:
+        raise NotRecordedError(f"{name} writes to statistics, which its signature doesn't say")
+    if any(x.is_conj() or x.is_neg() for x in tensors(args)):
+        raise NotRecordedError(f"{name} takes a conjugate that is computed when it is read")
     if (torch.Tag.dynamic_output_shape in function.tags and masks) or name in _RESHAPING:
         raise NotRecordedError(f"the shape of what {name} gives depends on numbers")

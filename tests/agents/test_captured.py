@@ -105,6 +105,43 @@ def test_captured_actions_are_the_actions(name: str, planner: str, explore: bool
     assert eager == captured
 
 
+@pytest.mark.parametrize("name", ["tdmpc", "difftop_rl"])
+def test_in_bfloat16_too(name: str) -> None:
+    eager, captured = (small(name, STATE, precision="bf16") for _ in range(2))
+    eager.capture_graphs("false")
+    captured.graphs = Graphs(
+        captured.device,
+        generators=[captured.generator],
+        optimizers=[captured.optimizer, captured.prior_optimizer],
+        backend=Early(),
+    )
+    for step in range(12):
+        for agent in (eager, captured):
+            agent.update(random_batch(STATE, seed=step), 0)
+    assert captured.graphs.captured
+    assert_equal(eager, captured)
+
+
+def test_a_copy_of_a_captured_agent_goes_on_alone() -> None:
+    agent = pair("difftop_rl", STATE, made_by=Early)[1]
+    for step in range(6):
+        agent.update(random_batch(STATE, seed=step), 0)
+    assert agent.graphs.captured
+    other = copy.deepcopy(agent)
+    for each in (agent, other):
+        each.update(random_batch(STATE, seed=9), 0)
+    assert_equal(agent, other)
+
+
+def test_an_observation_that_is_not_finite_is_told_on_a_cpu() -> None:
+    actor = pair("difftop_rl", STATE, "lm", made_by=Early)[1].actor(1, seed=0)
+    seen = random_batch(STATE, size=1).obs[:, 0]
+    for _ in range(4):
+        actor.act({STATE.only_key: seen}, torch.tensor([False]), 0)
+    with pytest.raises(ValueError, match="state: some of the observed numbers are not finite"):
+        actor.act({STATE.only_key: seen * torch.nan}, torch.tensor([False]), 0)
+
+
 def test_a_checkpoint_that_is_loaded_is_captured_anew() -> None:
     eager, captured = pair("tdmpc", STATE)
     states = []

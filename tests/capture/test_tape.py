@@ -132,6 +132,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "allclose": (lambda: X * torch.equal(X, X), "a number is read on the host"),
     "nonzero": (lambda: (X > 0).nonzero(), "the shape of what nonzero gives depends on numbers"),
     "mask": (lambda: X[X > 0] * 2, "the shape of what index gives depends on numbers"),
+    "split": (lambda: torch.tensor_split(X, torch.tensor([1]))[0], "a number is read on the host by tensor_split"),
+    "dlpack": (lambda: torch.from_dlpack(X) * 2, "a number is read on the host by __dlpack__"),
+    "data": (lambda: setattr(X.clone(), "data", X) or X, "a tensor gets other memory by data"),  # type: ignore[func-returns-value]
+    "statistics": (
+        lambda: nn.functional.batch_norm(X.view(3, 1), torch.zeros(1), torch.ones(1), training=True),
+        "batch_norm writes to statistics",
+    ),
+    "conjugate": (lambda: (X + 0j).conj() * 2, "takes a conjugate"),
     "resize": (lambda: X.clone().resize_(2), "the shape of what resize_ gives depends on numbers"),
 }
 
@@ -160,6 +168,80 @@ def test_what_python_decides_by_a_draw_is_found_out() -> None:
     with pytest.raises(NotRecordedError, match="a replay leaves other numbers than the function"):
         TapeBackend().capture(sly, [generator])
     assert torch.equal(generator.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+def test_numbers_are_not_rounded_to_the_type_of_what_they_meet(backend: TapeBackend) -> None:
+    g = torch.Generator().manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64):
+        x = (torch.randn(300, generator=g) * 5).to(dtype)
+        for number in (0.1, 3, 1e4, -0.7):
+
+            def arithmetic(x: Tensor = x, number: float = number) -> list[Tensor]:
+                return [
+                    x * number,
+                    x / number,
+                    x + number,
+                    number - x,
+                    x > number,
+                    torch.where(x > 0, x, number),
+                    x.clamp(max=number),
+                ]
+
+            for found, wanted in zip(backend.capture(arithmetic, [])(), arithmetic(), strict=True):
+                assert found.dtype == wanted.dtype and torch.equal(found, wanted), (dtype, number)
+
+
+def test_what_only_checks_is_replayed_too(backend: TapeBackend) -> None:
+    matrix = torch.eye(3) * 4
+    replay = backend.capture(lambda: torch.linalg.cholesky(matrix), [])
+    assert torch.equal(replay(), torch.eye(3) * 2)
+    matrix.neg_()
+    with pytest.raises(RuntimeError, match="not positive-definite"):
+        replay()
+
+
+def test_what_the_module_does_not_take_stays_with_python(from_python: None, caplog: pytest.LogCaptureFixture) -> None:
+    class Module:
+        """Refuses all that it is asked for."""
+
+        @staticmethod
+        def Tape() -> Any:
+            """Its one class."""
+            raise RuntimeError("no such operator")
+
+    replay = TapeBackend().capture(lambda: X + 1, [])
+    native._module = Module
+    with caplog.at_level(logging.DEBUG, "difftop.capture"):
+        assert all(torch.equal(replay(), X + 1) for _ in range(3))
+    assert caplog.text.count("a tape is replayed by Python: no such operator") == 1
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD])
+def test_optimizers_that_are_not_fused_learn_as_without(make: Any) -> None:
+    weights = []
+    for mode in ("auto", "false"):
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = make([weight], lr=0.1)
+        graphs = Graphs(CPU, mode, optimizers=[optimizer])
+
+        def training(weight: Any = weight, optimizer: Any = optimizer) -> Tensor:
+            loss = (weight - X).square().sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.detach()
+
+        for _ in range(30):
+            graphs("an update", training, [])
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_a_refused_function_leaves_torch_s_own_generator() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(NotRecordedError):
+        TapeBackend().capture(lambda: torch.rand(3) * X[0].item(), [])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_nothing_is_readable_while_it_is_recorded() -> None:
