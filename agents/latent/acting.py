@@ -168,7 +168,7 @@ class PlanningActor:
     def metrics(self) -> dict[str, float]:
         """Planner failures and captures (counts), iterations and step length from the prior (means), since the last call."""
         fresh, self._told = self.graphs.captured - self._told, self.graphs.captured
-        captures = {"plan/captures": float(fresh)} if self.graphs.active else {}
+        captures = {"plan/captures": float(fresh)} if self.graphs.loud else {}
         plans, failures, iterations, moved = self._counters.tolist()
         self._counters.zero_()
         if not plans:

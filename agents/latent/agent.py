@@ -210,7 +210,7 @@ class LatentAgent(nn.Module):
     def _captures(self) -> dict[str, Tensor]:
         """Captures of updates since the last call, where updates are captured."""
         fresh, self._told = self.graphs.captured - self._told, self.graphs.captured
-        return {"train/captures": torch.tensor(float(fresh))} if self.graphs.active else {}
+        return {"train/captures": torch.tensor(float(fresh))} if self.graphs.loud else {}
 
     def check_finite(self) -> None:
         """See `agents.base.Agent`."""

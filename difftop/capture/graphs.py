@@ -45,7 +45,7 @@ class Backend(Protocol):
     Attributes:
         makes: what it makes, in words.
         eager_calls: of each shape, before it is worth its capture.
-        loud: whether a function that can't be captured is worth a warning.
+        loud: whether captures are worth a number in the metrics, and a function that can't be captured a warning.
     """
 
     makes: str
@@ -112,6 +112,11 @@ class Graphs:
     def active(self) -> bool:
         """Whether anything is captured here."""
         return self._backend is not None
+
+    @property
+    def loud(self) -> bool:
+        """Whether captures are worth a number in the metrics."""
+        return self._backend is not None and self._backend.loud
 
     def sharing(self, generators: Sequence[torch.Generator]) -> Graphs:
         """For functions that draw from other generators and take no steps; what couldn't be captured is known to both."""

@@ -269,8 +269,7 @@ def test_on_policy_episode_of_failed_plans_changes_nothing() -> None:
         actor.act(some_obs(STATE, 1), torch.tensor([i == 0]), 0)
     before = [p.detach().clone() for p in agent.model.parameters()]
     metrics = agent.finish_episode(actor, 0)
-    assert list(metrics) == ["train/captures", "train/policy_gradient_loss"]
-    assert torch.isfinite(metrics["train/policy_gradient_loss"])
+    assert list(metrics) == ["train/policy_gradient_loss"] and torch.isfinite(metrics["train/policy_gradient_loss"])
     assert all(torch.equal(p, old) for p, old in zip(agent.model.parameters(), before, strict=True))
 
 

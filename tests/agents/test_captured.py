@@ -26,9 +26,9 @@ GRADIENT = {"policy_gradient": {"mode": "replay", "every": 2, "states": 4}}
 
 
 class Early(TapeBackend):
-    """A CPU's tape, recorded as early as a CUDA graph."""
+    """A CPU's tape, recorded as early as a CUDA graph, and counted like it."""
 
-    eager_calls = 2
+    eager_calls, loud = 2, True
 
 
 BACKENDS = pytest.mark.parametrize("made_by", [CudaLike, Early])
@@ -178,6 +178,14 @@ def test_what_cannot_be_captured_is_told_once_for_all_actors(caplog: pytest.LogC
 def test_a_planner_that_reads_numbers_is_not_captured() -> None:
     agent = pair("difftop_rl", STATE, "lm", {"backend": "theseus"})[1]
     assert agent.graphs.active and not agent.actor(1, seed=0).graphs.active
+
+
+def test_tapes_are_not_counted() -> None:
+    """A run that goes on records anew, and its metrics are those of one that was never stopped."""
+    agent, actor = small("tdmpc", STATE), small("tdmpc", STATE).actor(1, seed=0)
+    agent.update(random_batch(STATE), 0)
+    assert agent.graphs.active and not agent.graphs.loud
+    assert agent.finish_episode(None, 0) == {} and "plan/captures" not in actor.metrics()  # type: ignore[arg-type]
 
 
 def test_who_can_be_captured_and_where() -> None:
