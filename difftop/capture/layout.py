@@ -67,13 +67,9 @@ def _written_out(call: Call) -> Call:
     variant, names = found
     known = {argument.name for argument in variant._schema.arguments}
     named = {name: value for name, value in call.named.items() if name in known}
-    # A list of results is one argument.
-    into = (
-        dict(zip(names, made, strict=True))
-        if len(names) == len(operator._schema.returns) == len(made)
-        else {names[0]: list(made)}
-    )
-    return Call(variant, call.arguments, {**named, **into}, ())
+    listed = "List" in str(operator._schema.returns[0].type)  # of results, which is one argument
+    named |= {names[0]: list(made)} if listed else dict(zip(names, made, strict=True))
+    return Call(variant, call.arguments, named, ())
 
 
 _variants: dict[Any, tuple[Any, list[str]] | None] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from difftop.capture import native
 from difftop.capture.layout import laid_out
-from difftop.capture.recorder import Call, NotRecordedError, Recorder, copied, tensors
+from difftop.capture.recorder import Call, NotRecordedError, Recorder, tensors
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,14 @@ class TapeBackend:
         default = torch.get_rng_state()
         try:
             outputs = recorder.record(function)
-            tape = Tape(*laid_out(recorder, outputs))
+            touched = Touched([storage for storage, _ in recorder.written.values()], generators)
+            tape = Tape(*laid_out(recorder, outputs), touched)
             for trial in range(_TRIALS):
-                _try(function, tape, recorder, generators, trial)
+                recorder.undo()
+                for generator in generators:
+                    generator.manual_seed(trial)
+                if not touched.same(function, tape.replay):
+                    raise NotRecordedError("a replay leaves other numbers than the function")
         finally:
             recorder.undo()
             torch.set_rng_state(default)
@@ -57,16 +62,43 @@ class TapeBackend:
         return tape.replay
 
 
+class Touched:
+    """What a function leaves beside its outputs: memory that was there before, and generators."""
+
+    def __init__(self, storages: Sequence[torch.UntypedStorage], generators: Sequence[torch.Generator]) -> None:
+        self.storages, self.generators = list(storages), list(generators)
+
+    def same(self, function: Callable[[], Any], other: Callable[[], Any]) -> bool:
+        """Whether both leave the same bits, from the same state; it is as before afterwards.
+
+        A function that lets Python decide by a number that it has drawn goes on, replayed, as it decided while it was recorded.
+        """
+        before, left = self._state(), []
+        for run in (function, other):
+            outputs = [_bits(x).clone() for x in tensors(run())]
+            left.append([*outputs, *self._state()])
+            for storage, x in zip(self.storages, before, strict=False):
+                _bytes(storage).copy_(x)
+            for generator, state in zip(self.generators, before[len(self.storages) :], strict=True):
+                generator.set_state(state)
+        wanted, found = left
+        return len(wanted) == len(found) and all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+    def _state(self) -> list[Tensor]:
+        return [*(_bytes(storage).clone() for storage in self.storages), *(g.get_state() for g in self.generators)]
+
+
 class Tape:
     """Calls that run on memory of their own.
 
     Args:
         calls: in order, as `laid_out` gives them.
         outputs: what they leave.
+        touched: what else.
     """
 
-    def __init__(self, calls: Sequence[Call], outputs: Any) -> None:
-        self.calls, self.outputs = list(calls), outputs
+    def __init__(self, calls: Sequence[Call], outputs: Any, touched: Touched) -> None:
+        self.calls, self.outputs, self.touched = list(calls), outputs, touched
         self._native: Any = None
         native.prepare()
 
@@ -81,15 +113,19 @@ class Tape:
         return self.outputs
 
     def _of(self, module: Any) -> Any:
-        """For C++; False where it takes other arguments than Python does."""
+        """For C++; False where it takes other arguments than Python does, or leaves anything else."""
         try:
-            return native.tape(module, self.calls)
-        except (RuntimeError, TypeError, ValueError, StopIteration) as error:
-            log.debug("a tape is replayed by Python: %s", error)
-            return False
+            made = native.tape(module, self.calls)
+            if self.touched.same(self.replay_in_python, lambda: made.replay() or self.outputs):
+                return made
+            error: Exception = RuntimeError("C++ leaves other numbers")
+        except (RuntimeError, TypeError, ValueError, StopIteration) as caught:
+            error = caught
+        log.debug("a tape is replayed by Python: %s", error)
+        return False
 
     @torch.inference_mode()
-    def replay_in_python(self) -> None:
+    def replay_in_python(self) -> Any:
         """What `native` does."""
         for operator, arguments, named, made in self.calls:
             found = operator(*arguments, **named)
@@ -97,26 +133,7 @@ class Tape:
                 for place, x in zip(made, found if isinstance(found, list | tuple) else (found,), strict=True):
                     if place is not None:
                         place.copy_(x)
-
-
-def _try(function: Callable[[], Any], tape: Tape, recorder: Recorder, generators: Sequence[torch.Generator], trial: int) -> None:
-    """Raises `NotRecordedError` unless a replay leaves what the function leaves.
-
-    A function that lets Python decide by a number that it has drawn would go on as it has decided while it was recorded.
-    """
-    left = []
-    for run in (function, tape.replay):
-        recorder.undo()
-        for generator in generators:
-            generator.manual_seed(trial)
-        outputs = [x.clone() for x in tensors(run())]
-        kept = [copied(storage) for storage, _ in recorder.written.values()]
-        left.append((outputs, kept, [generator.get_state() for generator in generators]))
-    (wanted, memory, states), (found, other, drawn) = left
-    same = len(wanted) == len(found) and all(torch.equal(_bits(a), _bits(b)) for a, b in zip(wanted, found, strict=True))
-    same = same and all(_bytes(a).equal(_bytes(b)) for a, b in zip(memory, other, strict=True))
-    if not same or any(not torch.equal(a, b) for a, b in zip(states, drawn, strict=True)):
-        raise NotRecordedError("a replay leaves other numbers than the function")
+        return self.outputs
 
 
 def _bits(x: Tensor) -> Tensor:

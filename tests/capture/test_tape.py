@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from difftop.capture import Graphs, TapeBackend, native
 from difftop.capture.layout import laid_out
 from difftop.capture.recorder import NotRecordedError, Recorder, memory, tensors
-from difftop.capture.tape import Tape
+from difftop.capture.tape import Tape, Touched
 from difftop.host import readable
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def test_results_share_memory_that_nobody_needs_any_more() -> None:
     assert len(used - before) < 0.6 * len(recorder.made)
     assert not any(call.made for call in calls)  # every operator here has a variant that writes where it is told
     assert moved["some"][2] is outputs["some"][2]
-    tape = Tape(calls, moved)
+    tape = Tape(calls, moved, Touched([], []))
     recorder.undo()
     loss = tape.replay()["loss"].clone()
     recorder.undo()
@@ -214,6 +214,25 @@ def test_what_the_module_does_not_take_stays_with_python(from_python: None, capl
     with caplog.at_level(logging.DEBUG, "difftop.capture"):
         assert all(torch.equal(replay(), X + 1) for _ in range(3))
     assert caplog.text.count("a tape is replayed by Python: no such operator") == 1
+
+
+def test_a_module_that_leaves_other_numbers_is_not_used(from_python: None, caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong:
+        """Writes zeros to the memory that is kept."""
+
+        def add(self, *_: Any, **named: Any) -> None:
+            """Takes any call."""
+
+        def replay(self) -> None:
+            """Makes none."""
+            kept.zero_()
+
+    kept = torch.zeros(3)
+    replay = TapeBackend().capture(lambda: kept.add_(torch.mul(X, 2)), [])
+    native._module = type("Module", (), {"Tape": Wrong})
+    with caplog.at_level(logging.DEBUG, "difftop.capture"):
+        assert torch.equal(replay(), 2 * X) and torch.equal(replay(), 4 * X)
+    assert caplog.text.count("C++ leaves other numbers") == 1
 
 
 @pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.SGD])
