@@ -21,6 +21,7 @@ from difftop.data.seal import check_sum
 ACTION, EPISODE = "action", "episode_index"
 NOTHING: Mapping[str, Array] = {}
 _BATCH_ROWS = 2**13
+_AHEAD_BYTES = 2**22  # of files that are begun: small ones would leave the threads waiting for each other
 # A piece of a column at a time: a file's columns as a whole are memory that the system has to clear first.
 _READING = {"pre_buffer": False, "buffer_size": 2**18}
 
@@ -83,6 +84,7 @@ class Tables:
         threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, 2)
         left: list[dict[str, Array]] = []  # columns that nobody looks at any more
         rest, begun = iter(paths), deque[Future[dict[str, Array]]]()
+        largest = max((path.stat().st_size for path in paths if path.is_file()), default=1)
         with ThreadPoolExecutor(threads, "parquet") as pool:
 
             def begin(count: int) -> None:
@@ -90,7 +92,7 @@ class Tables:
                     begun.append(pool.submit(self.columns, path, names, left.pop() if left else NOTHING))
 
             try:
-                begin(threads)
+                begin(max(threads, min(4 * threads, _AHEAD_BYTES // max(largest, 1))))
                 while begun:
                     found = begun.popleft().result()
                     begin(1)
@@ -132,6 +134,8 @@ def rows_by_episode(episode: Array) -> dict[int, Array | slice]:
     flat = episode.reshape(-1)
     if not flat.size:
         return {}
+    if np.all(flat == flat[0]):
+        return {int(flat[0]): slice(0, len(flat))}
     begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     if np.all(flat[begins - 1] < flat[begins]):  # one after another in order too, so that nothing has to be sorted
         ends = [0, *begins.tolist(), len(flat)]
