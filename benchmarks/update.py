@@ -3,8 +3,9 @@
     python benchmarks/update.py [--quick] [--json PATH]
 
 One thread, medians of process CPU time, everything interleaved in one process. Two sizes: the papers' (batch 512, mlp 512) and
-`preset=cpu`'s networks (batch 128, mlp 256), as `capture=auto` runs them, and without it. The matrix products of an update are
-recorded from a real one (every mm, addmm, bmm and baddbmm with its shapes, strides and type) and then run by themselves.
+`preset=cpu`'s networks (batch 128, mlp 256), as `capture=auto` runs them, and without it; and DiffTOP from pixels. Products of an
+update are recorded from a real one (every mm, addmm, bmm, baddbmm and convolution with its shapes, strides and type) and then
+run by themselves.
 
     over_products         TD-MPC's update over its products, papers' size                          at most 1.25
     over_products_cpu     DiffTOP's update without policy gradient over its products, cpu size     at most 1.25
@@ -18,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ CHEETAH = EnvSpec(
     "dmc/cheetah-run", {"state": ObsSpec("vector", (17,))}, action_dim=6, episode_steps=250, control_dt_s=0.04, action_repeat=4
 )
 BARS = {"over_products": 1.25, "over_products_cpu": 1.25, "policy_gradient_cost": 1.6, "act_ms_cpu": 5.0}
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+PIXELS = replace(CHEETAH, obs={"pixels": ObsSpec("image", (9, 84, 84))})
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 CYCLE = 4  # updates timed together: DiffTOP's policy gradient is in every fourth, the targets move every second
 AGENT_STEPS = 50_000  # schedules at their end: the plan has its full length
 
@@ -68,10 +70,18 @@ class RecordProducts(TorchDispatchMode):
         return self._operands[key]
 
 
-def random_batch(size: int, generator: torch.Generator, steps: int = 5) -> Batch:
+def random_obs(spec: EnvSpec, rows: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Noise in the shape of observations `[*rows, *shape]`."""
+    seen = spec.obs[spec.only_key]
+    if seen.kind == "image":
+        return torch.randint(0, 256, (*rows, *seen.shape), dtype=torch.uint8, generator=generator)
+    return torch.randn(*rows, *seen.shape, generator=generator)
+
+
+def random_batch(size: int, generator: torch.Generator, steps: int = 5, spec: EnvSpec = CHEETAH) -> Batch:
     """Noise in the shapes of a replayed batch."""
     return Batch(
-        obs=torch.randn(size, steps + 1, 17, generator=generator),
+        obs=random_obs(spec, (size, steps + 1), generator),
         action=torch.rand(size, steps, CHEETAH.action_dim, generator=generator) * 2 - 1,
         reward=torch.rand(size, steps, generator=generator),
         terminated=torch.zeros(size, steps, dtype=torch.bool),
@@ -107,16 +117,21 @@ class Case:
     size: int
     width: int
     gradient: Mapping[str, Any] | None = None
+    spec: EnvSpec = CHEETAH
+    steps: int = 5
 
     def candidates(self) -> dict[str, Callable[[], object]]:
         """Its update, its action, and the products of its update."""
         options: dict[str, Any] = {"name": self.agent, "model": {"mlp_dim": self.width}}
         options |= {"policy_gradient": dict(self.gradient)} if self.gradient else {}
-        options |= {"world_model": "tdmpc"} if self.agent == "difftop_rl" else {}  # what the bars were set on
-        batch, obs = random_batch(self.size, torch.Generator().manual_seed(0)), {"state": torch.randn(1, 17)}
+        if self.agent == "difftop_rl" and self.spec is CHEETAH:
+            options["world_model"] = "tdmpc"  # what the bars were set on
+        generator = torch.Generator().manual_seed(0)
+        batch = random_batch(self.size, generator, self.steps, self.spec)
+        obs = {self.spec.only_key: random_obs(self.spec, (1,), generator)}
         t0, made = torch.tensor([False]), dict[str, Callable[[], object]]()
         for capture in ("false", "auto"):
-            agent = make_agent(options, CHEETAH, seed=0, precision=self.precision, capture=capture)
+            agent = make_agent(options, self.spec, seed=0, precision=self.precision, capture=capture)
             actor = agent.actor(1, seed=0, explore=True)
             eager = " eager" * (capture == "false")
             made[f"{self.name} update{eager}"] = partial(_updates, agent, batch)
@@ -138,9 +153,14 @@ def cases(quick: bool) -> list[Case]:
         for name in ("tdmpc", "difftop_rl")
         for precision in ("fp32", "bf16")
     ]
+    seen = [
+        Case(f"pixels {precision}", "difftop_rl", precision, 4 if quick else 64, 256, spec=PIXELS, steps=3)
+        for precision in ("fp32", "bf16")
+    ]
     size, width = (32, 32) if quick else (128, 256)
     return [
         *papers,
+        *seen,
         Case("cpu none", "difftop_rl", "fp32", size, width, {"mode": "none"}),
         Case("cpu every", "difftop_rl", "fp32", size, width, {"mode": "replay", "every": 1}),
     ]
@@ -175,7 +195,7 @@ def main() -> None:
         candidates |= case.candidates()
     ms = medians(candidates, 3 if options.quick else 5)
     found = measures_of(chosen, ms)
-    print(f"horizon 5, {CHEETAH.name}, one thread; frames/s count acting and one update per agent step, no simulator\n")
+    print(f"{CHEETAH.name}, one thread; frames/s count acting and one update per agent step, no simulator\n")
     print(
         f"{'':18s}{'batch':>6s}{'mlp':>5s}{'update ms':>10s}{'updates/s':>11s}{'act ms':>9s}{'frames/s':>10s}{'/ products':>12s}"
         f"{'eager / tape: update':>22s}{'act':>6s}"

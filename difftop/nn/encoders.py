@@ -11,6 +11,8 @@ from difftop.nn.activations import SimNorm
 from difftop.nn.mlp import mlp, normed_mlp, orthogonal_, truncated_normal_
 from difftop.types import ObsSpec
 
+_CPU_IMAGES = 64
+
 
 class PixelEncoder(nn.Module):
     """Four strided convolutions and a linear map: uint8 `[N, C, 84, 84]` to `[N, out]`.
@@ -37,10 +39,19 @@ class PixelEncoder(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Latents `[N, out]` of frames `[N, C, H, W]` in 0..255."""
-        scaled = obs.to(self.project.weight.dtype).div_(255) if obs.dtype == torch.uint8 else obs / 255
-        features: Tensor = self.convolutions(scaled)
-        out: Tensor = self.project(features)
+        out: Tensor = self.project(convolved(self.convolutions, obs, self.project.weight.dtype))
         return out
+
+
+def convolved(convolutions: nn.Module, frames: Tensor, dtype: torch.dtype, minus: float = 0.0) -> Tensor:
+    """Features of frames `[N, C, H, W]` in 0..255, scaled to `[0, 1] - minus`.
+
+    Convolutions are faster with channels last, and a CPU is given as many images at a time as its cache has room for: together
+    two thirds of the time (64 and 192 frames of 84 pixels, AVX-512).
+    """
+    parts = torch.split(frames, _CPU_IMAGES) if frames.device.type == "cpu" else (frames,)
+    scaled = (part.to(dtype, memory_format=torch.channels_last) / 255 for part in parts)
+    return torch.cat([convolutions(part - minus if minus else part) for part in scaled])
 
 
 def make_encoder(obs: ObsSpec, hidden: int, channels: int, out: int) -> nn.Module:
@@ -77,7 +88,7 @@ class SimplexPixelEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """Latents `[N, out]` of frames `[N, C, H, W]` in 0..255."""
         weight = next(self.convolutions.parameters())
-        out: Tensor = self.simplices(self.project(self.convolutions(obs.to(weight.dtype) / 255 - 0.5)))
+        out: Tensor = self.simplices(self.project(convolved(self.convolutions, obs, weight.dtype, minus=0.5)))
         return out
 
 
@@ -96,12 +107,16 @@ def random_shift(frames: Tensor, pad: int, generator: torch.Generator) -> Tensor
         pad: largest shift, in pixels.
     Returns:
         The same shape and dtype; one offset per image, shared by its channels.
-    Source: DrQ-v2, arXiv:2107.09645.  Differs: whole-pixel gather instead of grid_sample at whole-pixel offsets (equal values).
+    Source: DrQ-v2, arXiv:2107.09645.  Differs: whole images are copied from a padded one, where
+        grid_sample is asked for whole-pixel offsets (equal values).
     """
     n, channels, height, width = frames.shape
     shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=generator.device).to(frames.device)
-    rows = (torch.arange(height, device=frames.device) + shift[0]).clamp_(0, height - 1)
-    columns = (torch.arange(width, device=frames.device) + shift[1]).clamp_(0, width - 1)
-    image = torch.arange(n, device=frames.device)[:, None, None, None]
-    channel = torch.arange(channels, device=frames.device)[:, None, None]
-    return frames[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    top, left = (shift + pad).squeeze(-1)
+    padded = frames.new_empty(n, channels, height + 2 * pad, width + 2 * pad)
+    inner = padded[..., pad : pad + height, :]
+    inner[..., pad : pad + width] = frames
+    inner[..., :pad], inner[..., pad + width :] = frames[..., :1], frames[..., -1:]
+    padded[..., :pad, :], padded[..., pad + height :, :] = inner[..., :1, :], inner[..., -1:, :]
+    places = padded.unfold(2, height, 1).unfold(3, width, 1)  # [N, C, 2 pad + 1, 2 pad + 1, H, W], a view
+    return places[torch.arange(n, device=frames.device), :, top, left]

@@ -14,7 +14,7 @@ from agents.latent.exploration import add_noise
 from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent, names
 from difftop.losses import NonFiniteLossError
-from difftop.nn.encoders import random_shift
+from difftop.nn.encoders import PixelEncoder, SimplexPixelEncoder, random_shift
 from difftop.options import ConfigError
 from difftop.types import EnvSpec
 from tests.conftest import SMALL, STATE, planned_loss, random_batch
@@ -287,6 +287,24 @@ def test_noise_is_clipped_bounded_and_passes_the_gradient() -> None:
     moved.sum().backward()
     assert torch.equal(mean.grad, torch.ones(101))
     assert add_noise(mean, 0.0, None) is mean
+
+
+@pytest.mark.parametrize("encoder", [PixelEncoder((9, 84, 84), 8, 6), SimplexPixelEncoder((9, 64, 64), 8, 16, 8)])
+def test_encoders_of_pixels_against_plain_convolutions(encoder: PixelEncoder | SimplexPixelEncoder) -> None:
+    """Images in parts, channels last, are the same features, and teach the same."""
+    encoder = encoder.double()
+    side = 84 if isinstance(encoder, PixelEncoder) else 64
+    frames = torch.randint(0, 256, (131, 9, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = frames.double() / 255 if isinstance(encoder, PixelEncoder) else frames.double() / 255 - 0.5
+    plain = encoder.project(encoder.convolutions(x))
+    wanted = plain if isinstance(encoder, PixelEncoder) else encoder.simplices(plain)
+    found = encoder(frames)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(encoder(frames.double()), wanted)  # frames that are floats already
+    for got, exact in zip(
+        *(torch.autograd.grad(y.square().sum(), list(encoder.parameters())) for y in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(got, exact)
 
 
 def test_random_shift_against_grid_sample() -> None:
