@@ -29,7 +29,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "tdmpc": {},
     "tdmpc2": {},
     "difftop_rl": {},
-    "difftop_rl, preset=cpu": {"model": {"mlp_dim": 256}},
+    "difftop_rl, world_model=tdmpc": {"world_model": "tdmpc"},
     "difftop_rl, planner=none": {"acting": {"planner": "none"}},
     "bc": {"execute": 1},
     "rnn_gmm": {},
