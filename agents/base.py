@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from difftop.options import ConfigError
+
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -102,3 +104,15 @@ class OnlineAgent(Agent, Protocol):
 
     def finish_episode(self, actor: Any, agent_steps: int, /) -> dict[str, Tensor]:
         """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics."""
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Sets where an agent's random numbers go on; raises `ConfigError` where they were drawn on another kind of device."""
+    if generator.get_state().shape != state.shape:
+        here = generator.device.type
+        other = "cpu" if here == "cuda" else "cuda"
+        raise ConfigError(
+            f"device={here}: this run was trained on {other}, and its random numbers don't go on here: continue it with "
+            f"device={other}, or begin another under name=..."
+        )
+    generator.set_state(state)

@@ -3,11 +3,14 @@
     a(theta) = plan(h(s), R, d, Q)_0          the first action of the optimized plan, by Levenberg-Marquardt
     L_PG = - mean_s min_j C_j(s, a(theta)) / S
 
-C is a twin critic on raw observations, frozen inside L_PG and trained by its own TD error beside the loss of the world model,
-which is TD-MPC's (`world_model=tdmpc2`: TD-MPC2's); S is the running size of one step's reward. L_PG reaches encoder, dynamics,
-reward and latent Q; never the policy prior, nor C. With `mode=replay` it is part of every `every`-th update (the paper's equation
-6); with `mode=on_policy` it is summed over the states of the last episode and takes one step of an optimizer of its own (what the
-official code does).
+C is a twin critic on raw observations, frozen inside L_PG and trained by its own TD error beside the loss of the world model;
+S is the running size of one step's reward. L_PG reaches encoder, dynamics, reward and latent Q; never the policy prior, nor C.
+With `mode=replay` it is part of every `every`-th update (the paper's equation 6); with `mode=on_policy` it is summed over the
+states of the last episode and takes one step of an optimizer of its own (what the official code does); with `mode=none` the
+agent plans by the same optimizer in a world that is trained without L_PG.
+
+`world_model=scaled`, the default, is our own world (`agents/latent/scaled_world.py`), with `mode=none`; `tdmpc`, the papers', and
+`tdmpc2` have `mode=replay`.
 
 Source: Wan, Wang, Erickson, Held, "DiffTORI: Differentiable Trajectory Optimization for Deep Reinforcement and Imitation
 Learning", arXiv:2402.05421, equations 4 to 6.  Differs: the plan is boxed, S normalizes (`normalize`), the policy prior ends the
@@ -83,6 +86,10 @@ class ScaledActingConfig(LMActingConfig):
     noise_colour: str = noise_option("mixed")
     explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
 
+    def mppi_std(self, agent_steps: int, *, explore: bool) -> float:
+        """Exploration's std where actions explore: it ends too large to act by."""
+        return super().mppi_std(agent_steps, explore=True) if explore else self.mppi.min_std
+
 
 @dataclass(frozen=True)
 class OptionalGradientConfig(PolicyGradientConfig):
@@ -104,7 +111,7 @@ class DiffTOPConfig(LatentAgentConfig):
 
 
 def make_scaled_world(config: DiffTOPConfig, spec: EnvSpec) -> ScaledWorld:
-    """The world of unit-sized latents and errors."""
+    """The world of unit-sized errors."""
     return ScaledWorld(spec, config.model, config.loss, discount=config.discount, prior_std=config.acting.min_std)
 
 

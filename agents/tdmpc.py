@@ -33,8 +33,8 @@ class TDMPCActingConfig(ActingConfig):
         0.05, "std of the policy prior where it is sampled: TD targets, its own update, MPPI's policy plans", low=0
     )
 
-    def mppi_std(self, agent_steps: int) -> float:
-        """Exploration's std, but at least `min_std`."""
+    def mppi_std(self, agent_steps: int, *, explore: bool) -> float:
+        """Exploration's std, but at least `min_std`; also where actions don't explore, as published."""
         return max(self.std(agent_steps), self.min_std)
 
 

@@ -33,7 +33,9 @@ MANY_ACTIONS = 20  # from this action dimension on MPPI has two more rounds
 class TDMPC2MPPIConfig(MPPIConfig):
     """MPPI as TD-MPC2 runs it."""
 
-    prior_fraction: float = option(24 / 512, "policy plans mixed in, as a fraction of `samples`", low=0.0, high=1.0)
+    prior_fraction: float = option(
+        24 / 512, "policy plans mixed in, as a fraction of `samples`; agents mix in one at least", low=0.0, high=1.0
+    )
     momentum: float = option(0.0, "share of the old mean in the new mean", low=0.0, high=1.0)
 
 

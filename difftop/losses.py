@@ -53,7 +53,8 @@ def decayed_sum(errors: Tensor, rho: float, bound: float = 1e4) -> Tensor:
     Source: TD-MPC, arXiv:2203.04955, equation 7; the bound is the official code's.
     """
     weights = rho ** torch.arange(errors.shape[0], device=errors.device, dtype=errors.dtype)
-    return (weights @ errors).clamp(max=bound)
+    with torch.autocast(errors.device.type, enabled=False):  # a sum, which bfloat16 would round as a product
+        return (weights @ errors).clamp(max=bound)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -117,8 +117,8 @@ class Policy:
 
     def plan(self) -> np.ndarray[Any, Any] | None:
         """The plans whose first steps the last actions are, `[N, H, A]`; None for a policy that has none."""
-        plans = getattr(self._actor, "previous", None)
-        return plans.float().cpu().numpy() if isinstance(plans, Tensor) and plans.dim() == 3 else None
+        plans: Tensor | None = getattr(self._actor, "plan", None)
+        return None if plans is None else plans.float().cpu().numpy()
 
     def metrics(self) -> dict[str, float]:
         """Counters since the last call (planner failures, relaxed limits), by tag."""

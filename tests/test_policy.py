@@ -67,7 +67,18 @@ def test_agents_that_learn_from_rewards_act_as_their_actor_does(tmp_path: Path, 
     for t in range(3):
         expected = actor.act({"state": torch.from_numpy(obs)}, begin & (t == 0), 5).detach().numpy()
         np.testing.assert_array_equal(policy.act({"state": obs}), expected)
+        plan = policy.plan()
+        assert plan is not None and plan.shape == (3, 2, 2)
+        np.testing.assert_array_equal(plan[:, 0], expected)
     assert policy.spec == STATE and policy.steps == 5
+
+
+def test_a_policy_without_a_plan_has_none(tmp_path: Path) -> None:
+    saved(tmp_path, "difftop_rl", STATE, model={"mlp_dim": 16}, acting={"planner": "none"})
+    policy = difftop.load_policy(tmp_path, device="cpu")
+    assert policy.plan() is None
+    policy.act(np.zeros(4, np.float32))
+    assert policy.plan() is None
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -17,6 +17,7 @@ from agents.latent.world import World
 from difftop.capture import Graphs, Input
 from difftop.losses import full_precision
 from difftop.noise import mixed_noise
+from difftop.planning import shift_plan
 from difftop.types import EnvSpec, SolveStatus
 
 
@@ -36,9 +37,10 @@ class Visited(NamedTuple):
 
 
 class _Decided(NamedTuple):
-    """Of K environments: actions `[K, A]`, plans to remember `[K, horizon, A]`, starts and shifted last plans `[K, H, A]`."""
+    """Of K environments: actions `[K, A]`, memories `[K, horizon, A]`, and plans, starts and shifted last plans `[K, H, A]`."""
 
     action: Tensor
+    kept: Tensor | None
     plan: Tensor | None
     start: Tensor | None
     previous: Tensor
@@ -59,6 +61,8 @@ class PlanningActor:
         explore: whether actions explore.
         keep_visited: keep what plans were made from in `visited`.
         graphs: by which planning is captured where the planner can be; None: it isn't.
+    Attributes:
+        plan: what the last actions are the first steps of, `[N, H, A]`, zeros where an environment idles; None without a plan.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class PlanningActor:
         self.graphs = graphs if graphs is not None and can else Graphs(device, "false")
         self._told = 0  # of its captures
         self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
+        self.plan: Tensor | None = None
         self.playing = [True] * num_envs
         self._rows: Tensor | slice = slice(None)  # of those that play
         coloured = explore and settings.noise_colour == "mixed"
@@ -118,10 +123,13 @@ class PlanningActor:
         if self.graphs.active and device.type == "cpu" and seen.is_floating_point() and not torch.isfinite(seen).all():
             raise ValueError(f"{self.key}: some of the observed numbers are not finite.")  # a replay would not look
         horizon, settings = self.settings.plan_length(steps), self.settings
-        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), settings.mppi_std(steps)]
+        spread = settings.mppi_std(steps, explore=self.explore)
+        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread]
         decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
-        if decided.plan is not None:
-            self.previous[rows] = decided.plan
+        if decided.kept is not None and decided.plan is not None:
+            self.previous[rows] = decided.kept
+            self.plan = torch.zeros_like(self.previous[:, :horizon])
+            self.plan[rows] = decided.plan
             if self.keep_visited and decided.start is not None:
                 self.visited.append(Visited(seen.cpu(), decided.start.cpu(), decided.previous.cpu()))
         actions[rows] = decided.action
@@ -143,12 +151,13 @@ class PlanningActor:
         seen, t0 = seen.to(device, non_blocking=True), t0.to(device, non_blocking=True)
         with self.autocast():
             z = full_precision(self.world.model.encode(seen))
-        previous = _shifted(plans, t0)[:, :horizon]
+        previous = torch.where(t0[:, None, None], 0.0, shift_plan(plans, horizon))
         noise = None if noise is None else noise.to(device, non_blocking=True)
         asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std)
         decision = self.planner.decide(asked)
         kept = None if decision.plan is None else self._kept(decision, plans)
-        return _Decided(decision.action.to(torch.float32), kept, decision.start, previous)
+        plan = None if decision.plan is None else decision.plan.actions
+        return _Decided(decision.action.to(torch.float32), kept, plan, decision.start, previous)
 
     def _kept(self, decision: Decision, plans: Tensor) -> Tensor:
         """The plans to remember, as long as `plans`; counts them."""
@@ -219,9 +228,3 @@ class EpisodeNoise:
         """Noise of the next step `[A]`; from the start again in an episode that is too long."""
         self.drawn += 1
         return self._steps[(self.drawn - 1) % len(self._steps)]
-
-
-def _shifted(plans: Tensor, t0: Tensor) -> Tensor:
-    """The last plans moved on by one step, their last action zero; zeros where an episode begins."""
-    moved = torch.cat([plans[:, 1:], torch.zeros_like(plans[:, :1])], dim=1)
-    return torch.where(t0[:, None, None], 0.0, moved)

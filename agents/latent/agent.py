@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.base import UpdateResult
+from agents.base import UpdateResult, restore_generator
 from agents.latent.acting import PlanningActor
 from agents.latent.gradient import PlannerGradient, PolicyGradientConfig, in_chunks
 from agents.latent.lm import LMPlanning
@@ -23,6 +23,13 @@ from difftop.losses import FiniteWatch, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
 from difftop.types import Batch, EnvSpec
+
+
+def rates_to_(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Learning rates that are tensors to where the weights are; a checkpoint's are loaded on the CPU."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].to(device)
 
 
 class LatentAgent(nn.Module):
@@ -240,9 +247,10 @@ class LatentAgent(nn.Module):
     def load_train_state(self, state: Mapping[str, Any]) -> None:
         """Restores `train_state`."""
         self.optimizer.load_state_dict(state["optimizer"])
+        rates_to_(self.optimizer, self.device)
         self.prior_optimizer.load_state_dict(state["prior_optimizer"])
         if self.on_policy_optimizer:
             self.on_policy_optimizer.load_state_dict(state["on_policy_optimizer"])
-        self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"].cpu())
         self.grad_steps = state["grad_steps"]
         self.graphs.clear()  # the optimizers' tensors are others now

@@ -84,6 +84,7 @@ class PlannerGradient(nn.Module):
         self.config, self.settings = config, settings
         self.critic = RawCritic(world.spec, world.sizes)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        world.adopt(self.critic.q, self.target_critic.q)
         self.lm = LMPlanner(settings.lm, world.spec.action_dim)
 
     def due(self, grad_steps: int) -> bool:
@@ -92,7 +93,10 @@ class PlannerGradient(nn.Module):
         return config.mode == "replay" and config.coef > 0 and grad_steps % config.every == 0
 
     def critic_loss(self, world: World, u: Unrolled, generator: torch.Generator) -> Tensor:
-        """sum_t rho^t sum_j (C_j(s_t, a_t) - y~_t)^2 per sample `[B]`, y~_t = r_t + gamma min_j C'_j(s_{t+1}, pi(h(s_{t+1})))."""
+        """sum_t rho^t sum_j l(C_j(s_t, a_t) - y~_t) per sample `[B]`, y~_t = r_t + gamma min_j C'_j(s_{t+1}, pi(h(s_{t+1}))).
+
+        l is the world's loss of TD errors: the square, or Huber's in units of the targets' spread.
+        """
         steps, batch, _ = u.action.shape
         with torch.no_grad():
             a = world.model.sample_policy(u.z_next, world.prior_std, generator)
@@ -100,7 +104,7 @@ class PlannerGradient(nn.Module):
             y = td_target(u.reward, u.terminated, value, world.discount)
         obs = torch.cat([u.obs, u.next_obs[: (steps - 1) * batch]])
         td = full_precision(self.critic(obs, u.action.flatten(0, 1))).view(2, steps, batch) - y
-        return decayed_sum(td.square().sum(dim=0), world.config.rho)
+        return decayed_sum(world.value_error(td).sum(dim=0), world.config.rho)
 
     def starts(self, world: World, z: Tensor, horizon: int, generator: torch.Generator) -> Tensor:
         """Starts of plans of H steps from latents `z [B, Z]`, as while exploring: `[B, H, A]`, without gradient."""

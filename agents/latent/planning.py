@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from agents.latent.exploration import add_noise
 from difftop.options import ConfigError, option
 from difftop.planning.config import LMConfig, MPPIConfig
 from difftop.schedules import linear
@@ -19,7 +18,7 @@ from difftop.types import PlanResult
 
 def noise_option(default: str) -> Any:
     """The option `noise_colour`, with an agent's own default."""
-    help_ = "exploration noise: independent from step to step, or of a time scale that each episode draws"
+    help_ = "planner=lm|none: exploration noise, independent from step to step, or of a time scale that each episode draws"
     return option(default, help_, choices=("white", "mixed"))
 
 
@@ -55,8 +54,8 @@ class PlanSettings:
         """H now."""
         return int(linear(min(self.horizon_start, self.horizon), self.horizon, self.horizon_steps, agent_steps))
 
-    def mppi_std(self, agent_steps: int) -> float:
-        """Smallest spread of MPPI's plans now."""
+    def mppi_std(self, agent_steps: int, *, explore: bool) -> float:
+        """Smallest spread of MPPI's plans now, where actions are to explore, and where they aren't."""
         return self.mppi.min_std
 
     def mppi_for(self, action_dim: int) -> MPPIConfig:
@@ -101,12 +100,11 @@ class Situation:
         if not self.explore:
             return mean
         std, noise = self.std, self.noise
-        if not settings.explore_until_reward:
-            return add_noise(mean, std, self.generator) if noise is None else (mean + std * noise.to(mean)).clamp(-1, 1)
         if noise is None:
             noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
-        spread = torch.where(largest_reward > 0, std, settings.std_start)
-        return (mean + spread * noise.to(mean)).clamp(-1, 1)
+        if settings.explore_until_reward:
+            std = torch.where(largest_reward > 0, std, settings.std_start)
+        return (mean + std * noise.to(mean)).clamp(-1, 1)
 
     @property
     def horizon(self) -> int:

@@ -1,4 +1,4 @@
-"""A world model of normalized networks: observations standardized, latents of unit size, LayerNorm after every hidden layer."""
+"""A world model of normalized networks: observations standardized, LayerNorm after every hidden layer and on latents."""
 
 from __future__ import annotations
 

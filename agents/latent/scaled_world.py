@@ -2,6 +2,7 @@
 
     L = mean_i w_i 1/T sum_t rho^t [ c1 mean_k (z_{t+1} - sg h(s_{t+1}))_k^2 / v + c2 H((R(z_t, a_t) - r_t) / S_r)
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
+    b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m min_j Q'_j(z', pi(z') + noise),   z' = h(s_{t+m}),   m = min(n, T - t)
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere
@@ -34,7 +35,7 @@ from agents.latent.exploration import add_noise
 from agents.latent.scaled_model import ScaledModel, ScaledModelConfig
 from agents.latent.world import LossConfig, Losses, Unrolled, World
 from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, n_step_targets
-from difftop.nn.mlp import EnsembleLinear
+from difftop.nn.mlp import EnsembleLinear, EnsembleMLP
 from difftop.nn.running_norm import RunningNorm
 from difftop.options import option
 from difftop.types import EnvSpec
@@ -81,6 +82,7 @@ class ScaledWorld(World):
         self.target_q = copy.deepcopy(self.model.q).requires_grad_(False)
         self.centre = ValueCentre(discount)
         self.optimizer: torch.optim.Optimizer | None = None
+        self._critics, self._targets = [self.model.q], [self.target_q]
         self._sizes, self.prior_std = sizes, prior_std
         self.norms = [module for module in self.model.encoder.modules() if isinstance(module, RunningNorm)]
 
@@ -89,10 +91,20 @@ class ScaledWorld(World):
         """Sizes of the networks."""
         return self._sizes
 
+    def adopt(self, critic: nn.Module, target: nn.Module) -> None:
+        """See `World`: its last bias moves with the centre, and its last layer learns at the values' rate."""
+        assert isinstance(critic, EnsembleMLP) and isinstance(target, EnsembleMLP)
+        self._critics.append(critic)
+        self._targets.append(target)
+
+    def value_error(self, td: Tensor) -> Tensor:
+        """Huber's loss in units of the targets' spread."""
+        return _huber(td / self.return_scale.value)
+
     def optimizers(self, more: Sequence[nn.Parameter]) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         """AdamW, for the model and for the prior; `scale_rates_` sets the rates of the heads' last layers, which don't decay."""
         rate, decay = self.config.learning_rate, self.config.weight_decay
-        heads = [list(list(net.children())[-1].parameters()) for net in (self.model.q, self.model.reward)]
+        heads = [list(list(net.children())[-1].parameters()) for net in (*self._critics, self.model.reward)]
         known = {id(p) for head in heads for p in head}
         groups: list[dict[str, Any]] = [{"params": [p for p in [*self.trained(), *more] if id(p) not in known]}]
         for head in heads:
@@ -104,7 +116,8 @@ class ScaledWorld(World):
     def scale_rates_(self) -> None:
         """Learning rates of the last layers of values and rewards, in the size of what they predict now."""
         if self.optimizer is not None:
-            for group, scale in zip(self.optimizer.param_groups[1:], (self.return_scale, self.reward_size), strict=True):
+            scales = [self.return_scale] * len(self._critics) + [self.reward_size]
+            for group, scale in zip(self.optimizer.param_groups[1:], scales, strict=True):
                 group["lr"].copy_(self.config.learning_rate * scale.value)
 
     def move_targets_(self) -> None:
@@ -127,23 +140,28 @@ class ScaledWorld(World):
         variance = z_target.var(dim=0).mean().clamp(min=1e-4)  # a latent that stands still would be divided by nothing
         consistency = (full_precision(u.z[1:]) - z_target.view_as(u.z[1:])).square().mean(dim=2) / variance
         reward_error = (full_precision(self.model.predict_reward(z, a)).view(steps, batch) - u.reward) / self.reward_size.value
-        td = (full_precision(self.model.values(z, a)).view(-1, steps, batch) - y) / self.return_scale.value
+        td = full_precision(self.model.values(z, a)).view(-1, steps, batch) - y
         terms = {
             "consistency": decayed_sum(consistency, config.rho),
             "reward": decayed_sum(_huber(reward_error), config.rho),
-            "value": decayed_sum(_huber(td).sum(dim=0), config.rho),
+            "value": decayed_sum(self.value_error(td).sum(dim=0), config.rho),
         }
         per_sample = config.consistency * terms["consistency"] + config.reward * terms["reward"] + config.value * terms["value"]
         loss = (u.weight * per_sample).mean() / steps
         metrics = {f"train/{name}_loss": term.detach().mean() for name, term in terms.items()}
         metrics |= {"train/model_loss": loss.detach() * steps, "train/td_target": y.mean(), "train/latent_variance": variance}
-        return Losses(loss, metrics, decayed_sum(td.detach().abs().sum(dim=0), config.rho))
+        priorities = decayed_sum((td.detach() / self.return_scale.value).abs().sum(dim=0), config.rho)
+        return Losses(loss, metrics, priorities)
 
     @torch.no_grad()
     def td_targets(self, u: Unrolled, generator: torch.Generator) -> Tensor:
-        """y `[T, B]`, from the online encoder and policy and the target Q; also feeds running scales and the centre."""
-        moved = self.centre.update(u.reward, u.terminated)
-        for net in (self.model.q, self.target_q):
+        """y `[T, B]`, from the online encoder and policy and the target Q; also feeds running scales and the centre.
+
+        An episode's end is in one slice alone, at its last step, where the steps before are in as many as a slice has: so it is
+        the slices' last steps that tell how often episodes terminate.
+        """
+        moved = self.centre.update(u.reward, u.terminated[-1])
+        for net in (*self._critics, *self._targets):
             last = net[-1]
             assert isinstance(last, EnsembleLinear)
             last.bias.add_(moved)

@@ -105,6 +105,13 @@ class World(nn.Module):
         """One step of the target networks' moving average."""
         raise NotImplementedError
 
+    def adopt(self, critic: nn.Module, target: nn.Module) -> None:
+        """Another critic of the values here and its target, plain stacks of layers, to be trained as the world's own are."""
+
+    def value_error(self, td: Tensor) -> Tensor:
+        """The loss of TD errors, element by element."""
+        return td.square()
+
     def optimizers(self, more: Sequence[nn.Parameter]) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         """Of the model loss, which trains `more` too, and of the policy prior."""
         rate = self.config.learning_rate

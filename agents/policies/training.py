@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.base import Actor, UpdateResult
+from agents.base import Actor, UpdateResult, restore_generator
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, Windows
 from difftop.losses import FiniteWatch
@@ -222,7 +222,7 @@ class ImitationAgent:
     def load_train_state(self, state: Mapping[str, Any]) -> None:
         """Restores `train_state`, bit for bit."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        restore_generator(self.generator, state["generator"])
 
 
 class _Average:

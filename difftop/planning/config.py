@@ -54,7 +54,9 @@ class MPPIConfig:
     iterations: int = option(6, "rounds of sampling", low=1)
     samples: int = option(512, "Gaussian plans per round", low=2)
     elites: int = option(64, "best plans that form the next mean and spread", low=1)
-    prior_fraction: float = option(0.05, "policy plans mixed in, as a fraction of `samples`", low=0.0, high=1.0)
+    prior_fraction: float = option(
+        0.05, "policy plans mixed in, as a fraction of `samples`; agents mix in one at least", low=0.0, high=1.0
+    )
     temperature: float = option(0.5, "weight of an elite is exp(temperature (G - G_best))", above=0.0)
     momentum: float = option(0.1, "share of the old mean in the new mean", low=0.0, high=1.0)
     min_std: float = option(0.05, "smallest spread of actions, where plan() is given none", above=0.0)

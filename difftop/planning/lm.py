@@ -1,6 +1,6 @@
 """Levenberg-Marquardt over action sequences as a function: batched, bounded and differentiable.
 
-No state between calls, no number read on the host (but for one flag of a differentiable plan on a CPU, see `plan`), fixed
+No state between calls, no number read on the host (but for flags of a differentiable plan on a CPU, see `plan`), fixed
 shapes: a CUDA graph or a compiler can capture it. `difftop.planning.theseus_lm` drives the same problem and step through Theseus.
 """
 

@@ -35,7 +35,7 @@ class MPPIPlanner:
     In each round, plans a ~ N(mean, std) clamped to the box and the policy's own plans are ranked by model return G; the best
     become elites with weights w = exp(temperature (G - max G) / scale), and
 
-        mean <- momentum mean + (1 - momentum) sum w a / sum w,    std <- clamp(sqrt(sum w (a - mean)^2 / sum w), min, max)
+        c = sum w a / sum w,   mean <- momentum mean + (1 - momentum) c,   std <- clamp(sqrt(sum w (a - c)^2 / sum w), min, max)
 
     The plan is one elite, drawn by its weight; exploration adds N(0, std) to it.
 

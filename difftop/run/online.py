@@ -59,7 +59,7 @@ def non_finite(error: NonFiniteLossError, grad_steps: int, batch: Path | None, w
     kept = f", and the batch of that step is in {batch}" if batch else ""
     return RunError(
         f"{error} at or before gradient step {grad_steps}, where the weights have stayed; the last checkpoint is whole{kept}: "
-        f"look at its largest {where}. device=cpu stops at the step itself, and saves its batch."
+        f"look at its largest {where}. With capture=false device=cpu stops at the step itself, and saves its batch."
     )
 
 
@@ -234,11 +234,21 @@ class OnlineRun:
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})
-        self._gather(self.agent.finish_episode(self.actor, self.count.agent_steps))
+        self._gather(self._learned_from_episode())
         self._gather(self.actor.metrics())
         self.count.bursting = self.count.agent_steps >= self.config.seed_steps and self.replay.num_starts > 0
         self.slots[index] = self._begin(index)
         self._report()
+
+    def _learned_from_episode(self) -> Mapping[str, Tensor]:
+        try:
+            metrics: dict[str, Tensor] = self.agent.finish_episode(self.actor, self.count.agent_steps)
+            return metrics
+        except NonFiniteLossError as error:
+            raise RunError(
+                f"{error} after {self.count.grad_steps} gradient steps, and the weights have stayed; the last checkpoint is "
+                "whole: look at the episode's rewards, or lower agent.loss.learning_rate."
+            ) from error
 
     def _update(self) -> None:
         self._batch = batch = self.replay.sample(self.config.batch_size, self.sampling)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from agents.base import restore_generator
 from agents.latent.agent import LatentAgent
 from agents.latent.planners import PLANNERS
 from agents.latent.planning import Decision, Situation
@@ -197,3 +198,9 @@ def test_without_theseus_plans_are_made_and_only_its_backend_is_refused(monkeypa
     acting = SMALL["acting"] | {"lm": {"backend": "theseus"}}
     with pytest.raises(ConfigError, match=r"Theseus is not installed; docs/install\.md has the line that adds it"):
         make_agent({"name": "difftop_rl", **SMALL, "acting": acting}, STATE, seed=0)
+
+
+def test_random_numbers_of_another_device_don_t_go_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ConfigError, match=r"^device=cpu: this run was trained on cuda, .* device=cuda, or begin another"):
+        restore_generator(generator, torch.zeros(16, dtype=torch.uint8))

@@ -67,6 +67,13 @@ def test_td_target() -> None:
     assert y.tolist() == [10.0, 1.0]
 
 
+def test_decayed_sum_is_no_product_of_bfloat16() -> None:
+    errors = torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decayed_sum(errors, 0.9)
+    assert found.dtype == torch.float32 and torch.equal(found, decayed_sum(errors, 0.9))
+
+
 def test_decayed_sum_and_its_bound() -> None:
     errors = torch.tensor([[1.0, 1e6], [2.0, 0.0], [4.0, 0.0]])
     assert decayed_sum(errors, 0.5).tolist() == [3.0, 1e4]

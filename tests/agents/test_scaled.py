@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from agents.latent.agent import LatentAgent
+from agents.latent.agent import LatentAgent, rates_to_
+from agents.latent.planning import PlanSettings, Situation
 from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent
 from difftop.losses import n_step_targets
@@ -113,13 +115,58 @@ def test_values_begin_at_what_all_states_share(ends: int) -> None:
     batch = replace(batch, reward=torch.full_like(batch.reward, 3.0), terminated=terminated)
     u = agent.unroll(batch)
     y = agent.world.td_targets(u, agent.generator)
-    common = 3 / (1 - GAMMA * (1 - ends / terminated.numel()))
+    common = 3 / (1 - GAMMA * (1 - ends / len(batch.obs)))  # a termination is in one slice, the steps before it in several
     torch.testing.assert_close(agent.model.values(u.z[0], u.action[0]), torch.full((2, len(batch.obs)), common))
     torch.testing.assert_close(y, torch.where(terminated.t(), 3.0, 3 + GAMMA * common))
     values = agent.model.values(u.z[0], u.action[0])
     agent.world.td_targets(replace(u, reward=u.reward * 2), agent.generator)  # the mean reward moves by a hundredth of 3
     moved = agent.model.values(u.z[0], u.action[0]) - values
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01 * common), rtol=1e-3, atol=0)
+
+
+def test_the_raw_critic_is_trained_as_the_world_s_own_values() -> None:
+    """Rewards of 3: both targets begin at the common value, in the same units, whatever the size of rewards."""
+    options = {"name": "difftop_rl", "world_model": "scaled", **SMALL, "policy_gradient": {"mode": "replay"}}
+    batch = random_batch(STATE)
+    batch = replace(batch, reward=torch.full_like(batch.reward, 3.0), terminated=torch.zeros_like(batch.terminated))
+    agent = make_agent(options, STATE, seed=3)
+    assert isinstance(agent, LatentAgent) and agent.gradient is not None
+    _, values, critic, _ = agent.optimizer.param_groups
+    assert [id(p) for p in critic["params"]] == [id(p) for p in agent.gradient.critic.q[-1].parameters()]
+    u = agent.unroll(batch)
+    agent.world.td_targets(u, agent.generator)
+    seen = torch.cat([u.obs, u.action[0]], dim=-1)
+    for net in (agent.gradient.critic.q, agent.gradient.target_critic.q):
+        torch.testing.assert_close(net(seen).squeeze(-1), torch.full((2, len(batch.obs)), 3 / (1 - GAMMA)))
+    assert values["lr"] == critic["lr"] == agent.config.loss.learning_rate * agent.world.return_scale.value
+    with torch.no_grad():  # half a unit above all targets, of which three steps are weighted 1, 0.9, ...
+        agent.gradient.critic.q[-1].bias.add_(0.5 * agent.world.return_scale.value)
+    loss = agent.gradient.critic_loss(agent.world, u, agent.generator)
+    weights = sum(RHO**t for t in range(len(u.action)))
+    torch.testing.assert_close(loss, torch.full_like(loss, 2 * 0.125 * weights), rtol=1e-4, atol=0)
+
+
+def test_rates_of_a_checkpoint_go_where_the_weights_are() -> None:
+    agent = scaled()
+    rates_to_(agent.optimizer, torch.device("meta"))
+    assert [getattr(group["lr"], "device", None) for group in agent.optimizer.param_groups] == [None, *[torch.device("meta")] * 2]
+
+
+def test_sampled_plans_don_t_explore_in_evaluation() -> None:
+    acting = scaled().config.acting
+    assert acting.mppi_std(10**6, explore=True) == acting.std_end > acting.mppi_std(10**6, explore=False) == acting.mppi.min_std
+
+
+@pytest.mark.parametrize("std", [0.0, 0.3])
+def test_noise_takes_as_many_random_numbers_as_a_number_and_as_a_tensor(std: float) -> None:
+    """A recorded plan is given the std as a tensor; what is drawn later must not depend on it."""
+    settings = PlanSettings(explore_until_reward=False)
+    drawn = []
+    for given in (std, torch.tensor(std)):
+        g = torch.Generator().manual_seed(0)
+        asked = Situation(torch.zeros(2, 3), torch.zeros(2, 1, 2), 0, True, g, nullcontext, None, given)
+        drawn.append(torch.cat([asked.explored(torch.zeros(2, 2), settings, torch.zeros(())), torch.randn(1, 2, generator=g)]))
+    assert torch.equal(*drawn)
 
 
 def test_heads_learn_at_rates_in_the_units_they_predict_also_after_a_resume() -> None:

@@ -206,6 +206,17 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path: Path, mon
         harness.run.run()
 
 
+def test_a_non_finite_loss_of_an_episode_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(tmp_path, "tdmpc")
+
+    def finish_episode(actor: Any, agent_steps: int) -> Any:
+        raise NonFiniteLossError("the on-policy policy-gradient loss is nan")
+
+    monkeypatch.setattr(harness.agent, "finish_episode", finish_episode)
+    with pytest.raises(RunError, match=r"on-policy policy-gradient loss is nan after 0 gradient steps, .*: look at the episode"):
+        harness.run.run()
+
+
 def test_a_non_finite_loss_kept_on_a_device_stops_the_run_before_a_checkpoint(tmp_path: Path) -> None:
     harness = Harness(tmp_path, "tdmpc", eval_every=1000, checkpoint_every=100)
     harness.agent.capture_graphs("false")  # on a CPU it would look after each update
