@@ -23,7 +23,7 @@ from difftop.types import EnvSpec, SolveStatus
 
 @dataclass(frozen=True)
 class ActingConfig(PlanSettings):
-    """How actions are chosen in any latent world model."""
+    """`PlanSettings`, and the planner."""
 
     planner: str = planner_option("mppi")
 

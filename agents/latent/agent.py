@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from agents.base import UpdateResult, restore_generator
 from agents.latent.acting import PlanningActor
 from agents.latent.gradient import PlannerGradient, PolicyGradientConfig, in_chunks
-from agents.latent.lm import LMPlanning
+from agents.latent.lm import LMActing
 from agents.latent.options import LatentAgentConfig
 from agents.latent.planners import PLANNERS
 from agents.latent.world import Unrolled, World
@@ -107,7 +107,7 @@ class LatentAgent(nn.Module):
             graphs=self.graphs.sharing([generator]),
             autocast=self.autocast,
             explore=explore,
-            keep_visited=explore and self.on_policy_optimizer is not None and isinstance(self.planner, LMPlanning),
+            keep_visited=explore and self.on_policy_optimizer is not None and isinstance(self.planner, LMActing),
         )
 
     def update(self, batch: Batch, agent_steps: int) -> UpdateResult:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PRIOR_NOISE_CLIP = 0.3  # largest noise where a prior without a spread of its own is sampled; TD-MPC's
+
 
 def add_noise(mean: Tensor, std: Tensor | float, generator: torch.Generator | None, noise_clip: float | None = None) -> Tensor:
     """`clamp(mean + noise, -1, 1)` with Gaussian noise; the gradient passes as if nothing had been clamped.

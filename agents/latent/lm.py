@@ -11,7 +11,7 @@ from agents.latent.world import World
 from difftop.planning import LMPlanner
 
 
-class LMPlanning:
+class LMActing:
     """`planner=lm`: plans start at the policy prior's and stay near it."""
 
     def __init__(self, settings: PlanSettings, world: World) -> None:

@@ -9,7 +9,7 @@ from difftop.losses import full_precision
 from difftop.planning.mppi import MPPIPlanner
 
 
-class MPPIPlanning:
+class MPPIActing:
     """`planner=mppi`: explores by the spread that it has found; its plans mix in some of the policy prior's."""
 
     capturable = True

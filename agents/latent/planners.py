@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from agents.latent.lm import LMPlanning
-from agents.latent.mppi import MPPIPlanning
+from agents.latent.lm import LMActing
+from agents.latent.mppi import MPPIActing
 from agents.latent.planning import Planner, PlanSettings
 from agents.latent.prior import PriorActing
 from agents.latent.world import World
@@ -14,7 +14,7 @@ from difftop.entry_points import Extended
 from difftop.options import option
 
 PLANNERS: Extended[Callable[[PlanSettings, World], Planner]] = Extended(
-    {"lm": LMPlanning, "mppi": MPPIPlanning, "none": PriorActing}, "difftop.planners"
+    {"lm": LMActing, "mppi": MPPIActing, "none": PriorActing}, "difftop.planners"
 )
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.latent.centre import ValueCentre
-from agents.latent.exploration import add_noise
+from agents.latent.exploration import PRIOR_NOISE_CLIP, add_noise
 from agents.latent.scaled_model import ScaledModel, ScaledModelConfig
 from agents.latent.world import LossConfig, Losses, Unrolled, World
 from difftop.losses import RunningScale, decayed_sum, ema_, full_precision, n_step_targets
@@ -179,7 +179,7 @@ class ScaledWorld(World):
         others = torch.randperm(len(z) - 1, generator=generator, device=generator.device)[: self.config.prior_steps - 1] + 1
         z = torch.cat([z[:1], z[others.to(z.device)]]).flatten(0, 1)
         raw = self.model.pi(z)
-        a = add_noise(torch.tanh(raw), self.prior_std, generator, noise_clip=0.3)
+        a = add_noise(torch.tanh(raw), self.prior_std, generator, PRIOR_NOISE_CLIP)
         q = full_precision(self.model.values(z, a).amin(dim=0)).mean() / self.return_scale.value
         return -q + self.config.saturation * full_precision(raw).square().mean(), {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agents.latent.exploration import add_noise
+from agents.latent.exploration import PRIOR_NOISE_CLIP, add_noise
 from agents.latent.world_model import WorldModel, WorldModelConfig, one_observation
 from difftop.nn.encoders import make_encoder
 from difftop.nn.linearize import PolicyValue, StateAction
@@ -55,11 +55,11 @@ class ScalarModel(WorldModel):
             StateAction(self.dynamics), StateAction(self.reward, scalar=True), PolicyValue(self.q, self.pi), discount
         )
 
-    def sample_policy(self, z: Tensor, std: float | None, generator: torch.Generator | None, noise_clip: float = 0.3) -> Tensor:
+    def sample_policy(self, z: Tensor, std: float | None, generator: torch.Generator | None) -> Tensor:
         """The prior's action with clipped Gaussian noise, kept in the box; its gradient is that of the mean."""
         if std is None:
             raise ValueError("std=None: this policy prior has no spread of its own.")
-        return add_noise(self.policy(z), std, generator, noise_clip)
+        return add_noise(self.policy(z), std, generator, PRIOR_NOISE_CLIP)
 
 
 class TDMPCModel(ScalarModel):
