@@ -34,7 +34,7 @@ class LMActing:
         )
         action = found.actions[:, 0]
         if settings.noise:
-            action = situation.explored(action, settings, world.reward_size.largest)
+            action = situation.explored(action, settings, world.rewarded(settings.explore_until_common))
         return Decision(action, found, start)
 
 

@@ -33,6 +33,10 @@ class PlanSettings:
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
+    explore_until_common: bool = option(
+        False,
+        "planner=lm|none: with explore_until_reward, and until a twentieth of the replayed rewards differ from the rest",
+    )
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
     noise_colour: str = noise_option("white")
@@ -89,13 +93,13 @@ class Situation:
     std: Tensor | float = 0.0
     mppi_std: Tensor | float = 0.0
 
-    def explored(self, mean: Tensor, settings: PlanSettings, largest_reward: Tensor) -> Tensor:
+    def explored(self, mean: Tensor, settings: PlanSettings, rewarded: Tensor) -> Tensor:
         """Actions `[K, A]` with exploration noise, in the box; as they are where the action isn't to explore.
 
         Args:
             mean: `[K, A]`.
             settings: of the noise.
-            largest_reward: that was seen yet, 0-d, for `explore_until_reward`; on a GPU nothing waits for it.
+            rewarded: whether there is a reward to go for, 0-d bool, for `explore_until_reward`; on a GPU nothing waits for it.
         """
         if not self.explore:
             return mean
@@ -103,7 +107,7 @@ class Situation:
         if noise is None:
             noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
         if settings.explore_until_reward:
-            std = torch.where(largest_reward > 0, std, settings.std_start)
+            std = torch.where(rewarded, std, settings.std_start)
         return (mean + std * noise.to(mean)).clamp(-1, 1)
 
     @property

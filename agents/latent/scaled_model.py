@@ -23,6 +23,9 @@ class ScaledModelConfig(WorldModelConfig):
     latent_dim: int = option(64, "size of the latent state", low=1)
     mlp_dim: int = option(256, "hidden units of dynamics, reward, policy and value networks", low=1)
     members: int = option(2, "value networks", low=1)
+    latent_gain: bool = option(
+        True, "the latents' LayerNorm has a gain and an offset, which are trained; False: latents of unit size"
+    )
 
 
 class ScaledModel(ScalarModel):
@@ -41,12 +44,15 @@ class ScaledModel(ScalarModel):
         z, a, width = config.latent_dim, spec.action_dim, config.mlp_dim
         seen = one_observation(spec)[1]
         net = partial(normed_mlp, activation=nn.SiLU, initialize_=orthogonal_)
+        latents = partial(net, last=nn.Identity(), last_gain=config.latent_gain)
         if seen.kind == "vector":
             inputs = seen.shape[0]
-            self.encoder = nn.Sequential(RunningNorm(inputs), net([inputs, config.encoder_dim, z], last=nn.Identity()))
+            self.encoder = nn.Sequential(RunningNorm(inputs), latents([inputs, config.encoder_dim, z]))
         else:
-            self.encoder = nn.Sequential(PixelEncoder(seen.shape, config.channels, z), nn.LayerNorm(z))
-        self.dynamics = net([z + a, width, width, z], last=nn.Identity())
+            self.encoder = nn.Sequential(
+                PixelEncoder(seen.shape, config.channels, z), nn.LayerNorm(z, elementwise_affine=config.latent_gain)
+            )
+        self.dynamics = latents([z + a, width, width, z])
         self.reward = net([z + a, width, width, 1], zero_last=True)
         self.pi = net([z, width, width, a])
         self.q = normed_ensemble(config.members, [z + a, width, width, 1], activation=nn.SiLU, initialize_=orthogonal_)

@@ -53,6 +53,7 @@ def normed_mlp(
     sizes: Sequence[int],
     *,
     last: nn.Module | None = None,
+    last_gain: bool = True,
     zero_last: bool = False,
     activation: type[nn.Module] = Mish,
     initialize_: Callable[[Tensor], Tensor] | None = None,
@@ -64,6 +65,7 @@ def normed_mlp(
         activation: of the hidden layers.
         initialize_: of the weights.
         last: the output is followed by LayerNorm and this activation.
+        last_gain: whether that LayerNorm has a gain and an offset, which are trained.
         zero_last: the last layer's weights start at zero.
     Source: TD-MPC2, arXiv:2310.16828, section 3.1 and appendix H.
     """
@@ -77,7 +79,7 @@ def normed_mlp(
             layers += [nn.LayerNorm(outputs), activation()]
     if zero_last:
         nn.init.zeros_(linear.weight)
-    return nn.Sequential(*layers, *([nn.LayerNorm(sizes[-1]), last] if last is not None else []))
+    return nn.Sequential(*layers, *([nn.LayerNorm(sizes[-1], elementwise_affine=last_gain), last] if last is not None else []))
 
 
 def dropout(x: Tensor, p: float, generator: torch.Generator) -> Tensor:

@@ -146,6 +146,33 @@ def test_the_raw_critic_is_trained_as_the_world_s_own_values() -> None:
     torch.testing.assert_close(loss, torch.full_like(loss, 2 * 0.125 * weights), rtol=1e-4, atol=0)
 
 
+def test_latents_are_of_unit_size_without_a_gain() -> None:
+    options = {"name": "difftop_rl", **SMALL, "model": SMALL["model"] | {"latent_gain": False}}
+    agent, batch = make_agent(options, STATE, seed=3), random_batch(STATE)
+    assert isinstance(agent, LatentAgent)
+    for step in range(3):
+        agent.update(batch, step)
+    u = agent.unroll(batch)
+    for z in (u.z.flatten(0, 1), u.z_next):
+        torch.testing.assert_close(z.square().mean(dim=-1), torch.ones(len(z)), atol=1e-2, rtol=0)
+
+
+def test_exploration_ends_when_a_reward_is_seen_or_when_rewards_are_common() -> None:
+    world = scaled().world
+    settings = PlanSettings(explore_until_reward=True, std_start=0.5)
+    asked = Situation(torch.zeros(1, 3), torch.zeros(1, 1, 2), 0, True, torch.Generator(), nullcontext, torch.ones(1, 2), 0.125)
+
+    def noise(common: bool) -> float:
+        return float(asked.explored(torch.zeros(1, 2), settings, world.rewarded(common))[0, 0])
+
+    for share, seen in ((0, (0.5, 0.5)), (1, (0.125, 0.5)), (10, (0.125, 0.125))):  # of a hundred steps
+        rewards = torch.zeros(100)
+        rewards[:share] = 1.0
+        for _ in range(2):
+            world.reward_size.update(rewards)
+        assert (noise(False), noise(True)) == seen
+
+
 def test_rates_of_a_checkpoint_go_where_the_weights_are() -> None:
     agent = scaled()
     rates_to_(agent.optimizer, torch.device("meta"))
