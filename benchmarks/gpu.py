@@ -33,6 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agents.registry import make_agent
+from benchmarks.update import random_batch
 from difftop.capture import CaptureError
 from difftop.types import Batch, EnvSpec, ObsSpec
 
@@ -85,24 +86,6 @@ class Item:
     name: str
     run: Callable[[Machine], Measures]
     bars: tuple[Bar, ...] = ()
-
-
-def random_batch(spec: EnvSpec, size: int, device: str) -> Batch:
-    """Noise in the shapes of a replayed batch, on the device as the replay buffer is."""
-    g = torch.Generator().manual_seed(0)
-    seen = spec.obs[spec.only_key]
-    shape = (size, HORIZON + 1, *seen.shape)
-    image = seen.kind == "image"
-    obs = torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) if image else torch.randn(shape, generator=g)
-    batch = Batch(
-        obs=obs,
-        action=torch.rand(size, HORIZON, spec.action_dim, generator=g) * 2 - 1,
-        reward=torch.rand(size, HORIZON, generator=g),
-        terminated=torch.zeros(size, HORIZON, dtype=torch.bool),
-        weight=torch.ones(size),
-        index=torch.arange(size),
-    )
-    return Batch(**{name: value.to(device) for name, value in vars(batch).items()})
 
 
 def measured(call: Callable[[], object], machine: Machine) -> Measures:
@@ -173,7 +156,8 @@ class Case:
         if machine.quick:
             options["model"] = {**options["model"], **TINY, **({"channels": 4} if self.spec is PIXELS else {})}
         agent: Any = make_agent(options, self.spec, seed=0, device=machine.device, precision=self.precision, capture=way)
-        batch = random_batch(self.spec, 4 if machine.quick else self.batch, machine.device)
+        drawn = random_batch(4 if machine.quick else self.batch, torch.Generator().manual_seed(0), HORIZON, self.spec)
+        batch = Batch(**{name: value.to(machine.device) for name, value in vars(drawn).items()})
         if not self.act:
             return lambda: agent.update(batch, AGENT_STEPS)
         actor, t0 = agent.actor(1, seed=0, explore=True), torch.tensor([False])

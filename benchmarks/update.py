@@ -79,10 +79,10 @@ def random_obs(spec: EnvSpec, rows: Sequence[int], generator: torch.Generator) -
 
 
 def random_batch(size: int, generator: torch.Generator, steps: int = 5, spec: EnvSpec = CHEETAH) -> Batch:
-    """Noise in the shapes of a replayed batch."""
+    """Noise in the shapes of a replayed batch, on the CPU."""
     return Batch(
         obs=random_obs(spec, (size, steps + 1), generator),
-        action=torch.rand(size, steps, CHEETAH.action_dim, generator=generator) * 2 - 1,
+        action=torch.rand(size, steps, spec.action_dim, generator=generator) * 2 - 1,
         reward=torch.rand(size, steps, generator=generator),
         terminated=torch.zeros(size, steps, dtype=torch.bool),
         weight=torch.ones(size),

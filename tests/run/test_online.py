@@ -195,25 +195,23 @@ def test_a_run_that_is_made_longer_has_the_evaluations_of_an_uninterrupted_one(t
         assert np.array_equal(mine, theirs)
 
 
-def test_a_non_finite_loss_stops_the_run_and_names_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("update", r"the model loss is nan at gradient step 0.*batch"),
+        ("finish_episode", r"the model loss is nan after 0 gradient steps, .*: look at the episode"),
+    ],
+)
+def test_a_non_finite_loss_stops_the_run_and_says_where_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, told: str
+) -> None:
     harness = Harness(tmp_path, "tdmpc")
 
-    def update(batch: Any, agent_steps: int) -> Any:
+    def broken(*_: Any) -> Any:
         raise NonFiniteLossError("the model loss is nan")
 
-    monkeypatch.setattr(harness.agent, "update", update)
-    with pytest.raises(RunError, match=r"model loss is nan at gradient step 0.*batch"):
-        harness.run.run()
-
-
-def test_a_non_finite_loss_of_an_episode_is_a_sentence_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness = Harness(tmp_path, "tdmpc")
-
-    def finish_episode(actor: Any, agent_steps: int) -> Any:
-        raise NonFiniteLossError("the on-policy policy-gradient loss is nan")
-
-    monkeypatch.setattr(harness.agent, "finish_episode", finish_episode)
-    with pytest.raises(RunError, match=r"on-policy policy-gradient loss is nan after 0 gradient steps, .*: look at the episode"):
+    monkeypatch.setattr(harness.agent, method, broken)
+    with pytest.raises(RunError, match=told):
         harness.run.run()
 
 
