@@ -231,6 +231,7 @@ class LatentAgent(nn.Module):
             step=lambda z, a: (model.predict_reward(z, a), model.next(z, a)),
             values=model.values,
             policy=model.policy,
+            sample=lambda z, generator: model.sample_policy(z, self.world.prior_std, generator),
             discount=self.world.discount,
         )
 

@@ -9,6 +9,9 @@ predicts the latent, but whether it predicts how the value *changes*:
     reward R2       of R(z^_{k-1}, a) against the reward that came
     value R2        of V(z^_k) - V(z_0) against V(z_k) - V(z_0)                  0: no better than their mean
     bias, corr.     of V(h(s_t)) against sum_{i>=0} gamma^i r_{t+i}
+
+The last line's episodes are played by the prior as its values mean it, with no more noise than their targets have: a policy that
+noise brings down would look overestimated. The others' have more noise, because a planner leaves what the prior does.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class LatentView:
         step: latents and actions `[N, A]` to rewards `[N]` and next latents.
         values: latents and actions to the action values of every member `[E, N]`.
         policy: latents to the prior's actions `[N, A]`.
+        sample: the same with the noise that the values' targets have, drawn from a generator.
         discount: gamma per agent step.
     """
 
@@ -40,6 +44,7 @@ class LatentView:
     step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     values: Callable[[Tensor, Tensor], Tensor]
     policy: Callable[[Tensor], Tensor]
+    sample: Callable[[Tensor, torch.Generator], Tensor]
     discount: float
 
     def value(self, z: Tensor) -> Tensor:
@@ -70,14 +75,14 @@ class Diagnosis:
 
     Attributes:
         latent_error, reward_r2, value_r2: see the module.
-        value_mean, return_mean: of the states that are compared: V, and the discounted return that followed,
+        value_mean, return_mean: of the states of `own` that are compared: V, and the discounted return that followed,
             with V of the last state where a time limit ended the episode.
         value_correlation: of the two.
         value_error: rms difference of the two.
         ensemble_spread: mean largest difference of members' values; where the error is far larger, the members don't know.
         latent_rms: root mean square of latents' entries.
         prior_saturation: share of the prior's actions beyond 0.95.
-        episode_return: mean undiscounted return of the episodes.
+        own_return, noisy_return: mean undiscounted return of the values' own episodes, and of those with more noise.
     """
 
     latent_error: list[float]
@@ -90,7 +95,8 @@ class Diagnosis:
     ensemble_spread: float
     latent_rms: float
     prior_saturation: float
-    episode_return: float
+    own_return: float
+    noisy_return: float
 
     def plain(self) -> dict[str, Any]:
         """As JSON types."""
@@ -98,22 +104,23 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def diagnose(view: LatentView, episodes: Sequence[Played], steps: int = 6) -> Diagnosis:
+def diagnose(view: LatentView, noisy: Sequence[Played], own: Sequence[Played], steps: int = 6) -> Diagnosis:
     """Measures a model on episodes.
 
     Args:
         view: of the agent's model.
-        episodes: played by the prior with some noise: near what the agent does, and not only what it does.
+        noisy: played by the prior with some noise: near what the agent does, and not only what it does.
+        own: played by the prior as the values mean it, `view.sample`.
         steps: K, steps ahead.
     Raises:
-        ValueError: no episode is longer than K.
+        ValueError: no episode of one of them is longer than K.
     """
-    long = [episode for episode in episodes if len(episode.reward) > steps]
-    if not long:
+    long, compared = ([episode for episode in episodes if len(episode.reward) > steps] for episodes in (noisy, own))
+    if not long or not compared:
         raise ValueError(f"no episode has more than {steps} steps: play longer ones, or look fewer steps ahead.")
     latents = [view.encode(episode.obs) for episode in long]
     latent_error, reward_r2, value_r2 = _predictions(view, long, latents, steps)
-    value, followed, spread = _values(view, long, latents)
+    value, followed, spread = _values(view, compared)
     actions = torch.cat([view.policy(z) for z in latents])
     return Diagnosis(
         latent_error=latent_error,
@@ -126,8 +133,13 @@ def diagnose(view: LatentView, episodes: Sequence[Played], steps: int = 6) -> Di
         ensemble_spread=float(spread.mean()),
         latent_rms=float(torch.cat(latents).square().mean().sqrt()),
         prior_saturation=float((actions.abs() > _SATURATED).float().mean()),
-        episode_return=sum(float(episode.reward.sum()) for episode in episodes) / len(episodes),
+        own_return=_mean_return(own),
+        noisy_return=_mean_return(noisy),
     )
+
+
+def _mean_return(episodes: Sequence[Played]) -> float:
+    return sum(float(episode.reward.sum()) for episode in episodes) / len(episodes)
 
 
 def _predictions(
@@ -150,14 +162,14 @@ def _predictions(
     return latent_error, reward_r2, value_r2
 
 
-def _values(view: LatentView, episodes: Sequence[Played], latents: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _values(view: LatentView, episodes: Sequence[Played]) -> tuple[Tensor, Tensor, Tensor]:
     """V, the discounted return that followed, and the spread of the members, of states most of whose return was seen.
 
     After a time limit V of the last state takes the place of what wasn't seen, as it does in what V is trained on.
     """
     values, returns, spreads = [], [], []
-    for episode, z in zip(episodes, latents, strict=True):
-        total = len(episode.reward)
+    for episode in episodes:
+        z, total = view.encode(episode.obs), len(episode.reward)
         known = total if episode.terminated else max(int(_FIRST_SHARE * total), 1)
         after = None if episode.terminated else view.value(z[total:])[0]
         followed = discounted_returns(episode.reward, view.discount, after)[:known]

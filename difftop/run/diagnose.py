@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,9 @@ def diagnose_checkpoint(
     envs = factories.envs(settings.env, min(settings.run.eval_envs, settings.run.eval_episodes), settings.run.parallel)
     seeds = [stream(settings.top.seed, "diagnose", episode) for episode in range(settings.run.eval_episodes)]
     try:
-        found = diagnose(agent.latent_view(), noisy_episodes(envs, agent.latent_view(), seeds, settings.top.seed, device))
+        view = agent.latent_view()
+        noisy, own = (episodes_by(way, envs, view, seeds, settings.top.seed, device) for way in (with_noise(view), view.sample))
+        found = diagnose(view, noisy, own)
         returns = {}
         for name, acting in ways_to_act(settings.agent).items():
             acts = partial(restored(saved, settings, factories, device, acting).actor, seed=0, explore=False)
@@ -82,19 +84,31 @@ def restored(saved: Checkpoint, settings: Settings, factories: Factories, device
     return agent
 
 
-def noisy_episodes(envs: Environments, view: LatentView, seeds: Sequence[int], seed: int, device: str) -> list[Played]:
-    """One episode per seed by the prior with noise; each is a function of its seed."""
+Way = Callable[[torch.Tensor, torch.Generator], torch.Tensor]  # latents to actions
+
+
+def with_noise(view: LatentView) -> Way:
+    """The prior's actions and `NOISE`."""
+
+    def act(z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        mean = view.policy(z)
+        return (mean + NOISE * torch.randn(mean.shape, generator=generator, device=mean.device)).clamp(-1, 1)
+
+    return act
+
+
+@torch.no_grad()
+def episodes_by(act: Way, envs: Environments, view: LatentView, seeds: Sequence[int], seed: int, device: str) -> list[Played]:
+    """One episode per seed; each is a function of its seed."""
     episodes = []
     key = envs.difftop_spec.only_key
     for number, episode_seed in enumerate(seeds):
-        rng = torch.Generator().manual_seed(stream(seed, "diagnose_noise", number))
+        generator = torch.Generator(device).manual_seed(stream(seed, "diagnose_noise", number))
         obs = [envs.reset_at(0, episode_seed)[key]]
         actions, rewards = [], []
         terminated = truncated = False
         while not (terminated or truncated):
-            with torch.no_grad():
-                mean = view.policy(view.encode(torch.from_numpy(obs[-1])[None].to(device)))[0].float().cpu()
-            action = (mean + NOISE * torch.randn(mean.shape, generator=rng)).clamp(-1, 1)
+            action = act(view.encode(torch.from_numpy(obs[-1])[None].to(device)), generator)[0].float().cpu()
             seen, reward, terminated, truncated, _ = envs.step_at(0, action.numpy())
             obs.append(seen[key])
             actions.append(action)
