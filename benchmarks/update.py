@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agents.registry import make_agent
 from benchmarks.command import parse, save
 from difftop.capture import TapeBackend, native
+from difftop.products import wide_products
 from difftop.types import Batch, EnvSpec, ObsSpec
 
 CHEETAH = EnvSpec(
@@ -95,6 +96,12 @@ def _updates(agent: Any, batch: Batch) -> None:
         agent.update(batch, AGENT_STEPS)
 
 
+def _products(calls: Sequence[tuple[Any, tuple[Any, ...]]], rows: int, width: int) -> None:
+    with wide_products(rows, width):  # as an update does
+        for function, arguments in calls:
+            function(*arguments)
+
+
 def medians(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median CPU milliseconds of each, one call of each in turn."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -141,7 +148,7 @@ class Case:
                     function()
         with RecordProducts() as record:
             made[f"{self.name} update eager"]()
-        made[f"{self.name} products"] = lambda: [function(*arguments) for function, arguments in record.calls]
+        made[f"{self.name} products"] = partial(_products, record.calls, batch.reward.numel(), self.width)
         return made
 
 

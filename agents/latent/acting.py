@@ -18,6 +18,7 @@ from difftop.capture import Graphs, Input
 from difftop.losses import full_precision
 from difftop.noise import mixed_noise
 from difftop.planning import shift_plan
+from difftop.products import wide_products
 from difftop.types import EnvSpec, SolveStatus
 
 
@@ -125,7 +126,8 @@ class PlanningActor:
         horizon, settings = self.settings.plan_length(steps), self.settings
         spread = settings.mppi_std(steps, explore=self.explore)
         inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread]
-        decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
+        with wide_products(len(seen) * getattr(self.planner, "rows", 1), self.world.sizes.mlp_dim):
+            decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
         if decided.kept is not None and decided.plan is not None:
             self.previous[rows] = decided.kept
             self.plan = torch.zeros_like(self.previous[:, :horizon])

@@ -22,6 +22,7 @@ from difftop.diagnose import LatentView
 from difftop.losses import FiniteWatch, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
+from difftop.products import wide_products
 from difftop.types import Batch, EnvSpec
 
 
@@ -118,7 +119,8 @@ class LatentAgent(nn.Module):
         moves = (self.grad_steps + 1) % self.config.loss.target_every == 0
         name = "an update with the policy gradient" if planned else "an update"
         fields = list(vars(batch).values())
-        metrics, priorities = self.graphs(name, partial(self._update, planned, moves), fields, (planned, moves))
+        with wide_products(batch.reward.numel(), self.world.sizes.mlp_dim):
+            metrics, priorities = self.graphs(name, partial(self._update, planned, moves), fields, (planned, moves))
         self.grad_steps += 1
         if self.graphs.active and self.device.type == "cpu":  # where nothing waits for it
             self.check_finite()

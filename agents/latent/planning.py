@@ -137,7 +137,8 @@ class Planner(Protocol):
     """Chooses actions in a world. It keeps nothing from one call to the next; its constructor takes `(settings, world)`.
 
     One that may be captured as a CUDA graph has an attribute `capturable` that is true: `decide` reads no number on the host, and
-    takes those that change from `Situation.std` and `mppi_std`, not from `agent_steps`.
+    takes those that change from `Situation.std` and `mppi_std`, not from `agent_steps`. One that rolls out many states at a time
+    for one environment says in `rows` how many, and gets the products for it (`difftop.products`).
     """
 
     def decide(self, situation: Situation) -> Decision:

@@ -30,7 +30,7 @@ def table(found: Diagnosis, returns: Mapping[str, float]) -> str:
         "",
         f"values {found.value_mean:.1f}, discounted returns that followed {found.return_mean:.1f}; "
         f"correlation {found.value_correlation:.2f}, error {found.value_error:.1f}, members' spread {found.ensemble_spread:.1f}",
-        f"(the prior's own episodes, of return {found.own_return:.1f}; those of the table have more noise, {found.noisy_return:.1f})",
+        f"(on the prior's own episodes, return {found.own_return:.1f}; the table is of noisier ones, {found.noisy_return:.1f})",
         f"latents: rms {found.latent_rms:.2f}; prior: {found.prior_saturation:.0%} of its actions beyond 0.95",
         "",
         f"{'acts by':24s}{'return':>10s}{'over the prior':>16s}",
