@@ -9,6 +9,8 @@ import torch
 
 from difftop import products
 from difftop.products import exact, wide_products
+from tests.agents.test_scaled import scaled
+from tests.conftest import STATE, random_batch
 
 LARGE, SMALL = (192, 256), (20, 256)
 
@@ -70,3 +72,18 @@ def test_other_makers_keep_their_products(setting, monkeypatch) -> None:  # type
     assert not products.available.__wrapped__()
     monkeypatch.setattr(products, "exact", lambda: True)
     assert products.available.__wrapped__()
+
+
+@pytest.mark.skipif(not products.available(), reason="not an AMD CPU with AVX-512")
+def test_an_update_asks_for_them_and_is_the_same_to_rounding(setting, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    found, inside = [], []
+    for worth in (0.0, torch.inf):
+        monkeypatch.setattr(products, "_WORTH", worth)
+        agent = scaled()
+        losses = agent.world.losses
+        monkeypatch.setattr(
+            agent.world, "losses", lambda *given, losses=losses: (inside.append(setting.fp32_precision), losses(*given))[1]
+        )
+        found.append([agent.update(random_batch(STATE, 8, 3), 0).metrics["train/model_loss"] for _ in range(3)])
+    assert inside[:3] == ["bf16"] * 3 and "bf16" not in inside[3:]
+    torch.testing.assert_close(torch.stack(found[0]), torch.stack(found[1]), rtol=1e-4, atol=1e-5)
