@@ -4,7 +4,7 @@
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
-    V_K(z) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K min_j Q'_j(z_K, a_K),   z_0 = z,   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
+    V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K min_j Q'_j(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere
 
@@ -15,9 +15,10 @@ more than its rate in a step, and values of hundreds would come thousands of ste
 
 Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
 several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic BRO's, arXiv:2405.16158; standardized
-observations SimbaV2's, arXiv:2502.15280. A rate times the scale is what Adam does to a head whose output is multiplied by the
-scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs: the units of the errors;
-from van Hasselt, outputs are not corrected as the scale moves.
+observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et al.'s, arXiv:1803.00101. A rate
+times the scale is what Adam does to a head whose output is multiplied by the scale: van Hasselt et al., "Learning values across
+many orders of magnitude", arXiv:1602.07714.   Differs: the units of the errors; from van Hasselt, outputs are not corrected as
+the scale moves.
 """
 
 from __future__ import annotations

@@ -237,6 +237,21 @@ def test_coloured_noise_resumes_where_it_was() -> None:
     assert not torch.equal(actors[1].act(obs, ~first, 2)[0], actors[0].act(obs, ~first, 2)[0])
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_targets_are_expanded_by_steps_of_the_model(steps: int) -> None:
+    world = scaled({"expansion": steps}, min_std=0.0).world
+    assert isinstance(world, ScaledWorld)
+    z = torch.randn(7, world.sizes.latent_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = world.expanded_value(z, torch.Generator()), torch.zeros(7)
+        for k in range(steps):
+            a = world.model.policy(z)
+            expected += GAMMA**k * world.model.predict_reward(z, a)
+            z = world.model.next(z, a)
+        expected += GAMMA**steps * world.target_q(torch.cat([z, world.model.policy(z)], 1)).squeeze(-1).amin(0)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 9])
 def test_n_step_targets_against_a_plain_loop(n: int) -> None:
     generator = torch.Generator().manual_seed(n)
