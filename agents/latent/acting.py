@@ -126,7 +126,7 @@ class PlanningActor:
         horizon, settings = self.settings.plan_length(steps), self.settings
         spread = settings.mppi_std(steps, explore=self.explore)
         inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread]
-        with wide_products(len(seen) * getattr(self.planner, "rows", 1), self.world.sizes.mlp_dim):
+        with wide_products(len(seen) * getattr(self.planner, "rollouts", 1), self.world.sizes.mlp_dim):
             decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
         if decided.kept is not None and decided.plan is not None:
             self.previous[rows] = decided.kept

@@ -17,7 +17,7 @@ class MPPIActing:
     def __init__(self, settings: PlanSettings, world: World) -> None:
         self.settings, self.world = settings, world
         self.mppi = MPPIPlanner(settings.mppi_for(world.spec.action_dim), world.spec.action_dim)
-        self.rows = self.mppi.config.samples
+        self.rollouts = self.mppi.config.samples
 
     def decide(self, situation: Situation) -> Decision:
         """See `Planner`."""

@@ -138,7 +138,7 @@ class Planner(Protocol):
 
     One that may be captured as a CUDA graph has an attribute `capturable` that is true: `decide` reads no number on the host, and
     takes those that change from `Situation.std` and `mppi_std`, not from `agent_steps`. One that rolls out many states at a time
-    for one environment says in `rows` how many, and gets the products for it (`difftop.products`).
+    for one environment says in `rollouts` how many, and gets the products for it (`difftop.products`).
     """
 
     def decide(self, situation: Situation) -> Decision:
