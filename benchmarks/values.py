@@ -29,6 +29,7 @@ from agents.registry import make_agent
 from difftop.data.replay import ReplayBuffer
 from difftop.diagnose.measures import discounted_returns
 from difftop.run.checkpoint import Checkpoint, CheckpointError, load_checkpoint, restore_replay
+from difftop.run.diagnose import merged
 
 STATES = 2_000  # whose values are told
 PARTS = 4  # values are told so often on the way
@@ -84,11 +85,6 @@ def learned(
                 replay.update_priorities(batch.index, result.priorities)
 
 
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested options, with others in their place."""
-    return dict(old) | {key: merged(old[key], value) if isinstance(value, Mapping) else value for key, value in new.items()}
-
-
 def parsed(words: str) -> dict[str, Any]:
     """`agent.loss.n_step=3,agent.discount=0.97` as nested options of the agent."""
     found: dict[str, Any] = {}
@@ -115,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     changes = {words: parsed(words) for words in ("", *options.tried)}
     try:
         saved = load_checkpoint(Path(options.run))
+        if "lm" not in saved.config["agent"].get("acting", {}):
+            raise ValueError(f"{options.run}: agent={saved.agent_name} has no latent model; this is for agents that plan in one.")
         if saved.spec.frame_stack > 1:
             raise ValueError(f"{options.run}: it sees stacked frames; this is for runs from vectors.")
         for words, change in changes.items():

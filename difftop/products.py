@@ -31,12 +31,8 @@ def wide_products(rows: int, width: int) -> Iterator[None]:
     if 2 * rows * width * width < _WORTH or not available():
         yield
         return
-    setting = _setting()
-    before, setting.fp32_precision = setting.fp32_precision, "bf16"
-    try:
+    with _left_to_onednn(_setting()):
         yield
-    finally:
-        setting.fp32_precision = before
 
 
 @cache
@@ -45,9 +41,15 @@ def available() -> bool:
     setting = _setting()
     if setting is None or torch.backends.cpu.get_cpu_capability() != "AVX512" or maker() != "AuthenticAMD":
         return False
+    with _left_to_onednn(setting):
+        return exact()
+
+
+@contextmanager
+def _left_to_onednn(setting: Any) -> Iterator[None]:
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     try:
-        return exact()
+        yield
     finally:
         setting.fp32_precision = before
 

@@ -76,7 +76,7 @@ def ways_to_act(agent: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def restored(saved: Checkpoint, settings: Settings, factories: Factories, device: str, acting: Mapping[str, Any]) -> Any:
     """The checkpoint's agent, acting otherwise."""
-    options = dict(settings.agent) | {"acting": _merged(settings.agent["acting"], acting)}
+    options = dict(settings.agent) | {"acting": merged(settings.agent["acting"], acting)}
     agent = factories.agent(
         options, saved.spec, seed=0, device=device, precision=settings.top.precision, capture=settings.top.capture
     )
@@ -130,8 +130,6 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
     write_whole(folder / "diagnosis.json", json.dumps(found, indent=2) + "\n")
 
 
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
-    for key, value in new.items():
-        merged[key] = _merged(old[key], value) if isinstance(value, Mapping) else value
-    return merged
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested options, with others in their place."""
+    return dict(old) | {key: merged(old[key], value) if isinstance(value, Mapping) else value for key, value in new.items()}
