@@ -18,6 +18,7 @@ from collections.abc import Callable, MutableMapping
 from functools import partial
 
 from envs.errors import RenderError
+from envs.llvm import load_triton
 
 INSTALL_LINE = "apt-get install -y libegl1 libgl1"
 
@@ -42,6 +43,7 @@ def choose_backend(environ: MutableMapping[str, str] = os.environ) -> str:
     Returns:
         The value of MUJOCO_GL.
     """
+    load_triton()
     given = environ.get("MUJOCO_GL")
     if given and (given == environ.get(_WORKS) or given == "disabled" or not (wrong := _fault(given, environ))):
         return given

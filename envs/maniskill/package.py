@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from envs.errors import EnvError
+from envs.llvm import load_triton
 from envs.maniskill.tasks import CONTROL, TASKS
 
 INSTALL_LINE = "pip install -e '.[maniskill]' -c constraints.txt"
@@ -21,6 +22,7 @@ def version() -> str:
 
 
 def _import_maniskill(name: str) -> Any:
+    load_triton()
     try:
         import mani_skill.envs
     except ModuleNotFoundError as error:

@@ -157,3 +157,14 @@ def test_robosuite_is_imported_where_cuda_devices_have_other_names():
     code += "; import os; print(os.environ['MUJOCO_EGL_DEVICE_ID'])"
     done = headless("-c", code, CUDA_VISIBLE_DEVICES="GPU-8f2c", MUJOCO_EGL_DEVICE_ID="0")
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_triton_is_loaded_before_what_mesa_draws_with(tmp_path):
+    """Triton's LLVM after Mesa's ends the process."""
+    (tmp_path / "triton.py").write_text(
+        "print('libLLVM' in open('/proc/self/maps').read(), 'libEGL' in open('/proc/self/maps').read())\n"
+    )
+    code = "from envs.opengl import choose_backend; choose_backend()"
+    done = headless("-c", code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert (done.returncode, done.stdout) == (0, "False False\n"), done.stderr
