@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,8 +102,11 @@ class Agent(Protocol):
 class OnlineAgent(Agent, Protocol):
     """An agent that learns from rewards."""
 
-    def finish_episode(self, actor: Any, agent_steps: int, /) -> dict[str, Tensor]:
-        """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics."""
+    def finish_episode(self, actor: Any, rewards: Sequence[float], agent_steps: int, /) -> dict[str, Tensor]:
+        """Called after each training episode, with its rewards, before its updates; for losses on the states just visited.
+
+        Returns metrics.
+        """
 
 
 def restore_generator(generator: torch.Generator, state: Tensor) -> None:

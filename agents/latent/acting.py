@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from agents.latent.exploration import EpisodeNoise
 from agents.latent.planners import planner_option
 from agents.latent.planning import Decision, Planner, PlanSettings, Situation
 from agents.latent.world import World
 from difftop.capture import Graphs, Input
 from difftop.losses import full_precision
-from difftop.noise import mixed_noise
 from difftop.planning import shift_plan
 from difftop.products import wide_products
-from difftop.types import EnvSpec, SolveStatus
+from difftop.types import SolveStatus
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ class PlanningActor:
         self.plan: Tensor | None = None
         self.playing = [True] * num_envs
         self._rows: Tensor | slice = slice(None)  # of those that play
-        coloured = explore and settings.noise_colour == "mixed"
-        self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if coloured else 0)]
+        self._coloured = explore and settings.noise_colour == "mixed"
+        noisy = self._coloured or (explore and settings.random_share > 0)
+        self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
+        self.rewarded = 0.0  # share of the last episodes' steps with a reward other than 0
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
         self._counters = torch.zeros(4, dtype=torch.float64, device=device)
@@ -108,6 +110,10 @@ class PlanningActor:
         chosen = [i for i, plays in enumerate(self.playing) if plays]
         self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64).to(self.previous.device)
 
+    def finish(self, rewards: Sequence[float]) -> None:
+        """Takes in the rewards of a training episode, of the last ten or so of which `random_share` depends."""
+        self.rewarded += 0.1 * (sum(reward != 0 for reward in rewards) / len(rewards) - self.rewarded)
+
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions `[N, A]`; see `agents.base.Actor`."""
@@ -118,14 +124,12 @@ class PlanningActor:
         seen = obs[self.key]
         if isinstance(rows, Tensor):
             seen, t0 = seen.to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
-        noise = None
-        if self._noise:
-            noise = torch.stack([self._noise[i].draw() for i, plays in enumerate(self.playing) if plays])
+        noise, alone = self._explored()
         if self.graphs.active and device.type == "cpu" and seen.is_floating_point() and not torch.isfinite(seen).all():
             raise ValueError(f"{self.key}: some of the observed numbers are not finite.")  # a replay would not look
         horizon, settings = self.settings.plan_length(steps), self.settings
         spread = settings.mppi_std(steps, explore=self.explore)
-        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread]
+        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread, alone]
         with wide_products(len(seen) * getattr(self.planner, "rollouts", 1), self.world.sizes.mlp_dim):
             decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
         if decided.kept is not None and decided.plan is not None:
@@ -137,6 +141,16 @@ class PlanningActor:
         actions[rows] = decided.action
         return actions
 
+    def _explored(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of the K environments that play: noise `[K, A]` that has a memory, and where noise acts alone `[K]`; None: no such."""
+        if not self._noise:
+            return None, None
+        playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
+        share = self.settings.random_share * max(0.0, 1 - 2 * self.rewarded)
+        alone = torch.tensor([noise.part < share for noise in playing]) if self.settings.random_share else None
+        drawn = torch.stack([noise.draw() for noise in playing])
+        return drawn if self._coloured else None, alone
+
     def _decide(
         self,
         steps: int,
@@ -147,6 +161,7 @@ class PlanningActor:
         noise: Tensor | None,
         std: Tensor | float,
         mppi_std: Tensor | float,
+        alone: Tensor | None,
     ) -> _Decided:
         """For the K environments that play, on the device, and nothing read from there."""
         device = plans.device
@@ -155,7 +170,8 @@ class PlanningActor:
             z = full_precision(self.world.model.encode(seen))
         previous = torch.where(t0[:, None, None], 0.0, shift_plan(plans, horizon))
         noise = None if noise is None else noise.to(device, non_blocking=True)
-        asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std)
+        alone = None if alone is None else alone.to(device, non_blocking=True)
+        asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std, alone)
         decision = self.planner.decide(asked)
         kept = None if decision.plan is None else self._kept(decision, plans)
         plan = None if decision.plan is None else decision.plan.actions
@@ -199,6 +215,7 @@ class PlanningActor:
             "generator": self.generator.get_state(),
             "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
+            "rewarded": self.rewarded,
             "noise": [[noise.seed, noise.drawn] for noise in self._noise],
         }
 
@@ -210,23 +227,7 @@ class PlanningActor:
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])
+        self.rewarded = state.get("rewarded", 0.0)
         for noise, (seed, drawn) in zip(self._noise, state.get("noise", []), strict=False):
             noise.begin(seed, self.world.spec)
             noise.drawn = drawn
-
-
-class EpisodeNoise:
-    """One environment's exploration noise, a function of its episode's seed and of how many steps it has played."""
-
-    def __init__(self, seed: int, spec: EnvSpec) -> None:
-        self.begin(seed, spec)
-
-    def begin(self, seed: int, spec: EnvSpec) -> None:
-        """Draws the episode's noise."""
-        self.seed, self.drawn = seed, 0
-        self._steps = mixed_noise(spec.episode_steps, spec.action_dim, seed)
-
-    def draw(self) -> Tensor:
-        """Noise of the next step `[A]`; from the start again in an episode that is too long."""
-        self.drawn += 1
-        return self._steps[(self.drawn - 1) % len(self._steps)]

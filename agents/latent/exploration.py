@@ -1,10 +1,16 @@
-"""Noise on actions."""
+"""Noise on actions, and in place of them."""
 
 from __future__ import annotations
+
+import random
 
 import torch
 from torch import Tensor
 
+from difftop.noise import mixed_noise
+from difftop.types import EnvSpec
+
+PARTS = 25  # of an episode, each of which is explored in its own way
 PRIOR_NOISE_CLIP = 0.3  # largest noise where a prior without a spread of its own is sampled; TD-MPC's
 
 
@@ -25,3 +31,34 @@ def add_noise(mean: Tensor, std: Tensor | float, generator: torch.Generator | No
     with torch.no_grad():
         moved = (mean + noise).clamp_(-1, 1)
     return moved + (mean - mean.detach())
+
+
+class EpisodeNoise:
+    """One environment's exploration, a function of its episode's seed and of how many steps it has played.
+
+    An episode has `PARTS` parts, and each a number in [0, 1): where it is below the share that is to be played at random, noise
+    acts alone for the whole part. A few random steps between planned ones lead nowhere new, a run of them does.
+
+    Source: the runs are Dabney, Ostrovski, Barreto, "Temporally-Extended epsilon-Greedy Exploration", arXiv:2006.01782.
+    Differs: what acts is coloured noise and not one repeated action, for a fixed time.
+    """
+
+    def __init__(self, seed: int, spec: EnvSpec) -> None:
+        self.begin(seed, spec)
+
+    def begin(self, seed: int, spec: EnvSpec) -> None:
+        """Draws the episode's noise, and the numbers of its parts."""
+        self.seed, self.drawn = seed, 0
+        self._steps = mixed_noise(spec.episode_steps, spec.action_dim, seed)
+        numbers = random.Random(seed + 1)
+        self._parts = [numbers.random() for _ in range(PARTS)]
+
+    @property
+    def part(self) -> float:
+        """Number of the part that the next step is in."""
+        return self._parts[self.drawn * PARTS // len(self._steps) % PARTS]
+
+    def draw(self) -> Tensor:
+        """Noise of the next step `[A]`; from the start again in an episode that is too long."""
+        self.drawn += 1
+        return self._steps[(self.drawn - 1) % len(self._steps)]

@@ -34,7 +34,7 @@ class LMActing:
         )
         action = found.actions[:, 0]
         if settings.noise:
-            action = situation.explored(action, settings, world.rewarded(settings.explore_until_common))
+            action = situation.explored(action, settings, world.rewarded())
         return Decision(action, found, start)
 
 

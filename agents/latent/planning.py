@@ -33,9 +33,11 @@ class PlanSettings:
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
-    explore_until_common: bool = option(
-        False,
-        "planner=lm|none: with explore_until_reward, and until a twentieth of the replayed rewards differ from the rest",
+    random_share: float = option(
+        0.0,
+        "planner=lm|none: share of an episode that noise plays alone, in runs of steps; 0 where half of the steps get a reward",
+        low=0,
+        high=1,
     )
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
@@ -81,6 +83,7 @@ class Situation:
         noise: of unit variance, `[K, A]`, where exploration noise has a memory; None: white, drawn from the generator.
         std: of exploration now; a 0-d tensor where planning is captured, because a graph keeps the numbers that it has seen.
         mppi_std: smallest spread of MPPI's plans now, likewise.
+        alone: where noise of std 1 acts alone, whatever was planned, `[K]` bool; None: nowhere.
     """
 
     z: Tensor
@@ -92,6 +95,7 @@ class Situation:
     noise: Tensor | None = None
     std: Tensor | float = 0.0
     mppi_std: Tensor | float = 0.0
+    alone: Tensor | None = None
 
     def explored(self, mean: Tensor, settings: PlanSettings, rewarded: Tensor) -> Tensor:
         """Actions `[K, A]` with exploration noise, in the box; as they are where the action isn't to explore.
@@ -108,6 +112,9 @@ class Situation:
             noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
         if settings.explore_until_reward:
             std = torch.where(rewarded, std, settings.std_start)
+        if self.alone is not None:
+            alone = self.alone[:, None]
+            mean, std = torch.where(alone, 0.0, mean), torch.where(alone, 1.0, std)
         return (mean + std * noise.to(mean)).clamp(-1, 1)
 
     @property

@@ -30,4 +30,4 @@ class PriorActing:
     def decide(self, situation: Situation) -> Decision:
         """See `Planner`."""
         mean = self.world.model.policy(situation.z)
-        return Decision(situation.explored(mean, self.settings, self.world.rewarded(self.settings.explore_until_common)))
+        return Decision(situation.explored(mean, self.settings, self.world.rewarded()))

@@ -132,13 +132,9 @@ class World(nn.Module):
         """Size of one step's reward, 0-d, by which planners normalize: the spread of rewards, or of returns per step."""
         return torch.maximum(self.reward_size.value, (1 - self.discount) * self.return_scale.value)
 
-    def rewarded(self, common: bool) -> Tensor:
-        """Whether a reward other than 0 was seen, 0-d; or, `common`, as often as in a twentieth of the replayed steps.
-
-        The spread of rewards is between the 5th and the 95th percentile, and so as small as it can be until then.
-        """
-        size = self.reward_size
-        return size.spread > 2 * size.floor if common else size.largest > 0
+    def rewarded(self) -> Tensor:
+        """Whether a reward other than 0 was seen, 0-d."""
+        return self.reward_size.largest > 0
 
     def unroll(self, obs: Tensor, next_obs: Tensor, action: Tensor, **known: Any) -> Unrolled:
         """Encodes observations and rolls the dynamics along the actions; only this loop is sequential. See `Unrolled`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -234,15 +234,15 @@ class OnlineRun:
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})
-        self._gather(self._learned_from_episode())
+        self._gather(self._learned_from_episode(slot.rewards))
         self._gather(self.actor.metrics())
         self.count.bursting = self.count.agent_steps >= self.config.seed_steps and self.replay.num_starts > 0
         self.slots[index] = self._begin(index)
         self._report()
 
-    def _learned_from_episode(self) -> Mapping[str, Tensor]:
+    def _learned_from_episode(self, rewards: Sequence[float]) -> Mapping[str, Tensor]:
         try:
-            metrics: dict[str, Tensor] = self.agent.finish_episode(self.actor, self.count.agent_steps)
+            metrics: dict[str, Tensor] = self.agent.finish_episode(self.actor, rewards, self.count.agent_steps)
             return metrics
         except NonFiniteLossError as error:
             raise RunError(

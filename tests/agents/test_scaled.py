@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
 from torch import Tensor
 
+from agents.latent.acting import PlanningActor
 from agents.latent.agent import LatentAgent, rates_to_
+from agents.latent.exploration import EpisodeNoise
 from agents.latent.planning import PlanSettings, Situation
 from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent
@@ -157,20 +160,56 @@ def test_latents_are_of_unit_size_without_a_gain() -> None:
         torch.testing.assert_close(z.square().mean(dim=-1), torch.ones(len(z)), atol=1e-2, rtol=0)
 
 
-def test_exploration_ends_when_a_reward_is_seen_or_when_rewards_are_common() -> None:
+def test_exploration_ends_when_a_reward_is_seen() -> None:
     world = scaled().world
     settings = PlanSettings(explore_until_reward=True, std_start=0.5)
     asked = Situation(torch.zeros(1, 3), torch.zeros(1, 1, 2), 0, True, torch.Generator(), nullcontext, torch.ones(1, 2), 0.125)
-
-    def noise(common: bool) -> float:
-        return float(asked.explored(torch.zeros(1, 2), settings, world.rewarded(common))[0, 0])
-
-    for share, seen in ((0, (0.5, 0.5)), (1, (0.125, 0.5)), (10, (0.125, 0.125))):  # of a hundred steps
+    for share, std in ((0, 0.5), (1, 0.125)):  # of a hundred steps
         rewards = torch.zeros(100)
         rewards[:share] = 1.0
-        for _ in range(2):
-            world.reward_size.update(rewards)
-        assert (noise(False), noise(True)) == seen
+        world.reward_size.update(rewards)
+        assert asked.explored(torch.zeros(1, 2), settings, world.rewarded())[0, 0] == std
+
+
+def explored(share: float, *, rewarded: float = 0.0, explore: bool = True, seed: int = 5) -> tuple[list[bool], PlanningActor]:
+    """Of each step of an episode whether noise acted alone, and the actor; an episode before it had that share of rewards."""
+    agent = make_agent({"name": "difftop_rl", **SMALL, "acting": SMALL["acting"] | {"random_share": share}}, STATE, seed=3)
+    actor = agent.actor(1, seed=0, explore=explore)
+    rewards = torch.zeros(STATE.episode_steps)
+    rewards[: round(rewarded * len(rewards))] = -2.0
+    for _ in range(100 if rewarded else 0):
+        actor.finish(rewards.tolist())
+    actor.begin(0, seed)
+    alone = []
+    for step in range(STATE.episode_steps):
+        obs = {STATE.only_key: torch.full((1, 4), step / 10)}
+        noise = EpisodeNoise(seed, STATE)
+        noise.drawn = step
+        action = actor.act(obs, torch.tensor([step == 0]), 10**6)
+        alone.append(torch.equal(action[0], noise.draw().clamp(-1, 1)))
+    return alone, actor
+
+
+def test_noise_acts_alone_for_parts_of_an_episode_until_half_of_the_steps_are_rewarded() -> None:
+    episodes = [explored(0.5, seed=seed)[0] for seed in range(5)]
+    assert 30 < sum(sum(alone) for alone in episodes) < 70  # of 100 steps
+    assert all(explored(1.0)[0]) and not any(explored(0.0)[0])
+    fewer = [explored(0.5, rewarded=0.25, seed=seed)[0] for seed in range(5)]
+    assert all(
+        before or not after for once, now in zip(episodes, fewer, strict=True) for before, after in zip(once, now, strict=True)
+    )
+    assert 0 < sum(map(sum, fewer)) < sum(map(sum, episodes))
+    assert not any(explored(1.0, rewarded=0.5)[0]) and not any(explored(1.0, explore=False)[0])
+
+
+def test_parts_are_runs_of_steps_and_go_on_after_a_resume() -> None:
+    long = replace(STATE, episode_steps=250)
+    noise = EpisodeNoise(7, long)
+    numbers = [(noise.part, noise.draw())[0] for _ in range(250)]
+    assert [len(list(run)) for _, run in groupby(numbers)] == [10] * 25
+    actor, other = explored(0.5, rewarded=0.3)[1], explored(0.5)[1]
+    other.load_state_dict(actor.state_dict())
+    assert other.rewarded == actor.rewarded == pytest.approx(0.3, abs=1e-3)
 
 
 def test_rates_of_a_checkpoint_go_where_the_weights_are() -> None:
