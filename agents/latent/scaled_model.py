@@ -24,7 +24,7 @@ class ScaledModelConfig(WorldModelConfig):
     mlp_dim: int = option(256, "hidden units of dynamics, reward, policy and value networks", low=1)
     members: int = option(2, "value networks", low=1)
     latent_gain: bool = option(
-        True, "the latents' LayerNorm has a gain and an offset, which are trained; False: latents of unit size"
+        False, "the latents' LayerNorm has a gain and an offset, which are trained; False: latents of unit size"
     )
 
 

@@ -5,6 +5,7 @@
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K min_j Q'_j(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
+    K = 0 once an episode has terminated: the model knows of no ends
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere
 
@@ -57,7 +58,7 @@ class ScaledLossConfig(LossConfig):
     target_rate: float = option(0.02, "rate of the target networks' moving average", above=0, high=1)
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
     n_step: int = option(1, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
-    expansion: int = option(0, "steps K that the model takes, by the prior, before a TD target's value", low=0)
+    expansion: int = option(3, "steps K that the model takes, by the prior, before a TD target's value", low=0)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -168,21 +169,24 @@ class ScaledWorld(World):
             last = net[-1]
             assert isinstance(last, EnsembleLinear)
             last.bias.add_(moved)
-        value = self.expanded_value(u.z_next, generator).view_as(u.reward)
+        value = self.expanded_value(u.z_next, generator, self.config.expansion)
+        if self.config.expansion:
+            value = torch.where(self.centre.ends > 0, self.expanded_value(u.z_next, generator, 0), value)
+        value = value.view_as(u.reward)
         y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step)
         self.return_scale.update(y)
         self.reward_size.update(u.reward)
         self.scale_rates_()
         return y
 
-    def expanded_value(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """V_K `[N]` of latents `[N, Z]`.
+    def expanded_value(self, z: Tensor, generator: torch.Generator, steps: int) -> Tensor:
+        """V_K `[N]` of latents `[N, Z]`, K = `steps`.
 
         The best of all actions is always a little overrated, and values of states from which nothing follows live on that:
         they fall by 1 - gamma from one to the one before, and by 1 - gamma^(K + 1) here.
         """
         total, discount = torch.zeros(len(z), device=z.device), 1.0
-        for _ in range(self.config.expansion):
+        for _ in range(steps):
             a = self.model.sample_policy(z, self.prior_std, generator)
             total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.discount
             z = self.model.next(z, a)
