@@ -166,13 +166,15 @@ class ReplayBuffer:
         if self._tree is not None and best is not None and len(starts):
             self._tree.set(starts % self.num_rows, best.expand(len(starts)))
 
-    def sample(self, batch_size: int, generator: torch.Generator, beta: float | None = None) -> Batch:
+    def sample(self, batch_size: int, generator: torch.Generator, beta: float | None = None, uniform: float = 0.0) -> Batch:
         """Draws slices, with replacement.
 
         Args:
             batch_size: B.
             generator: source of randomness, on any device.
             beta: exponent of the importance weights; None takes the buffer's own.
+            uniform: share of the slices of a prioritized buffer that are drawn uniformly all the same, in [0, 1]. The weights
+                are of what both parts together draw.
         Returns:
             a batch on the buffer's device, T = horizon. Stacked frames are oldest first along the channels; their `obs` is a
             view into frames gathered once, so write to a copy.
@@ -184,16 +186,17 @@ class ReplayBuffer:
                 f"replay has no slice of {self.horizon} transitions yet ({len(self)} transitions in {self.num_episodes} "
                 "episodes): add an episode at least as long as the horizon before sampling."
             )
-        if self._tree is None:
-            drawn = torch.randint(self._num_starts, (batch_size,), generator=generator, device=generator.device).to(self.device)
-            rows = self._starts[(self._starts_end - self._num_starts + drawn) % self.num_rows]
-            weight = torch.ones(batch_size, device=self.device)
-        else:
-            u = torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float64).to(self.device)
-            slots = self._tree.find(u)
-            rows = self._begin + (slots - self._begin) % self.num_rows
-            share = self._tree.get(slots)
-            weight = ((share.min() / share) ** (self.beta if beta is None else beta)).float()
+        evenly = batch_size if self._tree is None else round(uniform * batch_size)
+        drawn = torch.randint(self._num_starts, (evenly,), generator=generator, device=generator.device).to(self.device)
+        rows = self._starts[(self._starts_end - self._num_starts + drawn) % self.num_rows]
+        if self._tree is None or evenly == batch_size:
+            return self._slices(rows, torch.ones(batch_size, device=self.device))
+        u = torch.rand(batch_size - evenly, generator=generator, device=generator.device, dtype=torch.float64).to(self.device)
+        slots = torch.cat([rows % self.num_rows, self._tree.find(u)])
+        rows = self._begin + (slots - self._begin) % self.num_rows
+        part = evenly / batch_size
+        share = part / self._num_starts + (1 - part) * self._tree.get(slots) / self._tree.total
+        weight = ((share.min() / share) ** (self.beta if beta is None else beta)).float()
         return self._slices(rows, weight)
 
     def update_priorities(self, index: Tensor, priorities: Tensor) -> None:

@@ -43,6 +43,9 @@ class RunConfig:
     checkpoint_every: int = option(20_000, "frames between checkpoints", low=1)
     capacity: int = option(1_000_000, "replay size, in transitions", low=1)
     prioritized: bool = option(True, "prioritized replay; false samples uniformly")
+    prioritized_while_rare: bool = option(
+        False, "with prioritized: only until rewards come; slices are drawn uniformly in twice the share of steps that have one"
+    )
     replay_device: str = option(
         "auto",
         "where the replay buffer lives; auto: on the run's GPU where half of it holds the buffer",
@@ -96,6 +99,7 @@ class Counters:
     bursting: bool = False
     evaluated_at: int = -1
     wall_s: float = 0.0
+    rewarded: float = 0.0  # share of the last episodes' steps with a reward other than 0
 
 
 class OnlineRun:
@@ -231,6 +235,7 @@ class OnlineRun:
                 terminated=ends,
             )
         )
+        self.count.rewarded += 0.1 * (sum(reward != 0 for reward in slot.rewards) / len(slot.rewards) - self.count.rewarded)
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})
@@ -251,7 +256,8 @@ class OnlineRun:
             ) from error
 
     def _update(self) -> None:
-        self._batch = batch = self.replay.sample(self.config.batch_size, self.sampling)
+        evenly = min(1.0, 2 * self.count.rewarded) if self.config.prioritized_while_rare else 0.0
+        self._batch = batch = self.replay.sample(self.config.batch_size, self.sampling, uniform=evenly)
         try:
             result = self.agent.update(batch, self.count.agent_steps)
         except NonFiniteLossError as error:

@@ -132,7 +132,8 @@ def test_uniform_sampling_is_uniform():
     assert torch.equal(batch.weight, torch.ones(draws))
 
 
-def test_prioritized_sampling_has_the_documented_distribution_and_weights():
+@pytest.mark.parametrize("uniform", [0.0, 0.25, 1.0])
+def test_prioritized_sampling_has_the_documented_distribution_and_weights(uniform):
     generator = torch.Generator().manual_seed(0)
     replay = ReplayBuffer(state_spec(), capacity=60, horizon=3, prioritized=True, alpha=0.6, beta=0.4)
     oracle = Oracle(replay)
@@ -143,9 +144,9 @@ def test_prioritized_sampling_has_the_documented_distribution_and_weights():
     priority[::5] = 0.0
     replay.update_priorities(starts, priority)
     share = (priority + 1e-6) ** 0.6
-    share = share / share.sum()
+    share = uniform / len(starts) + (1 - uniform) * share / share.sum()
     draws = 400_000
-    batch = replay.sample(draws, generator)
+    batch = replay.sample(draws, generator, uniform=uniform)
     counts = torch.bincount(batch.index, minlength=len(oracle.rows))[starts].double()
     common = share * draws > 5
     chi_square = float(((counts - share * draws) ** 2 / (share * draws))[common].sum())
@@ -153,7 +154,7 @@ def test_prioritized_sampling_has_the_documented_distribution_and_weights():
     position = torch.searchsorted(starts, batch.index)
     weight = (len(starts) * share[position]) ** -0.4
     torch.testing.assert_close(batch.weight.double(), weight / weight.max(), rtol=1e-5, atol=0)
-    annealed = replay.sample(100, generator, beta=1.0)
+    annealed = replay.sample(100, generator, beta=1.0, uniform=uniform)
     weight = 1 / share[torch.searchsorted(starts, annealed.index)]
     torch.testing.assert_close(annealed.weight.double(), weight / weight.max(), rtol=1e-5, atol=0)
 

@@ -47,7 +47,7 @@ def test_defaults(registry: Registry) -> None:
     assert settings.env.name == "dmc/cartpole-swingup"
     assert settings.agent["name"] == "difftop_rl"
     assert settings.agent["acting"]["planner"] == "lm"
-    own = {"seed_steps": 1_000, "seed_noise": "mixed", "batch_size": 64, "updates_per_step": 4, "prioritized": False}
+    own = {"seed_steps": 1_000, "seed_noise": "mixed", "batch_size": 64, "updates_per_step": 4, "prioritized_while_rare": True}
     assert settings.run == RunConfig(**own)  # type: ignore[arg-type]
     assert settings.top == TopConfig()
 

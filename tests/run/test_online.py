@@ -195,6 +195,29 @@ def test_a_run_that_is_made_longer_has_the_evaluations_of_an_uninterrupted_one(t
         assert np.array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("rare", [False, True])
+def test_slices_are_drawn_by_priority_only_until_rewards_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: bool
+) -> None:
+    run = Harness(tmp_path, frames=150, prioritized_while_rare=rare).run
+    shares: list[float] = []
+    sample = run.replay.sample
+
+    def spy(*args: Any, uniform: float) -> Any:
+        shares.append(uniform)
+        return sample(*args, uniform=uniform)
+
+    monkeypatch.setattr(run.replay, "sample", spy)
+    run.run()
+    share, wanted = 0.0, []  # every step of the toy has a reward
+    for _ in range(run.count.episodes):
+        share += 0.1 * (1 - share)
+        wanted.append(min(1.0, 2 * share) if rare else 0.0)
+    told = list(dict.fromkeys(shares))
+    assert told == pytest.approx(wanted[-len(told) - 1 : -1] if rare else [0.0])
+    assert run.count.rewarded > 0.2 and len(shares) == run.count.grad_steps
+
+
 @pytest.mark.parametrize(
     ("method", "told"),
     [

@@ -38,7 +38,8 @@ def again(registry: Registry, settings: Settings) -> Settings:
 def test_difftop_on_its_own_world_model(registry: Registry, world: str) -> None:
     settings = composed(registry, ["agent=difftop_rl", f"world_model={world}"])
     assert settings.agent == defaults(DiffTOPConfig)
-    assert (settings.run.batch_size, settings.run.updates_per_step, settings.run.prioritized) == (64, 4, False)
+    assert (settings.run.batch_size, settings.run.updates_per_step) == (64, 4)
+    assert settings.run.prioritized and settings.run.prioritized_while_rare
 
 
 def test_difftop_on_tdmpc_s(registry: Registry) -> None:
