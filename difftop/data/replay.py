@@ -149,9 +149,7 @@ class ReplayBuffer:
         self._check(episode)
         length = len(episode.reward)
         begin, end = self._end, self._end + length + 1
-        best = None
-        if self._tree is not None:
-            best = self._tree.max() if self._num_starts else torch.ones((), device=self.device)
+        largest = self._tree.max() if self._tree is not None and self._num_starts else torch.ones((), device=self.device)
         self._grow(min(end, self.num_rows))
         self._drop_before(max(0, end - self.num_rows))
         slots = torch.arange(begin, end, device=self.device) % self.num_rows
@@ -163,8 +161,8 @@ class ReplayBuffer:
         self._end = end
         self._episodes.append((begin, end - 1))
         starts = self._append_starts(begin, end - 1)
-        if self._tree is not None and best is not None and len(starts):
-            self._tree.set(starts % self.num_rows, best.expand(len(starts)))
+        if self._tree is not None and len(starts):
+            self._tree.set(starts % self.num_rows, largest.expand(len(starts)))
 
     def sample(self, batch_size: int, generator: torch.Generator, beta: float | None = None, uniform: float = 0.0) -> Batch:
         """Draws slices, with replacement.
@@ -173,8 +171,7 @@ class ReplayBuffer:
             batch_size: B.
             generator: source of randomness, on any device.
             beta: exponent of the importance weights; None takes the buffer's own.
-            uniform: share of the slices of a prioritized buffer that are drawn uniformly all the same, in [0, 1]. The weights
-                are of what both parts together draw.
+            uniform: share of the slices that are drawn uniformly all the same, in [0, 1]; weights are of both parts together.
         Returns:
             a batch on the buffer's device, T = horizon. Stacked frames are oldest first along the channels; their `obs` is a
             view into frames gathered once, so write to a copy.
@@ -366,9 +363,8 @@ class ReplayBuffer:
     def _check(self, episode: Episode) -> None:
         length = len(episode.reward) if episode.reward.dim() else 0
         if length < 1:
-            raise ValueError(
-                f"episode.reward has shape {tuple(episode.reward.shape)}: an episode needs at least 1 transition, [T]."
-            )
+            shape = tuple(episode.reward.shape)
+            raise ValueError(f"episode.reward has shape {shape}: an episode needs at least 1 transition, [T].")
         if length + 1 > self.num_rows:
             raise ValueError(f"episode of {length} transitions doesn't fit a replay of {self.num_rows - 1}: raise the capacity.")
         expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
