@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,10 +102,13 @@ class Agent(Protocol):
 class OnlineAgent(Agent, Protocol):
     """An agent that learns from rewards."""
 
-    def finish_episode(self, actor: Any, rewards: Sequence[float], agent_steps: int, /) -> dict[str, Tensor]:
-        """Called after each training episode, with its rewards, before its updates; for losses on the states just visited.
+    def finish_episode(self, actor: Any, rare: float, agent_steps: int, /) -> dict[str, Tensor]:
+        """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics.
 
-        Returns metrics.
+        Args:
+            actor: that of the training environments.
+            rare: how rare rewards are, in [0, 1], for exploration: 1 where no step has one, 0 where half of them have.
+            agent_steps: so far.
         """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +63,7 @@ class PlanningActor:
         keep_visited: keep what plans were made from in `visited`.
         graphs: by which planning is captured where the planner can be; None: it isn't.
     Attributes:
+        rare: how rare rewards are, in [0, 1]; `random_share` falls with it.
         plan: what the last actions are the first steps of, `[N, H, A]`, zeros where an environment idles; None without a plan.
     """
 
@@ -93,7 +94,7 @@ class PlanningActor:
         self._coloured = explore and settings.noise_colour == "mixed"
         noisy = self._coloured or (explore and settings.random_share > 0)
         self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
-        self.rewarded = 0.0  # share of the last episodes' steps with a reward other than 0
+        self.rare = 1.0
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
         self._counters = torch.zeros(4, dtype=torch.float64, device=device)
@@ -109,10 +110,6 @@ class PlanningActor:
     def _choose_rows(self) -> None:
         chosen = [i for i, plays in enumerate(self.playing) if plays]
         self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64).to(self.previous.device)
-
-    def finish(self, rewards: Sequence[float]) -> None:
-        """Takes in the rewards of a training episode, of the last ten or so of which `random_share` depends."""
-        self.rewarded += 0.1 * (sum(reward != 0 for reward in rewards) / len(rewards) - self.rewarded)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
@@ -146,7 +143,7 @@ class PlanningActor:
         if not self._noise:
             return None, None
         playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
-        share = self.settings.random_share * max(0.0, 1 - 2 * self.rewarded)
+        share = self.settings.random_share * self.rare
         alone = torch.tensor([noise.part < share for noise in playing]) if self.settings.random_share else None
         drawn = torch.stack([noise.draw() for noise in playing])
         return drawn if self._coloured else None, alone
@@ -215,7 +212,7 @@ class PlanningActor:
             "generator": self.generator.get_state(),
             "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
-            "rewarded": self.rewarded,
+            "rare": self.rare,
             "noise": [[noise.seed, noise.drawn] for noise in self._noise],
         }
 
@@ -227,7 +224,7 @@ class PlanningActor:
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])
-        self.rewarded = state.get("rewarded", 0.0)
+        self.rare = state.get("rare", 1.0)
         for noise, (seed, drawn) in zip(self._noise, state.get("noise", []), strict=False):
             noise.begin(seed, self.world.spec)
             noise.drawn = drawn

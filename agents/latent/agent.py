@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -190,14 +190,14 @@ class LatentAgent(nn.Module):
         pad = self.config.loss.shift_pixels
         return random_shift(obs, pad, self.generator) if self.pixels and pad else obs
 
-    def finish_episode(self, actor: PlanningActor, rewards: Sequence[float], agent_steps: int) -> dict[str, Tensor]:
+    def finish_episode(self, actor: PlanningActor, rare: float, agent_steps: int) -> dict[str, Tensor]:
         """With `mode=on_policy`: L_PG summed over the states just visited, from the starts they were planned from, one step.
 
         Source: the official code of arXiv:2402.05421, `update2`.  Differs: all states of the episode are differentiated in
         batches at its end, where the official code does it one by one while acting; the weights are the same at both times.
         Random starts (`acting.lm.start_random`) are drawn anew.
         """
-        actor.finish(rewards)
+        actor.rare = rare
         counted = self._captures()
         if self.gradient is None or self.on_policy_optimizer is None or not actor.visited:
             return counted

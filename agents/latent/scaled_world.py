@@ -169,30 +169,30 @@ class ScaledWorld(World):
             last = net[-1]
             assert isinstance(last, EnsembleLinear)
             last.bias.add_(moved)
-        value = self.expanded_value(u.z_next, generator, self.config.expansion)
-        if self.config.expansion:
-            value = torch.where(self.centre.ends > 0, self.expanded_value(u.z_next, generator, 0), value)
-        value = value.view_as(u.reward)
+        value = self.expanded_value(u.z_next, generator).view_as(u.reward)
         y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step)
         self.return_scale.update(y)
         self.reward_size.update(u.reward)
         self.scale_rates_()
         return y
 
-    def expanded_value(self, z: Tensor, generator: torch.Generator, steps: int) -> Tensor:
-        """V_K `[N]` of latents `[N, Z]`, K = `steps`.
+    def expanded_value(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """V_K `[N]` of latents `[N, Z]`; V_0 once an episode has terminated.
 
         The best of all actions is always a little overrated, and values of states from which nothing follows live on that:
         they fall by 1 - gamma from one to the one before, and by 1 - gamma^(K + 1) here.
         """
-        total, discount = torch.zeros(len(z), device=z.device), 1.0
-        for _ in range(steps):
+        first, total, discount = z, torch.zeros(len(z), device=z.device), 1.0
+        for _ in range(self.config.expansion):
             a = self.model.sample_policy(z, self.prior_std, generator)
             total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.discount
             z = self.model.next(z, a)
+        goes_on = self.centre.ends == 0
+        z = torch.where(goes_on, z, first)
         a = self.model.sample_policy(z, self.prior_std, generator)
         q: Tensor = self.target_q(torch.cat([z, a], dim=-1))
-        return total + discount * full_precision(q.squeeze(-1).amin(dim=0))
+        value = full_precision(q.squeeze(-1).amin(dim=0))
+        return torch.where(goes_on, total + discount * value, value)
 
     def prior_loss(self, z: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The prior climbs the model's Q, and is kept from the flat ends of its tanh."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,7 +99,12 @@ class Counters:
     bursting: bool = False
     evaluated_at: int = -1
     wall_s: float = 0.0
-    rewarded: float = 0.0  # share of the last episodes' steps with a reward other than 0
+    rewarded: float = 0.0  # share of the steps of the last ten episodes or so with a reward other than 0
+
+    @property
+    def rare(self) -> float:
+        """How rare rewards are, in [0, 1]: 1 where no step has one, 0 where half of them have."""
+        return max(0.0, 1 - 2 * self.rewarded)
 
 
 class OnlineRun:
@@ -239,15 +244,15 @@ class OnlineRun:
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})
-        self._gather(self._learned_from_episode(slot.rewards))
+        self._gather(self._learned_from_episode())
         self._gather(self.actor.metrics())
         self.count.bursting = self.count.agent_steps >= self.config.seed_steps and self.replay.num_starts > 0
         self.slots[index] = self._begin(index)
         self._report()
 
-    def _learned_from_episode(self, rewards: Sequence[float]) -> Mapping[str, Tensor]:
+    def _learned_from_episode(self) -> Mapping[str, Tensor]:
         try:
-            metrics: dict[str, Tensor] = self.agent.finish_episode(self.actor, rewards, self.count.agent_steps)
+            metrics: dict[str, Tensor] = self.agent.finish_episode(self.actor, self.count.rare, self.count.agent_steps)
             return metrics
         except NonFiniteLossError as error:
             raise RunError(
@@ -256,7 +261,7 @@ class OnlineRun:
             ) from error
 
     def _update(self) -> None:
-        evenly = min(1.0, 2 * self.count.rewarded) if self.config.prioritized_while_rare else 0.0
+        evenly = 1 - self.count.rare if self.config.prioritized_while_rare else 0.0
         self._batch = batch = self.replay.sample(self.config.batch_size, self.sampling, uniform=evenly)
         try:
             result = self.agent.update(batch, self.count.agent_steps)

@@ -230,7 +230,7 @@ def test_on_policy_loss_is_the_sum_over_the_episode_and_takes_one_step() -> None
     agent.capture_graphs("false")  # what is captured needs a fused optimizer
     agent.on_policy_optimizer = torch.optim.SGD(agent.model.parameters(), lr=1.0)
     before = [p.detach().clone() for p in trained]
-    metrics = agent.finish_episode(actor, [0.0], 0)
+    metrics = agent.finish_episode(actor, 1.0, 0)
     torch.testing.assert_close(metrics["train/policy_gradient_loss"], loss.detach())
     for p, old, gradient in zip(trained, before, expected, strict=True):
         torch.testing.assert_close(old - p, gradient, rtol=1e-4, atol=1e-6)
@@ -254,7 +254,7 @@ def test_on_policy_loss_takes_an_episode_in_which_plans_grow() -> None:
     assert [plan.start.shape[1] for plan in plans] == [1] * 4 + [2] * 3
     losses = [planned_loss(agent, plan.obs, plan.start, plan.previous)[0] for plan in plans]
     before = [p.detach().clone() for p in agent.model.parameters()]
-    metrics = agent.finish_episode(actor, [0.0], middle)
+    metrics = agent.finish_episode(actor, 1.0, middle)
     torch.testing.assert_close(metrics["train/policy_gradient_loss"], torch.stack(losses).mean().detach(), rtol=1e-4, atol=1e-6)
     assert metrics["train/policy_gradient_norm"] > 0
     assert any(not torch.equal(p, old) for p, old in zip(agent.model.parameters(), before, strict=True))
@@ -268,7 +268,7 @@ def test_on_policy_episode_of_failed_plans_changes_nothing() -> None:
     for i in range(4):
         actor.act(some_obs(STATE, 1), torch.tensor([i == 0]), 0)
     before = [p.detach().clone() for p in agent.model.parameters()]
-    metrics = agent.finish_episode(actor, [0.0], 0)
+    metrics = agent.finish_episode(actor, 1.0, 0)
     assert list(metrics) == ["train/policy_gradient_loss"] and torch.isfinite(metrics["train/policy_gradient_loss"])
     assert all(torch.equal(p, old) for p, old in zip(agent.model.parameters(), before, strict=True))
 

@@ -75,9 +75,9 @@ def test_captured_updates_are_the_updates(
     # With target moves and without; and, without, with the policy gradient through plans of one step, and of two.
     assert captured.graphs.captured == {("tdmpc", 20): 2, ("difftop_rl", 20): 4, ("tdmpc", 8): 1}[name, steps]
     actor = eager.actor(1, seed=0)
-    assert captured.finish_episode(actor, [0.0], 0)["train/captures"] == captured.graphs.captured
-    assert captured.finish_episode(actor, [0.0], 0) == {"train/captures": torch.tensor(0.0)}
-    assert eager.finish_episode(actor, [0.0], 0) == {}
+    assert captured.finish_episode(actor, 1.0, 0)["train/captures"] == captured.graphs.captured
+    assert captured.finish_episode(actor, 1.0, 0) == {"train/captures": torch.tensor(0.0)}
+    assert eager.finish_episode(actor, 1.0, 0) == {}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_tapes_are_not_counted() -> None:
     agent, actor = small("tdmpc", STATE), small("tdmpc", STATE).actor(1, seed=0)
     agent.update(random_batch(STATE), 0)
     assert agent.graphs.active and not agent.graphs.loud
-    assert agent.finish_episode(actor, [0.0], 0) == {} and "plan/captures" not in actor.metrics()
+    assert agent.finish_episode(actor, 1.0, 0) == {} and "plan/captures" not in actor.metrics()
 
 
 def test_who_can_be_captured_and_where() -> None:

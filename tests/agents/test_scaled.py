@@ -87,14 +87,17 @@ def test_units_of_the_reward_do_not_matter(factor: float) -> None:
         torch.testing.assert_close(after[f"train/{name}_loss"], before[f"train/{name}_loss"])
 
 
-@pytest.mark.parametrize("factor", [1e-2, 1e2])  # by 1e3 the smallest gradients come near to Adam's epsilon, which has no units
+@pytest.mark.parametrize("factor", [1e-2, 1e3])
 def test_units_of_the_reward_do_not_matter_to_what_is_learned(factor: float) -> None:
     """After updates on rewards times a factor, the last layers of reward and value are larger by it, and all else is the same."""
     batch = random_batch(STATE)
     batch = replace(batch, **{k: getattr(batch, k).double() for k in ("obs", "action", "reward", "weight")})
-    agent, other = (scaled({"grad_clip": 1e6, "expansion": 0}, min_std=0.0).double() for _ in range(2))
+    agent, other = (scaled({"grad_clip": 1e6}, min_std=0.0).double() for _ in range(2))
     heads = [name for name, _ in agent.named_parameters() if re.match(r"world\.(model\.q|model\.reward|target_q)\.6\.", name)]
     assert len(heads) == 6
+    for it in (agent, other):
+        for group in [*it.optimizer.param_groups, *it.prior_optimizer.param_groups]:
+            group["eps"] = 1e-20  # Adam's, which has no units
     with torch.no_grad():
         for name in heads:
             other.get_parameter(name).mul_(factor)
@@ -108,10 +111,11 @@ def test_units_of_the_reward_do_not_matter_to_what_is_learned(factor: float) -> 
     assert all((agent.get_parameter(name) - before[name]).abs().max() > 1e-6 for name in heads)
 
 
+@pytest.mark.parametrize("expansion", [0, 3])
 @pytest.mark.parametrize("ends", [0, 2])
-def test_values_begin_at_what_all_states_share(ends: int) -> None:
+def test_values_begin_at_what_all_states_share(ends: int, expansion: int) -> None:
     """Rewards of 3, a share p of them at a termination: with heads at zero every value is 3 / (1 - gamma (1 - p)) at once."""
-    options = {"name": "difftop_rl", **SMALL, "loss": {"expansion": 0}}  # the model predicts no reward yet
+    options = {"name": "difftop_rl", **SMALL, "loss": {"expansion": expansion}}
     agent, batch = make_agent(options, STATE, seed=3), random_batch(STATE)
     terminated = torch.zeros_like(batch.terminated)
     terminated[:ends, -1] = True
@@ -120,7 +124,8 @@ def test_values_begin_at_what_all_states_share(ends: int) -> None:
     y = agent.world.td_targets(u, agent.generator)
     common = 3 / (1 - GAMMA * (1 - ends / len(batch.obs)))  # a termination is in one slice, the steps before it in several
     torch.testing.assert_close(agent.model.values(u.z[0], u.action[0]), torch.full((2, len(batch.obs)), common))
-    torch.testing.assert_close(y, torch.where(terminated.t(), 3.0, 3 + GAMMA * common))
+    imagined = 0 if ends else expansion  # steps in which the model predicts no reward yet
+    torch.testing.assert_close(y, torch.where(terminated.t(), 3.0, 3 + GAMMA ** (1 + imagined) * common))
     values = agent.model.values(u.z[0], u.action[0])
     agent.world.td_targets(replace(u, reward=u.reward * 2), agent.generator)  # the mean reward moves by a hundredth of 3
     moved = agent.model.values(u.z[0], u.action[0]) - values
@@ -171,14 +176,11 @@ def test_exploration_ends_when_a_reward_is_seen() -> None:
         assert asked.explored(torch.zeros(1, 2), settings, world.rewarded())[0, 0] == std
 
 
-def explored(share: float, *, rewarded: float = 0.0, explore: bool = True, seed: int = 5) -> tuple[list[bool], PlanningActor]:
-    """Of each step of an episode whether noise acted alone, and the actor; an episode before it had that share of rewards."""
+def explored(share: float, *, rare: float = 1.0, explore: bool = True, seed: int = 5) -> tuple[list[bool], PlanningActor]:
+    """Of each step of an episode whether noise acted alone, and the actor."""
     agent = make_agent({"name": "difftop_rl", **SMALL, "acting": SMALL["acting"] | {"random_share": share}}, STATE, seed=3)
     actor = agent.actor(1, seed=0, explore=explore)
-    rewards = torch.zeros(STATE.episode_steps)
-    rewards[: round(rewarded * len(rewards))] = -2.0
-    for _ in range(100 if rewarded else 0):
-        actor.finish(rewards.tolist())
+    agent.finish_episode(actor, rare, 0)
     actor.begin(0, seed)
     alone = []
     for step in range(STATE.episode_steps):
@@ -190,16 +192,16 @@ def explored(share: float, *, rewarded: float = 0.0, explore: bool = True, seed:
     return alone, actor
 
 
-def test_noise_acts_alone_for_parts_of_an_episode_until_half_of_the_steps_are_rewarded() -> None:
+def test_noise_acts_alone_for_parts_of_an_episode_while_rewards_are_rare() -> None:
     episodes = [explored(0.5, seed=seed)[0] for seed in range(5)]
     assert 30 < sum(sum(alone) for alone in episodes) < 70  # of 100 steps
     assert all(explored(1.0)[0]) and not any(explored(0.0)[0])
-    fewer = [explored(0.5, rewarded=0.25, seed=seed)[0] for seed in range(5)]
+    fewer = [explored(0.5, rare=0.5, seed=seed)[0] for seed in range(5)]
     assert all(
         before or not after for once, now in zip(episodes, fewer, strict=True) for before, after in zip(once, now, strict=True)
     )
     assert 0 < sum(map(sum, fewer)) < sum(map(sum, episodes))
-    assert not any(explored(1.0, rewarded=0.5)[0]) and not any(explored(1.0, explore=False)[0])
+    assert not any(explored(1.0, rare=0.0)[0]) and not any(explored(1.0, explore=False)[0])
 
 
 def test_parts_are_runs_of_steps_and_go_on_after_a_resume() -> None:
@@ -207,9 +209,9 @@ def test_parts_are_runs_of_steps_and_go_on_after_a_resume() -> None:
     noise = EpisodeNoise(7, long)
     numbers = [(noise.part, noise.draw())[0] for _ in range(250)]
     assert [len(list(run)) for _, run in groupby(numbers)] == [10] * 25
-    actor, other = explored(0.5, rewarded=0.3)[1], explored(0.5)[1]
+    actor, other = explored(0.5, rare=0.3)[1], explored(0.5)[1]
     other.load_state_dict(actor.state_dict())
-    assert other.rewarded == actor.rewarded == pytest.approx(0.3, abs=1e-3)
+    assert other.rare == actor.rare == 0.3
 
 
 def test_rates_of_a_checkpoint_go_where_the_weights_are() -> None:
@@ -278,11 +280,11 @@ def test_coloured_noise_resumes_where_it_was() -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_targets_are_expanded_by_steps_of_the_model(steps: int) -> None:
-    world = scaled(min_std=0.0).world
+    world = scaled({"expansion": steps}, min_std=0.0).world
     assert isinstance(world, ScaledWorld)
     z = torch.randn(7, world.sizes.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found, expected = world.expanded_value(z, torch.Generator(), steps), torch.zeros(7)
+        found, expected = world.expanded_value(z, torch.Generator()), torch.zeros(7)
         for k in range(steps):
             a = world.model.policy(z)
             expected += GAMMA**k * world.model.predict_reward(z, a)
