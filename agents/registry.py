@@ -8,11 +8,14 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import nn
 
 from agents.base import Agent
 from agents.policies.training import ImitationAgent
 from difftop.entry_points import Extended
+from difftop.nn.encoders import half_images
 from difftop.options import ConfigError, build, suggest
+from difftop.products import has_bf16
 from difftop.types import EnvSpec
 
 LEARNS_FROM = ("rewards", "demonstrations")
@@ -108,7 +111,7 @@ def make_agent(
     *,
     seed: int,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = "auto",
     total_steps: int = 0,
     capture: str = "auto",
 ) -> Agent:
@@ -122,7 +125,8 @@ def make_agent(
         spec: the environment it is for.
         seed: of its initial weights and its generator.
         device: `cpu` or `cuda`.
-        precision: `fp32`, or `bf16` for matrix products in bfloat16.
+        precision: `fp32`, `bf16` for all matrix products in bfloat16, or `auto`: convolutions of images in bfloat16 where an
+            agent that learns from rewards runs on a CPU that has such products, all else in float32.
         total_steps: length of the training in gradient steps, for a learning rate's schedule.
         capture: `auto`, `true` or `false`: updates and plans of an agent that learns from rewards as CUDA graphs.
     Returns:
@@ -134,6 +138,8 @@ def make_agent(
     make, where, bf16 = entry.find(entry.agent), torch.device(device), precision == "bf16"
     if entry.learns_from == "rewards":
         made: Any = make(config, spec, seed=seed, device=where, bf16=bf16)
+        if precision == "auto" and where.type == "cpu" and isinstance(made, nn.Module) and has_bf16():
+            half_images(made)
         if hasattr(made, "capture_graphs"):
             made.capture_graphs(capture)
         elif capture == "true":

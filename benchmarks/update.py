@@ -162,7 +162,7 @@ def cases(quick: bool) -> list[Case]:
     ]
     seen = [
         Case(f"pixels {precision}", "difftop_rl", precision, 4 if quick else 64, 256, spec=PIXELS, steps=3)
-        for precision in ("fp32", "bf16")
+        for precision in ("fp32", "bf16", "auto")
     ]
     size, width = (32, 32) if quick else (128, 256)
     return [

@@ -74,7 +74,7 @@ def make_agent(
     *,
     seed: int = 1,
     device: str = "cpu",
-    precision: str = "fp32",
+    precision: str = "auto",
     total_steps: int = 0,
     capture: str = "auto",
     **options: Any,
@@ -85,7 +85,7 @@ def make_agent(
         name: registry name, such as `difftop_rl`.
         spec: of the environment, `make_env(...).difftop_spec`.
         seed: of its weights and its generator.
-        device, precision: `cpu | cuda`, `fp32 | bf16`.
+        device, precision: `cpu | cuda`, `auto | fp32 | bf16`.
         total_steps: imitation: gradient steps of the training, for the learning rate's schedule.
         capture: `auto | true | false`: CUDA graphs of updates and plans.
         options: of the agent, nested groups as dictionaries (`model={"mlp_dim": 128}`).

@@ -62,11 +62,21 @@ def exact() -> bool:
 
 def maker() -> str:
     """The CPU's, as Linux names it; empty elsewhere."""
+    return _cpuinfo("vendor_id")
+
+
+@cache
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX-512 BF16 or AMX); False where Linux doesn't tell."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(_cpuinfo("flags").split()))
+
+
+def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return ""
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
 
 
 def _setting() -> Any:

@@ -176,7 +176,7 @@ class LatentAgent(nn.Module):
         """Brings a batch to the device, shifts its pixels at random, and rolls the world along it."""
         obs = batch.obs.to(self.device, non_blocking=True)
         action = batch.action.to(self.device, non_blocking=True).transpose(0, 1).contiguous()
-        first, rest = self._shifted(obs[:, 0]), self._shifted(obs[:, 1:].transpose(0, 1).flatten(0, 1))
+        first, rest = self._shifted(obs[:, 0]), self._shifted(obs[:, 1:].transpose(0, 1)).flatten(0, 1)
         return self.world.unroll(
             first,
             rest,

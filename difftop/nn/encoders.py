@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,50 @@ from difftop.nn.mlp import mlp, normed_mlp, orthogonal_, truncated_normal_
 from difftop.types import ObsSpec
 
 _CPU_IMAGES = 64
+
+
+class Convolutions(nn.Sequential):
+    """Convolutions and ReLUs of frames `[N, C, H, W]` in 0..255, scaled to `[0, 1] - minus`, to features `[N, F]`.
+
+    The first layer's weights are scaled in place of the frames, since bytes, and halves of odd ones, are exact in bfloat16 too:
+    frames go into the type of the products without a copy in between. Convolutions are faster with channels last, and a CPU is
+    given as many images at a time as its cache has room for: together two thirds of the time (64 and 192 frames of 84 pixels,
+    AVX-512).
+
+    Attributes:
+        dtype: of the products; None: autocast's, else that of the weights. See `half_images`.
+    """
+
+    def __init__(self, *layers: nn.Module, minus: float = 0.0) -> None:
+        super().__init__(*layers, nn.Flatten())
+        self.minus = minus
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Features `[N, F]`, in the type of the products."""
+        (first, *rest), device = list(self), frames.device.type
+        assert isinstance(first, nn.Conv2d) and first.bias is not None
+        dtype = self.dtype or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.weight.dtype)
+        scaled = (first.weight / 255).to(dtype)
+        features = []
+        for part in torch.split(frames, _CPU_IMAGES) if device == "cpu" else (frames,):
+            x = part.to(dtype, memory_format=torch.channels_last)
+            x = nn.functional.conv2d(x - 255 * self.minus if self.minus else x, scaled, first.bias.to(dtype), first.stride)
+            for layer in rest:
+                if isinstance(layer, nn.Conv2d):
+                    assert layer.bias is not None
+                    x = nn.functional.conv2d(x, layer.weight.to(dtype), layer.bias.to(dtype), layer.stride)
+                else:
+                    x = layer(x)
+            features.append(x)
+        return torch.cat(features)
+
+
+def half_images(module: nn.Module) -> None:
+    """Has all convolutions of images in `module` computed in bfloat16; what follows them stays as it is."""
+    for part in module.modules():
+        if isinstance(part, Convolutions):
+            part.dtype = torch.bfloat16
 
 
 class PixelEncoder(nn.Module):
@@ -30,7 +75,7 @@ class PixelEncoder(nn.Module):
             nn.init.zeros_(conv.bias) if conv.bias is not None else None
             layers += [conv, nn.ReLU()]
             inputs = channels
-        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        self.convolutions = Convolutions(*layers)
         with torch.no_grad():
             features = self.convolutions(torch.zeros(1, *obs_shape)).shape[1]
         self.project = nn.Linear(features, out)
@@ -39,19 +84,8 @@ class PixelEncoder(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Latents `[N, out]` of frames `[N, C, H, W]` in 0..255."""
-        out: Tensor = self.project(convolved(self.convolutions, obs, self.project.weight.dtype))
+        out: Tensor = self.project(self.convolutions(obs).to(self.project.weight.dtype))
         return out
-
-
-def convolved(convolutions: nn.Module, frames: Tensor, dtype: torch.dtype, minus: float = 0.0) -> Tensor:
-    """Features of frames `[N, C, H, W]` in 0..255, scaled to `[0, 1] - minus`.
-
-    Convolutions are faster with channels last, and a CPU is given as many images at a time as its cache has room for: together
-    two thirds of the time (64 and 192 frames of 84 pixels, AVX-512).
-    """
-    parts = torch.split(frames, _CPU_IMAGES) if frames.device.type == "cpu" else (frames,)
-    scaled = (part.to(dtype, memory_format=torch.channels_last) / 255 for part in parts)
-    return torch.cat([convolutions(part - minus if minus else part) for part in scaled])
 
 
 def make_encoder(obs: ObsSpec, hidden: int, channels: int, out: int) -> nn.Module:
@@ -75,7 +109,7 @@ class SimplexPixelEncoder(nn.Module):
         for kernel, stride in ((7, 2), (5, 2), (3, 2), (3, 1)):
             layers += [nn.Conv2d(inputs, channels, kernel, stride), nn.ReLU()]
             inputs = channels
-        self.convolutions = nn.Sequential(*layers[:-1], nn.Flatten())
+        self.convolutions = Convolutions(*layers[:-1], minus=0.5)
         with torch.no_grad():
             features = self.convolutions(torch.zeros(1, *obs_shape)).shape[1]
         self.project: nn.Module = nn.Identity()
@@ -88,7 +122,7 @@ class SimplexPixelEncoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """Latents `[N, out]` of frames `[N, C, H, W]` in 0..255."""
         weight = next(self.convolutions.parameters())
-        out: Tensor = self.simplices(self.project(convolved(self.convolutions, obs, weight.dtype, minus=0.5)))
+        out: Tensor = self.simplices(self.project(self.convolutions(obs).to(weight.dtype)))
         return out
 
 
@@ -103,20 +137,23 @@ def random_shift(frames: Tensor, pad: int, generator: torch.Generator) -> Tensor
     """Shifts each image by up to `pad` pixels, edges repeated.
 
     Args:
-        frames: `[N, C, H, W]`, any dtype.
+        frames: `[N, ..., C, H, W]`, any dtype.
         pad: largest shift, in pixels.
     Returns:
-        The same shape and dtype; one offset per image, shared by its channels.
+        The same shape and dtype, in memory with channels last, as convolutions take it; one offset per image, shared by its
+        channels.
     Source: DrQ-v2, arXiv:2107.09645.  Differs: whole images are copied from a padded one, where
         grid_sample is asked for whole-pixel offsets (equal values).
     """
-    n, channels, height, width = frames.shape
+    *lead, channels, height, width = frames.shape
+    n = math.prod(lead)
     shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator, device=generator.device).to(frames.device)
     top, left = (shift + pad).squeeze(-1)
-    padded = frames.new_empty(n, channels, height + 2 * pad, width + 2 * pad)
-    inner = padded[..., pad : pad + height, :]
-    inner[..., pad : pad + width] = frames
-    inner[..., :pad], inner[..., pad + width :] = frames[..., :1], frames[..., -1:]
-    padded[..., :pad, :], padded[..., pad + height :, :] = inner[..., :1, :], inner[..., -1:, :]
-    places = padded.unfold(2, height, 1).unfold(3, width, 1)  # [N, C, 2 pad + 1, 2 pad + 1, H, W], a view
-    return places[torch.arange(n, device=frames.device), :, top, left]
+    padded = frames.new_empty(*lead, height + 2 * pad, width + 2 * pad, channels)
+    inner = padded[..., pad : pad + height, :, :]
+    inner[..., pad : pad + width, :] = frames.movedim(-3, -1)
+    inner[..., :pad, :], inner[..., pad + width :, :] = inner[..., pad : pad + 1, :], inner[..., pad + width - 1 : pad + width, :]
+    padded[..., :pad, :, :], padded[..., pad + height :, :, :] = inner[..., :1, :, :], inner[..., -1:, :, :]
+    places = padded.flatten(0, len(lead) - 1).unfold(1, height, 1).unfold(2, width, 1)
+    places = places.permute(0, 1, 2, 4, 5, 3)  # [N, 2 pad + 1, 2 pad + 1, H, W, C], a view
+    return places[torch.arange(n, device=frames.device), top, left].movedim(-1, 1).view(frames.shape)

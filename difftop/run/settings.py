@@ -85,7 +85,9 @@ class TopConfig:
     swept: list[str] = option([], "options whose values the run's name tells; a sweep (-m) sets it to what it sweeps over")
     planner: str = option("auto", "optimizer of the action; auto is the agent's own")  # choices: Registry.planners
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
-    precision: str = option("fp32", "of matrix products; bf16 is faster on GPUs and on CPUs with AMX", choices=("fp32", "bf16"))
+    precision: str = option(
+        "auto", "of matrix products; auto: bf16 in convolutions of images on CPUs that have it", choices=("auto", "fp32", "bf16")
+    )
     capture: str = option(
         "auto", "replay updates and plans: auto by CUDA graphs, on a CPU from a tape; true needs a GPU", choices=MODES_OF_CAPTURE
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from agents.latent.exploration import add_noise
 from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent, names
 from difftop.losses import NonFiniteLossError
-from difftop.nn.encoders import PixelEncoder, SimplexPixelEncoder, random_shift
+from difftop.nn.encoders import Convolutions, PixelEncoder, SimplexPixelEncoder, half_images, random_shift
 from difftop.options import ConfigError
-from difftop.types import EnvSpec
+from difftop.types import EnvSpec, ObsSpec
 from tests.conftest import SMALL, STATE, planned_loss, random_batch
 
 PLANNERS = ["lm", "mppi", "none"]
@@ -296,7 +297,7 @@ def test_encoders_of_pixels_against_plain_convolutions(encoder: PixelEncoder | S
     side = 84 if isinstance(encoder, PixelEncoder) else 64
     frames = torch.randint(0, 256, (131, 9, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     x = frames.double() / 255 if isinstance(encoder, PixelEncoder) else frames.double() / 255 - 0.5
-    plain = encoder.project(encoder.convolutions(x))
+    plain = encoder.project(torch.nn.Sequential(*encoder.convolutions)(x))
     wanted = plain if isinstance(encoder, PixelEncoder) else encoder.simplices(plain)
     found = encoder(frames)
     torch.testing.assert_close(found, wanted)
@@ -305,6 +306,38 @@ def test_encoders_of_pixels_against_plain_convolutions(encoder: PixelEncoder | S
         *(torch.autograd.grad(y.square().sum(), list(encoder.parameters())) for y in (found, wanted)), strict=True
     ):
         torch.testing.assert_close(got, exact)
+
+
+def test_half_images_are_near_and_the_rest_stays_float32() -> None:
+    """bfloat16 keeps eight bits: features differ by a few thousandths of their size, and weights learn in float32."""
+    frames = torch.randint(0, 256, (70, 9, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = SimplexPixelEncoder((9, 64, 64), 8, 16, 8)
+    exact = encoder.project(encoder.convolutions(frames))
+    half_images(encoder)
+    features = encoder.convolutions(frames)
+    assert features.dtype == torch.bfloat16
+    near = encoder.project(features.float())
+    error = (near - exact).square().mean().sqrt() / exact.std()
+    assert 0 < error < 0.02
+    found = encoder(frames)
+    found.square().sum().backward()
+    assert found.dtype == torch.float32 and all(
+        p.grad is not None and p.grad.dtype == torch.float32 for p in encoder.parameters()
+    )
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_auto_halves_images_where_the_cpu_can(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.registry.has_bf16", lambda: has)
+    spec = replace(STATE, obs={"pixels": ObsSpec("image", (9, 64, 64))})
+    for precision in ("auto", "fp32", "bf16"):
+        agent = make_agent({"name": "tdmpc2"}, spec, seed=0, precision=precision)
+        convolutions = [part for part in agent.modules() if isinstance(part, Convolutions)]
+        assert convolutions and all(
+            part.dtype == (torch.bfloat16 if has and precision == "auto" else None) for part in convolutions
+        )
 
 
 def test_random_shift_against_grid_sample() -> None:
