@@ -99,7 +99,7 @@ class Counters:
     bursting: bool = False
     evaluated_at: int = -1
     wall_s: float = 0.0
-    rewarded: float = 0.0  # share of the steps of the last ten episodes or so with a reward other than 0
+    rewarded: float = 0.0  # share of steps with a reward other than 0, in the last ten episodes or so
 
     @property
     def rare(self) -> float:
@@ -240,7 +240,9 @@ class OnlineRun:
                 terminated=ends,
             )
         )
-        self.count.rewarded += 0.1 * (sum(reward != 0 for reward in slot.rewards) / len(slot.rewards) - self.count.rewarded)
+        share = sum(reward != 0 for reward in slot.rewards) / len(slot.rewards)
+        ended = self.count.episodes - len(self.slots) + 1
+        self.count.rewarded += max(0.1, 1 / ended) * (share - self.count.rewarded)
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})

@@ -199,23 +199,31 @@ def test_a_run_that_is_made_longer_has_the_evaluations_of_an_uninterrupted_one(t
 def test_slices_are_drawn_by_priority_only_until_rewards_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: bool
 ) -> None:
-    run = Harness(tmp_path, frames=150, prioritized_while_rare=rare).run
-    shares: list[float] = []
-    sample = run.replay.sample
+    """By the mean share of rewarded steps, of all episodes while they are few, then of the last ten or so."""
+    run = Harness(tmp_path, frames=450, prioritized_while_rare=rare).run
+    drawn: list[float] = []
+    sample, finish = run.replay.sample, run._finish
+    share, wanted = 0.0, []
 
     def spy(*args: Any, uniform: float) -> Any:
-        shares.append(uniform)
+        drawn.append(uniform)
         return sample(*args, uniform=uniform)
 
-    monkeypatch.setattr(run.replay, "sample", spy)
-    run.run()
-    share, wanted = 0.0, []  # every step of the toy has a reward
-    for _ in range(run.count.episodes):
-        share += 0.1 * (1 - share)
+    def reward_some(index: int, terminated: bool) -> None:
+        nonlocal share
+        number, slot = len(wanted), run.slots[index]
+        rewarded = len(slot.rewards) // (2 + number)  # half of the first episode's steps, a third of the next one's
+        slot.rewards[:] = [1.0] * rewarded + [0.0] * (len(slot.rewards) - rewarded)
+        share += max(0.1, 1 / (number + 1)) * (rewarded / len(slot.rewards) - share)
         wanted.append(min(1.0, 2 * share) if rare else 0.0)
-    told = list(dict.fromkeys(shares))
-    assert told == pytest.approx(wanted[-len(told) - 1 : -1] if rare else [0.0])
-    assert run.count.rewarded > 0.2 and len(shares) == run.count.grad_steps
+        finish(index, terminated)
+
+    monkeypatch.setattr(run.replay, "sample", spy)
+    monkeypatch.setattr(run, "_finish", reward_some)
+    run.run()
+    told = list(dict.fromkeys(drawn))
+    assert told == pytest.approx(wanted[-len(told) :] if rare else [0.0])
+    assert len(wanted) > 12 and 0 < run.count.rewarded < 0.3 and len(drawn) == run.count.grad_steps
 
 
 @pytest.mark.parametrize(
