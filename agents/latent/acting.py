@@ -94,7 +94,6 @@ class PlanningActor:
         self._coloured = explore and settings.noise_colour == "mixed"
         noisy = self._coloured or (explore and settings.random_share > 0)
         self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
-        self.rare = 1.0
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
         self._counters = torch.zeros(4, dtype=torch.float64, device=device)
@@ -143,7 +142,7 @@ class PlanningActor:
         if not self._noise:
             return None, None
         playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
-        share = self.settings.random_share * self.rare
+        share = self.settings.random_share * self.world.rare
         alone = torch.tensor([noise.part < share for noise in playing]) if self.settings.random_share else None
         drawn = torch.stack([noise.draw() for noise in playing])
         return drawn if self._coloured else None, alone
@@ -212,7 +211,7 @@ class PlanningActor:
             "generator": self.generator.get_state(),
             "visited": [list(plan) for plan in self.visited],
             "counters": self._counters.clone(),
-            "rare": self.rare,
+            "rare": self.world.rare,
             "noise": [[noise.seed, noise.drawn] for noise in self._noise],
         }
 
@@ -224,7 +223,8 @@ class PlanningActor:
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])
-        self.rare = state.get("rare", 1.0)
+        if self.explore:
+            self.world.set_rare(state.get("rare", 1.0))
         for noise, (seed, drawn) in zip(self._noise, state.get("noise", []), strict=False):
             noise.begin(seed, self.world.spec)
             noise.drawn = drawn

@@ -120,7 +120,9 @@ class LatentAgent(nn.Module):
         name = "an update with the policy gradient" if planned else "an update"
         fields = list(vars(batch).values())
         with wide_products(batch.reward.numel(), self.world.sizes.mlp_dim):
-            metrics, priorities = self.graphs(name, partial(self._update, planned, moves), fields, (planned, moves))
+            metrics, priorities = self.graphs(
+                name, partial(self._update, planned, moves), fields, (planned, moves, self.world.seeks)
+            )
         self.grad_steps += 1
         if self.graphs.active and self.device.type == "cpu":  # where nothing waits for it
             self.check_finite()
@@ -197,7 +199,7 @@ class LatentAgent(nn.Module):
         batches at its end, where the official code does it one by one while acting; the weights are the same at both times.
         Random starts (`acting.lm.start_random`) are drawn anew.
         """
-        actor.rare = rare
+        self.world.set_rare(rare)
         counted = self._captures()
         if self.gradient is None or self.on_policy_optimizer is None or not actor.visited:
             return counted

@@ -5,28 +5,31 @@
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K min_j Q'_j(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
-    K = 0 once an episode has terminated: the model knows of no ends
+    K = 0 once an episode has terminated: the model knows of no ends; and where rewards are not rare
+    r_t here is the environment's reward + u c5 M min(5, e_t / mean_i e_t),   u: how rare rewards are, in [0, 1]
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere
 
 H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
-targets, Q' moving averages of Q. The prior learns at the first latent of each slice and at some of those predicted after it. The
-rates of the last layers are what makes the heads learn in these units too: features are of unit size, so that a head grows by no
-more than its rate in a step, and values of hundreds would come thousands of steps late.
+targets, Q' moving averages of Q, e_t the squared error of z_{t+1} above, M the largest reward seen: while rewards are rare,
+steps that the model foretells badly have one of their own. The prior learns at the first latent of each slice and at some of
+those predicted after it. The rates of the last layers are what makes the heads learn in these units too: features are of unit
+size, so that a head grows by no more than its rate in a step, and values of hundreds would come thousands of steps late.
 
 Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
 several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic BRO's, arXiv:2405.16158; standardized
-observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et al.'s, arXiv:1803.00101. A rate
-times the scale is what Adam does to a head whose output is multiplied by the scale: van Hasselt et al., "Learning values across
-many orders of magnitude", arXiv:1602.07714.  Differs: the units of the errors; from van Hasselt, outputs are not corrected as
-the scale moves.
+observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et al.'s, arXiv:1803.00101; rewards
+for what is foretold badly Pathak et al.'s, arXiv:1705.05363. A rate times the scale is what Adam does to a head whose output is
+multiplied by the scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs: the
+units of the errors; from van Hasselt, outputs are not corrected as the scale moves; from Pathak, the latents that are foretold
+are the world's own, and such rewards go as others come.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +45,8 @@ from difftop.nn.mlp import EnsembleLinear, EnsembleMLP
 from difftop.nn.running_norm import RunningNorm
 from difftop.options import option
 from difftop.types import EnvSpec
+
+_SURPRISE = 5.0  # largest error that counts, in mean ones
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class ScaledLossConfig(LossConfig):
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
     n_step: int = option(1, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
     expansion: int = option(3, "steps K that the model takes, by the prior, before a TD target's value", low=0)
+    expansion_while_rare: bool = option(True, "expansion only while rewards are rare")
+    curiosity: float = option(
+        0.05, "mean reward, in largest ones, for steps that the model foretells badly, while rewards are rare", low=0
+    )
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -138,11 +147,14 @@ class ScaledWorld(World):
         """The scaled loss, metrics, and replay priorities."""
         config = self.config
         steps, batch, _ = u.action.shape
-        y = self.td_targets(u, generator)
         z, a = u.z[:-1].flatten(0, 1), u.action.flatten(0, 1)
         z_target = full_precision(u.z_next)
         variance = z_target.var(dim=0).mean().clamp(min=1e-4)  # a latent that stands still would be divided by nothing
         consistency = (full_precision(u.z[1:]) - z_target.view_as(u.z[1:])).square().mean(dim=2) / variance
+        self.reward_size.update(u.reward)
+        if self.seeks and config.curiosity:
+            u = replace(u, reward=u.reward + self.curiosity(consistency.detach()))
+        y = self.td_targets(u, generator)
         reward_error = (full_precision(self.model.predict_reward(z, a)).view(steps, batch) - u.reward) / self.reward_size.value
         td = full_precision(self.model.values(z, a)).view(-1, steps, batch) - y
         terms = {
@@ -172,18 +184,29 @@ class ScaledWorld(World):
         value = self.expanded_value(u.z_next, generator).view_as(u.reward)
         y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step)
         self.return_scale.update(y)
-        self.reward_size.update(u.reward)
         self.scale_rates_()
         return y
 
+    @property
+    def seeks(self) -> bool:
+        """While rewards are rare."""
+        return self.rare > 0
+
+    def curiosity(self, error: Tensor) -> Tensor:
+        """Rewards `[T, B]` of steps with the model's errors `[T, B]`: as large as those are among all of the same depth."""
+        size = self.reward_size
+        unit = torch.where(size.largest > 0, self.config.curiosity * size.largest, size.floor)  # floor: no reward was seen yet
+        return unit * self.rarity * (error / error.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=_SURPRISE)
+
     def expanded_value(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        """V_K `[N]` of latents `[N, Z]`; V_0 once an episode has terminated.
+        """V_K `[N]` of latents `[N, Z]`; V_0 once an episode has terminated, and where rewards are not rare.
 
         The best of all actions is always a little overrated, and values of states from which nothing follows live on that:
         they fall by 1 - gamma from one to the one before, and by 1 - gamma^(K + 1) here.
         """
         first, total, discount = z, torch.zeros(len(z), device=z.device), 1.0
-        for _ in range(self.config.expansion):
+        expands = self.seeks or not self.config.expansion_while_rare
+        for _ in range(self.config.expansion if expands else 0):
             a = self.model.sample_policy(z, self.prior_std, generator)
             total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.discount
             z = self.model.next(z, a)

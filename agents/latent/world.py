@@ -75,10 +75,12 @@ class World(nn.Module):
         latent_model: the networks as planners see them.
         prior_std: std of the policy prior where it is sampled; None: the spread that the prior itself has learned.
         return_scale, reward_size: running spreads of TD targets and of rewards.
+        rare: how rare rewards are, in [0, 1]; 1 at first. The state of the actor that explores keeps it.
     """
 
     config: LossConfig
     prior_std: float | None = None
+    rarity: Tensor
 
     def __init__(self, spec: EnvSpec, model: WorldModel, config: LossConfig, discount: float) -> None:
         super().__init__()
@@ -87,6 +89,18 @@ class World(nn.Module):
         self.return_scale = RunningScale(peak=0.0)
         self.reward_size = RunningScale()
         self.latent_model = model.latent_model(discount)
+        self.rare = 1.0
+        self.register_buffer("rarity", torch.ones(()), persistent=False)  # the same, for a captured update
+
+    def set_rare(self, rare: float) -> None:
+        """How rare rewards are now, in [0, 1]."""
+        self.rare = rare
+        self.rarity.fill_(rare)
+
+    @property
+    def seeks(self) -> bool:
+        """Whether updates are now of the kind that seeks rewards; each kind is captured for itself."""
+        return False
 
     @property
     def sizes(self) -> WorldModelConfig:

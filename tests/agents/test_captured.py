@@ -57,6 +57,18 @@ def assert_equal(eager: LatentAgent, captured: LatentAgent) -> None:
 
 
 @BACKENDS
+def test_captured_updates_follow_how_rare_rewards_are(made_by: type[Backend]) -> None:
+    eager, captured = pair("difftop_rl", STATE, made_by=made_by)
+    for step in range(24):
+        batch = random_batch(STATE, seed=step)
+        for agent in (eager, captured):
+            agent.finish_episode(agent.actor(1, seed=0), {0: 1.0, 8: 0.5, 16: 0.0}.get(step, agent.world.rare), step)
+            agent.update(batch, 5 * step)
+    assert_equal(eager, captured)
+    assert captured.graphs.captured == 2  # while they are rare, however rare; and after
+
+
+@BACKENDS
 @pytest.mark.parametrize(
     ("name", "spec", "more", "steps"), [("tdmpc", STATE, {}, 20), ("difftop_rl", STATE, GRADIENT, 20), ("tdmpc", PIXELS, {}, 8)]
 )

@@ -55,6 +55,14 @@ def test_loss_is_the_formula() -> None:
     wanted = m.encode(batch.obs[:, 1:].flatten(0, 1)).view(*batch.action.shape[:2], -1)
     variance = wanted.flatten(0, 1).var(dim=0).mean()
     total = torch.zeros((), dtype=torch.float64)
+    errors = torch.zeros(batch.action.shape[:2], dtype=torch.float64)
+    for i in range(len(batch.obs)):
+        z = m.encode(batch.obs[i, :1])
+        for k in range(steps):
+            z = m.next(z, batch.action[i, k][None])
+            errors[i, k] = ((z - wanted[i, k]) ** 2).mean().detach()
+    bonus = 0.05 * batch.reward.abs().max() * (errors / errors.mean(dim=0)).clamp(max=5)
+    batch = replace(batch, reward=batch.reward + bonus)
     for i in range(len(batch.obs)):
         z, priority = m.encode(batch.obs[i, :1]), torch.zeros((), dtype=torch.float64)
         for k in range(steps):
@@ -211,7 +219,7 @@ def test_parts_are_runs_of_steps_and_go_on_after_a_resume() -> None:
     assert [len(list(run)) for _, run in groupby(numbers)] == [10] * 25
     actor, other = explored(0.5, rare=0.3)[1], explored(0.5)[1]
     other.load_state_dict(actor.state_dict())
-    assert other.rare == actor.rare == 0.3
+    assert other.world.rare == actor.world.rare == 0.3 and float(other.world.rarity) == pytest.approx(0.3)
 
 
 def test_rates_of_a_checkpoint_go_where_the_weights_are() -> None:
@@ -303,6 +311,41 @@ def test_targets_are_not_expanded_where_episodes_terminate() -> None:
             found.append(agent.world.td_targets(agent.unroll(batch), agent.generator))
     (goes_on, terminates), (expanded, again) = found[:2], found[2:]
     assert torch.equal(again, terminates) and (expanded - goes_on).abs().mean() > 1e-3
+
+
+def test_curiosity_rewards_what_is_foretold_badly_while_rewards_are_rare() -> None:
+    world = scaled({"curiosity": 0.05}).world
+    assert isinstance(world, ScaledWorld)
+    # An error of eight means counts as one of five.
+    errors = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 8.0, 0.0, 0.0], [2.0, 4.0, 6.0, 0.0]]).repeat(1, 2)
+    errors[1, 4:] = 0
+    sizes = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0], [2 / 3, 4 / 3, 2.0, 0.0]]).repeat(
+        1, 2
+    )  # 8 means count as 5
+    sizes[1, 4:] = 0
+    world.set_rare(0.25)
+    torch.testing.assert_close(world.curiosity(errors), 1e-3 * 0.25 * sizes)  # no reward was seen yet: of the smallest size
+    world.reward_size.update(torch.tensor([0.0, 0.0, -4.0]))
+    torch.testing.assert_close(world.curiosity(errors), 0.05 * 4 * 0.25 * sizes)
+
+
+def test_where_rewards_are_not_rare_updates_are_as_without_curiosity_and_expansion() -> None:
+    """And where they are, reward and value are taught the sum, and the size of rewards is of the environment's alone."""
+    batch, plain = random_batch(STATE), {"curiosity": 0.0, "expansion": 0}
+    told = {}
+    for name, loss, rare in (("plain", plain, 1.0), ("common", {}, 0.0), ("rare", {}, 1.0), ("none", {"curiosity": 0.0}, 1.0)):
+        agent = scaled(loss)
+        agent.world.set_rare(rare)
+        metrics = agent.update(batch, 0).metrics
+        told[name] = {tag: float(metrics[f"train/{tag}"]) for tag in ("reward_loss", "value_loss", "td_target")}
+        told[name]["size"] = float(agent.world.reward_size.largest)
+    assert told["plain"] == told["common"]
+    assert all(told["rare"][tag] != told["none"][tag] for tag in ("reward_loss", "value_loss", "td_target"))
+    assert told["rare"]["td_target"] > told["none"]["td_target"]
+    assert len({each["size"] for each in told.values()}) == 1
+    always = scaled({"expansion_while_rare": False, "curiosity": 0.0})
+    always.world.set_rare(0.0)
+    assert float(always.update(batch, 0).metrics["train/td_target"]) == told["none"]["td_target"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 9])
