@@ -92,7 +92,7 @@ class PlanningActor:
         self.playing = [True] * num_envs
         self._rows: Tensor | slice = slice(None)  # of those that play
         self._coloured = explore and settings.noise_colour == "mixed"
-        noisy = self._coloured or (explore and settings.random_share > 0)
+        noisy = self._coloured or (explore and settings.random_share + settings.bold_share > 0)
         self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
@@ -120,12 +120,12 @@ class PlanningActor:
         seen = obs[self.key]
         if isinstance(rows, Tensor):
             seen, t0 = seen.to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
-        noise, alone = self._explored()
+        noise, alone, bold = self._explored()
         if self.graphs.active and device.type == "cpu" and seen.is_floating_point() and not torch.isfinite(seen).all():
             raise ValueError(f"{self.key}: some of the observed numbers are not finite.")  # a replay would not look
         horizon, settings = self.settings.plan_length(steps), self.settings
         spread = settings.mppi_std(steps, explore=self.explore)
-        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread, alone]
+        inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread, alone, bold]
         with wide_products(len(seen) * getattr(self.planner, "rollouts", 1), self.world.sizes.mlp_dim):
             decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
         if decided.kept is not None and decided.plan is not None:
@@ -137,15 +137,18 @@ class PlanningActor:
         actions[rows] = decided.action
         return actions
 
-    def _explored(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of the K environments that play: noise `[K, A]` that has a memory, and where noise acts alone `[K]`; None: no such."""
+    def _explored(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of the K environments that play: noise `[K, A]` that has a memory, where it acts alone `[K]`, and where plans are bold
+        `[K]`; None: no such.
+        """
         if not self._noise:
-            return None, None
+            return None, None, None
         playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
-        share = self.settings.random_share * self.world.rare
-        alone = torch.tensor([noise.part < share for noise in playing]) if self.settings.random_share else None
+        settings, rare = self.settings, self.world.rare
+        alone = torch.tensor([noise.part < settings.random_share * rare for noise in playing]) if settings.random_share else None
+        bold = torch.tensor([noise.part >= 1 - settings.bold_share * rare for noise in playing]) if settings.bold_share else None
         drawn = torch.stack([noise.draw() for noise in playing])
-        return drawn if self._coloured else None, alone
+        return drawn if self._coloured else None, alone, bold
 
     def _decide(
         self,
@@ -158,6 +161,7 @@ class PlanningActor:
         std: Tensor | float,
         mppi_std: Tensor | float,
         alone: Tensor | None,
+        bold: Tensor | None,
     ) -> _Decided:
         """For the K environments that play, on the device, and nothing read from there."""
         device = plans.device
@@ -167,7 +171,8 @@ class PlanningActor:
         previous = torch.where(t0[:, None, None], 0.0, shift_plan(plans, horizon))
         noise = None if noise is None else noise.to(device, non_blocking=True)
         alone = None if alone is None else alone.to(device, non_blocking=True)
-        asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std, alone)
+        bold = None if bold is None else bold.to(device, non_blocking=True)
+        asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std, alone, bold)
         decision = self.planner.decide(asked)
         kept = None if decision.plan is None else self._kept(decision, plans)
         plan = None if decision.plan is None else decision.plan.actions

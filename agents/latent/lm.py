@@ -30,12 +30,19 @@ class LMActing:
             start,
             previous=situation.previous,
             scale=world.step_scale(),
+            damping=self._damping(situation),
             generator=generator,
         )
         action = found.actions[:, 0]
         if settings.noise:
             action = situation.explored(action, settings, world.rewarded())
         return Decision(action, found, start)
+
+    def _damping(self, situation: Situation) -> Tensor | None:
+        if situation.bold is None:
+            return None
+        damping = situation.z.new_full(situation.bold.shape, self.settings.lm.damping)
+        return damping.masked_fill(situation.bold, self.settings.bold_damping)
 
 
 def lm_start(

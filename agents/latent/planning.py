@@ -30,6 +30,12 @@ def share_option(default: float) -> Any:
     return option(default, help_, low=0, high=1)
 
 
+def bold_option(default: float) -> Any:
+    """The option `bold_share`, with an agent's own default."""
+    help_ = "planner=lm: share of an episode with bold plans, in runs of steps; 0 where half of the steps get a reward"
+    return option(default, help_, low=0, high=1)
+
+
 @dataclass(frozen=True)
 class PlanSettings:
     """How actions are chosen in any latent world model, whatever the planner."""
@@ -42,6 +48,8 @@ class PlanSettings:
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
     random_share: float = share_option(0.0)
+    bold_share: float = bold_option(0.0)
+    bold_damping: float = option(0.1, "planner=lm: lm.damping of bold plans, which may go far from the prior's", above=0)
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
     noise_colour: str = noise_option("white")
@@ -87,6 +95,7 @@ class Situation:
         std: of exploration now; a 0-d tensor where planning is captured, because a graph keeps the numbers that it has seen.
         mppi_std: smallest spread of MPPI's plans now, likewise.
         alone: where noise of std 1 acts alone, whatever was planned, `[K]` bool; None: nowhere.
+        bold: where plans may go far from the prior's, `[K]` bool; None: nowhere.
     """
 
     z: Tensor
@@ -99,6 +108,7 @@ class Situation:
     std: Tensor | float = 0.0
     mppi_std: Tensor | float = 0.0
     alone: Tensor | None = None
+    bold: Tensor | None = None
 
     def explored(self, mean: Tensor, settings: PlanSettings, rewarded: Tensor) -> Tensor:
         """Actions `[K, A]` with exploration noise, in the box; as they are where the action isn't to explore.

@@ -50,6 +50,16 @@ def check_scale(scale: Tensor | float | None, samples: int) -> None:
     raise ValueError(f"scale={scale}: must be positive and finite.")
 
 
+def check_damping(damping: Tensor | None, samples: int) -> None:
+    """Raises a ValueError where `damping` is not None, or `[B]` of positive finite numbers."""
+    if damping is None:
+        return
+    if damping.shape != (samples,):
+        raise ValueError(f"damping: shape {list(damping.shape)}; must be [B={samples}].")
+    if readable(damping) and not bool((torch.isfinite(damping) & (damping > 0)).all()):
+        raise ValueError(f"damping={damping}: must be positive and finite.")
+
+
 def _check_plan(name: str, plan: Tensor, z0: Tensor, action_dim: int) -> None:
     if plan.dim() != 3 or plan.shape[0] != z0.shape[0] or plan.shape[1] < 1 or plan.shape[2] != action_dim:
         raise ValueError(f"{name}: shape {list(plan.shape)}; must be [B={z0.shape[0]}, H >= 1, A={action_dim}].")

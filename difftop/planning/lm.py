@@ -79,6 +79,7 @@ def plan(
     *,
     previous: Tensor | None = None,
     scale: Tensor | float | None = None,
+    damping: Tensor | None = None,
     generator: torch.Generator | None = None,
     differentiable: bool = False,
     static: bool | None = None,
@@ -89,7 +90,7 @@ def plan(
         minimize over a in [-1, 1]^{H x A}, |a - prior| <= radius    1/2 |r(a)|^2 + 1/2 rho |a - prior|^2
 
     Args:
-        model, z0, prior, previous, scale, generator, differentiable: as in `LMPlanner.plan`.
+        model, z0, prior, previous, scale, damping, generator, differentiable: as in `LMPlanner.plan`.
         config: options.
         static: read no number on the host. Only a differentiable plan would: whether a sample has failed on the way, which a
             second pass must then leave out. With static, the last iterations are first run without gradient to know it. None:
@@ -100,9 +101,9 @@ def plan(
     plain = z0.device.type == "cpu" and not static and not torch.is_autocast_enabled("cpu")
     if plain and not differentiable and not model.needs_autograd:
         with torch.inference_mode():  # a tenth of the time of many small operations
-            result = _plan(model, z0, prior, config, previous, scale, generator, False, False, loop)
+            result = _plan(model, z0, prior, config, previous, scale, damping, generator, False, False, loop)
         return PlanResult(result.actions.clone(), result.value.clone(), result.status.clone(), result.iterations.clone())
-    return _plan(model, z0, prior, config, previous, scale, generator, differentiable, static, loop)
+    return _plan(model, z0, prior, config, previous, scale, damping, generator, differentiable, static, loop)
 
 
 def _plan(
@@ -112,6 +113,7 @@ def _plan(
     config: LMConfig,
     previous: Tensor | None,
     scale: Tensor | float | None,
+    damping: Tensor | None,
     generator: torch.Generator | None,
     differentiable: bool,
     static: bool,
@@ -128,7 +130,7 @@ def _plan(
         repeated = z0 if count == 1 else z0.detach().repeat(count, 1)
         problem, point = pose(config, model, repeated, prior, starts, scale)
     with torch.no_grad():
-        state = begin(problem, point)
+        state = begin(problem, point, None if damping is None else damping.repeat(count))
         if head > 0:
             state = loop(problem, state, head, record=record)
         end = state

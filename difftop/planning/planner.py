@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difftop.options import ConfigError, check_ranges
 from difftop.planning import lm
-from difftop.planning.checks import check_problem, check_scale
+from difftop.planning.checks import check_damping, check_problem, check_scale
 from difftop.planning.config import LMConfig
 from difftop.planning.model import LatentModel
 from difftop.types import PlanResult
@@ -42,6 +42,7 @@ class LMPlanner:
         *,
         previous: Tensor | None = None,
         scale: Tensor | float | None = None,
+        damping: Tensor | None = None,
         generator: torch.Generator | None = None,
         differentiable: bool = False,
     ) -> PlanResult:
@@ -53,16 +54,18 @@ class LMPlanner:
             prior: policy plans `[B, H, A]`, clamped to the box, held constant; H may change between calls.
             previous: shifted previous plans `[B, H, A]` (`shift_plan`), used with `config.start_previous`; zeros where none.
             scale: size of one step's reward, positive, a number or `[B]`; None: taken from each sample's prior.
+            damping: lambda of each, positive `[B]`; None: `config.damping` for all.
             generator: source of the random starts.
             differentiable: whether the plan carries gradient. The plan is the same either way, to rounding.
         Returns:
             actions `[B, H, A]` in [-1, 1]. FAILED rows hold the best finite iterate (at worst the prior) and carry no gradient.
         Raises:
             ValueError: an argument or a model output of the wrong shape; on a CPU also non-finite z0, prior or previous, or a bad
-                scale (on a GPU, where reading a number waits for the device, such samples are FAILED).
+                scale or damping (on a GPU, where reading a number waits for the device, such samples are FAILED).
         """
         check_problem(z0, prior, previous, self.action_dim)
         check_scale(scale, z0.shape[0])
+        check_damping(damping, z0.shape[0])
         if torch.is_inference_mode_enabled():  # there autograd records nothing, not even for a Jacobian
             with torch.inference_mode(False), torch.no_grad():
                 return self.plan(
@@ -71,6 +74,7 @@ class LMPlanner:
                     prior.clone(),
                     previous=None if previous is None else previous.clone(),
                     scale=scale.clone() if isinstance(scale, Tensor) else scale,
+                    damping=None if damping is None else damping.clone(),
                     generator=generator,
                     differentiable=differentiable,
                 )
@@ -81,6 +85,7 @@ class LMPlanner:
             self.config,
             previous=previous,
             scale=scale,
+            damping=damping,
             generator=generator,
             differentiable=differentiable,
             loop=self.loop,

@@ -69,8 +69,8 @@ class Outcome(NamedTuple):
     spent: Tensor
 
 
-def begin(problem: Problem, point: Point) -> State:
-    """Searches that start from a point."""
+def begin(problem: Problem, point: Point, damping: Tensor | None = None) -> State:
+    """Searches that start from a point, with lambda `[N]` or that of the options."""
     error = squared_norm(all_rows(problem, point)).detach()
     failed = ~torch.isfinite(error + point.value)
     return State(
@@ -80,7 +80,7 @@ def begin(problem: Problem, point: Point) -> State:
         point=point,
         system=None,
         undone=None,
-        damping=torch.full_like(error, problem.config.damping),
+        damping=torch.full_like(error, problem.config.damping) if damping is None else damping.to(error),
         failed=failed,
         stopped=failed,
         spent=torch.zeros_like(error, dtype=torch.int64),
