@@ -212,6 +212,33 @@ def test_noise_acts_alone_for_parts_of_an_episode_while_rewards_are_rare() -> No
     assert not any(explored(1.0, rare=0.0)[0]) and not any(explored(1.0, explore=False)[0])
 
 
+@pytest.mark.parametrize(("rare", "wanted"), [(1.0, 0.5), (0.5, 0.25), (0.0, 0.0)])
+def test_plans_are_bold_in_other_parts_while_rewards_are_rare(
+    rare: float, wanted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with the largest numbers, where those with the smallest are the noise's."""
+    spec = replace(STATE, episode_steps=250)
+    acting = SMALL["acting"] | {"random_share": 0.5, "bold_share": 0.5, "bold_damping": 0.3}
+    agent = make_agent({"name": "difftop_rl", **SMALL, "acting": acting}, spec, seed=3, capture="false")
+    seen: list[Tensor | None] = []
+    plan = agent.planner.lm.plan
+    monkeypatch.setattr(agent.planner.lm, "plan", lambda *given, **how: (seen.append(how["damping"]), plan(*given, **how))[1])
+    obs, parts = {STATE.only_key: torch.zeros(2, 4)}, []
+    actor = agent.actor(2, seed=0, explore=True)
+    agent.finish_episode(actor, rare, 0)
+    for i in range(2):
+        actor.begin(i, 7 + i)
+    for step in range(spec.episode_steps):
+        parts.append([noise.part for noise in actor._noise])
+        actor.act(obs, torch.tensor([step == 0] * 2), 10**6)
+    numbers = torch.tensor(parts)
+    bold = numbers.ge(1 - 0.5 * rare)
+    assert torch.equal(torch.stack(seen), torch.where(bold, 0.3, agent.config.acting.lm.damping))
+    assert wanted - 0.15 < bold.float().mean() < wanted + 0.15 and not (bold & numbers.lt(0.5 * rare)).any()
+    agent.actor(2, seed=0, explore=False).act(obs, torch.tensor([True] * 2), 10**6)
+    assert seen[-1] is None
+
+
 def test_parts_are_runs_of_steps_and_go_on_after_a_resume() -> None:
     long = replace(STATE, episode_steps=250)
     noise = EpisodeNoise(7, long)

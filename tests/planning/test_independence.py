@@ -33,6 +33,27 @@ def test_rows_do_not_depend_on_their_batch_mates(adaptive: bool, tolerance: floa
         assert (together.iterations < 12).any()
 
 
+@pytest.mark.parametrize("backend", ["plain", "theseus"])
+@pytest.mark.parametrize("options", [{}, {"start_zeros": True}, {"adaptive": True}])
+def test_a_sample_with_a_damping_of_its_own_is_planned_as_if_all_had_it(backend: str, options: dict) -> None:
+    n, z, prior = problem(batch=4)
+    config = replace(FIXED, iterations=6, backend=backend, **options)
+    damping = torch.tensor([0.01, 10.0, 0.5, 0.01])
+
+    def result(damping: torch.Tensor | None, config: LMConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = z.clone().requires_grad_()
+        found = LMPlanner(config, A).plan(n.fast, leaf, prior, damping=damping, differentiable=True)
+        return found.actions, torch.autograd.grad(found.actions.sum(), leaf)[0]
+
+    actions, gradient = result(damping, config)
+    for i, each in enumerate(damping.tolist()):
+        wanted, slope = result(None, replace(config, damping=each))
+        torch.testing.assert_close(actions[i], wanted[i], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gradient[i], slope[i], rtol=1e-7, atol=1e-9)
+    if not config.adaptive:
+        assert (actions[0] - prior[0]).abs().max() > 2 * (actions[1] - prior[1]).abs().max()
+
+
 def poisoned(model, bad: float, where: str, threshold: float = 50.0):
     """The model, but rows with z[0] beyond the threshold come out bad."""
 
@@ -171,6 +192,11 @@ def test_bad_input_is_named() -> None:
     for scale in (0.0, -1.0, torch.nan, torch.zeros(4)):
         with pytest.raises(ValueError, match=r"scale=.*must be positive"):
             planner.plan(n.fast, z, prior, scale=scale)
+    for lowest in (0.0, -1.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=r"damping=.*must be positive"):
+            planner.plan(n.fast, z, prior, damping=torch.tensor([1.0, lowest, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"damping: shape \[1\]; must be \[B=4\]"):
+        planner.plan(n.fast, z, prior, damping=torch.ones(1))
     with pytest.raises(ValueError, match="scale: shape"):
         planner.plan(n.fast, z, prior, scale=torch.ones(3))
     with pytest.raises(ValueError, match="action_dim=0"):
