@@ -30,6 +30,7 @@ from difftop.data.replay import ReplayBuffer
 from difftop.diagnose.measures import discounted_returns
 from difftop.run.checkpoint import Checkpoint, CheckpointError, load_checkpoint, restore_replay
 from difftop.run.diagnose import merged
+from difftop.run.online import Counters
 
 STATES = 2_000  # whose values are told
 PARTS = 4  # values are told so often on the way
@@ -64,11 +65,15 @@ def states_of(replay: ReplayBuffer, discount: float, count: int) -> States:
 def learned(
     saved: Checkpoint, changes: Mapping[str, Any], updates: int, parts: int = PARTS
 ) -> Iterator[tuple[int, Tensor, States]]:
-    """Goes on from a checkpoint with other options; gives values of the states `[N]` after 0, 1 / parts, .. of the updates."""
+    """Goes on from a checkpoint with other options, rewards as rare as they were then; gives values of the states `[N]` after 0,
+    1 / parts, .. of the updates.
+    """
     options = merged(saved.config["agent"], changes)
     agent = make_agent(options, saved.spec, seed=0)
     agent.load_state_dict(saved.model)
-    run = saved.config["run"]
+    run, rare = saved.config["run"], Counters(**saved.train_state["run"]["count"]).rare
+    agent.world.set_rare(rare)
+    evenly = 1 - rare if run.get("prioritized_while_rare") else 0.0
     replay = ReplayBuffer(
         saved.spec, capacity=run["capacity"], horizon=options["loss"]["horizon"], prioritized=run["prioritized"]
     )
@@ -79,7 +84,7 @@ def learned(
             with torch.no_grad():
                 yield done, agent.latent_view().value(agent.model.encode(states.obs)), states
         if done < updates:
-            batch = replay.sample(run["batch_size"], generator)
+            batch = replay.sample(run["batch_size"], generator, uniform=evenly)
             result = agent.update(batch, saved.step)
             if result.priorities is not None and run["prioritized"]:
                 replay.update_priorities(batch.index, result.priorities)
