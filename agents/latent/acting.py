@@ -53,7 +53,7 @@ class PlanningActor:
     Environments that idle (`begin(index, None)`) get no plan; their actions are zeros.
 
     Args:
-        world: encodes.
+        world: encodes, and knows how rare rewards are; the shares of an episode that explore fall with it.
         planner: chooses.
         settings: schedules.
         num_envs: N.
@@ -63,7 +63,6 @@ class PlanningActor:
         keep_visited: keep what plans were made from in `visited`.
         graphs: by which planning is captured where the planner can be; None: it isn't.
     Attributes:
-        rare: how rare rewards are, in [0, 1]; `random_share` falls with it.
         plan: what the last actions are the first steps of, `[N, H, A]`, zeros where an environment idles; None without a plan.
     """
 
@@ -145,8 +144,8 @@ class PlanningActor:
             return None, None, None
         playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
         settings, rare = self.settings, self.world.rare
-        alone = torch.tensor([noise.part < settings.random_share * rare for noise in playing]) if settings.random_share else None
-        bold = torch.tensor([noise.part >= 1 - settings.bold_share * rare for noise in playing]) if settings.bold_share else None
+        alone = torch.tensor([noise.alone(settings.random_share * rare) for noise in playing]) if settings.random_share else None
+        bold = torch.tensor([noise.bold(settings.bold_share * rare) for noise in playing]) if settings.bold_share else None
         drawn = torch.stack([noise.draw() for noise in playing])
         return drawn if self._coloured else None, alone, bold
 

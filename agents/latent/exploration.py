@@ -36,11 +36,11 @@ def add_noise(mean: Tensor, std: Tensor | float, generator: torch.Generator | No
 class EpisodeNoise:
     """One environment's exploration, a function of its episode's seed and of how many steps it has played.
 
-    An episode has `PARTS` parts, and each a number in [0, 1): where it is below the share that is to be played at random, noise
-    acts alone for the whole part. A few random steps between planned ones lead nowhere new, a run of them does.
+    An episode has `PARTS` parts, and each a number in [0, 1): those with the smallest are the noise's alone, in those with the
+    largest plans are bold. A few random steps between planned ones lead nowhere new, a run of them does.
 
-    Source: the runs are Dabney, Ostrovski, Barreto, "Temporally-Extended epsilon-Greedy Exploration", arXiv:2006.01782.
-    Differs: what acts is coloured noise and not one repeated action, for a fixed time.
+    Source: the runs of random steps are Dabney, Ostrovski, Barreto, "Temporally-Extended epsilon-Greedy Exploration",
+    arXiv:2006.01782.  Differs: what acts is coloured noise and not one repeated action, for a fixed time.
     """
 
     def __init__(self, seed: int, spec: EnvSpec) -> None:
@@ -52,6 +52,14 @@ class EpisodeNoise:
         self._steps = mixed_noise(spec.episode_steps, spec.action_dim, seed)
         numbers = random.Random(seed + 1)
         self._parts = [numbers.random() for _ in range(PARTS)]
+
+    def alone(self, share: float) -> bool:
+        """Whether the next step is in the share of the episode in which noise acts alone."""
+        return self.part < share
+
+    def bold(self, share: float) -> bool:
+        """Whether it is in the share with bold plans."""
+        return self.part >= 1 - share
 
     @property
     def part(self) -> float:
