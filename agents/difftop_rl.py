@@ -85,8 +85,8 @@ class ScaledActingConfig(LMActingConfig):
     )
     noise_colour: str = noise_option("mixed")
     explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
-    random_share: float = share_option(0.5)
-    bold_share: float = bold_option(0.5)
+    random_share: float = share_option(0.25)
+    bold_share: float = bold_option(0.25)
 
     def mppi_std(self, agent_steps: int, *, explore: bool) -> float:
         """Exploration's std where actions explore: it ends too large to act by."""

@@ -62,9 +62,9 @@ class ScaledLossConfig(LossConfig):
     weight_decay: float = option(1e-2, "AdamW's weight decay", low=0)
     target_rate: float = option(0.02, "rate of the target networks' moving average", above=0, high=1)
     target_every: int = option(1, "gradient steps between two moves of the target networks", low=1)
-    n_step: int = option(1, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
+    n_step: int = option(3, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
     expansion: int = option(3, "steps K that the model takes, by the prior, before a TD target's value", low=0)
-    expansion_while_rare: bool = option(True, "expansion only while rewards are rare")
+    far_while_rare: bool = option(True, "n_step and expansion only while rewards are rare; after that one-step targets")
     curiosity: float = option(
         0.05, "mean reward, in largest ones, for steps that the model foretells badly, while rewards are rare", low=0
     )
@@ -182,7 +182,7 @@ class ScaledWorld(World):
             assert isinstance(last, EnsembleLinear)
             last.bias.add_(moved)
         value = self.expanded_value(u.z_next, generator).view_as(u.reward)
-        y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step)
+        y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step if self.far else 1)
         self.return_scale.update(y)
         self.scale_rates_()
         return y
@@ -191,6 +191,11 @@ class ScaledWorld(World):
     def seeks(self) -> bool:
         """While rewards are rare."""
         return self.rare > 0
+
+    @property
+    def far(self) -> bool:
+        """Whether targets reach further than one step."""
+        return self.seeks or not self.config.far_while_rare
 
     def curiosity(self, error: Tensor) -> Tensor:
         """Rewards `[T, B]` of steps with the model's errors `[T, B]`: as large as those are among all of the same depth."""
@@ -205,8 +210,7 @@ class ScaledWorld(World):
         they fall by 1 - gamma from one to the one before, and by 1 - gamma^(K + 1) here.
         """
         first, total, discount = z, torch.zeros(len(z), device=z.device), 1.0
-        expands = self.seeks or not self.config.expansion_while_rare
-        for _ in range(self.config.expansion if expands else 0):
+        for _ in range(self.config.expansion if self.far else 0):
             a = self.model.sample_policy(z, self.prior_std, generator)
             total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.discount
             z = self.model.next(z, a)

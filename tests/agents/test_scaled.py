@@ -370,7 +370,7 @@ def test_where_rewards_are_not_rare_updates_are_as_without_curiosity_and_expansi
     assert all(told["rare"][tag] != told["none"][tag] for tag in ("reward_loss", "value_loss", "td_target"))
     assert told["rare"]["td_target"] > told["none"]["td_target"]
     assert len({each["size"] for each in told.values()}) == 1
-    always = scaled({"expansion_while_rare": False, "curiosity": 0.0})
+    always = scaled({"far_while_rare": False, "curiosity": 0.0})
     always.world.set_rare(0.0)
     assert float(always.update(batch, 0).metrics["train/td_target"]) == told["none"]["td_target"]
 
