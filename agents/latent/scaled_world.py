@@ -5,7 +5,7 @@
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K min_j Q'_j(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
-    K = 0 once an episode has terminated: the model knows of no ends; and where rewards are not rare
+    n = 1 and K = 0 where rewards are not rare; K = 0 once an episode has terminated: the model knows of no ends
     r_t here is the environment's reward + u c5 M min(5, e_t / mean_i e_t),   u: how rare rewards are, in [0, 1]
     L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere

@@ -46,7 +46,7 @@ def huber(x: Tensor) -> Tensor:
 
 
 def test_loss_is_the_formula() -> None:
-    agent = scaled(min_std=0.0).double()
+    agent = scaled({"n_step": 1}, min_std=0.0).double()
     batch = random_batch(STATE)
     batch = replace(batch, **{k: getattr(batch, k).double() for k in ("obs", "action", "reward", "weight")})
     loss, _, priorities = agent.world.losses(agent.unroll(batch), agent.generator)
@@ -123,7 +123,7 @@ def test_units_of_the_reward_do_not_matter_to_what_is_learned(factor: float) -> 
 @pytest.mark.parametrize("ends", [0, 2])
 def test_values_begin_at_what_all_states_share(ends: int, expansion: int) -> None:
     """Rewards of 3, a share p of them at a termination: with heads at zero every value is 3 / (1 - gamma (1 - p)) at once."""
-    options = {"name": "difftop_rl", **SMALL, "loss": {"expansion": expansion}}
+    options = {"name": "difftop_rl", **SMALL, "loss": {"expansion": expansion, "n_step": 1}}
     agent, batch = make_agent(options, STATE, seed=3), random_batch(STATE)
     terminated = torch.zeros_like(batch.terminated)
     terminated[:ends, -1] = True
@@ -356,9 +356,9 @@ def test_curiosity_rewards_what_is_foretold_badly_while_rewards_are_rare() -> No
     torch.testing.assert_close(world.curiosity(errors), 0.05 * 4 * 0.25 * sizes)
 
 
-def test_where_rewards_are_not_rare_updates_are_as_without_curiosity_and_expansion() -> None:
+def test_where_rewards_are_not_rare_updates_are_those_of_one_step_targets_without_curiosity() -> None:
     """And where they are, reward and value are taught the sum, and the size of rewards is of the environment's alone."""
-    batch, plain = random_batch(STATE), {"curiosity": 0.0, "expansion": 0}
+    batch, plain = random_batch(STATE), {"curiosity": 0.0, "expansion": 0, "n_step": 1}
     told = {}
     for name, loss, rare in (("plain", plain, 1.0), ("common", {}, 0.0), ("rare", {}, 1.0), ("none", {"curiosity": 0.0}, 1.0)):
         agent = scaled(loss)
