@@ -36,7 +36,8 @@ class Convolutions(nn.Sequential):
         """Features `[N, F]`, in the type of the products."""
         (first, *rest), device = list(self), frames.device.type
         assert isinstance(first, nn.Conv2d) and first.bias is not None
-        dtype = self.dtype or (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else first.weight.dtype)
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = self.dtype or (torch.get_autocast_dtype(device) if cast else first.weight.dtype)
         scaled = (first.weight / 255).to(dtype)
         features = []
         for part in torch.split(frames, _CPU_IMAGES) if device == "cpu" else (frames,):
