@@ -28,7 +28,7 @@ from agents.latent.agent import LatentAgent
 from agents.latent.gradient import PolicyGradientConfig, mode_option
 from agents.latent.options import LatentAgentConfig
 from agents.latent.planners import planner_option
-from agents.latent.planning import bold_option, noise_option, share_option
+from agents.latent.planning import noise_option, share_option
 from agents.latent.scaled_model import ScaledModelConfig
 from agents.latent.scaled_world import ScaledLossConfig, ScaledWorld
 from agents.latent.world import World
@@ -85,8 +85,8 @@ class ScaledActingConfig(LMActingConfig):
     )
     noise_colour: str = noise_option("mixed")
     explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
-    random_share: float = share_option(0.25)
-    bold_share: float = bold_option(0.25)
+    random_share: float = share_option("random_share", 0.25)
+    bold_share: float = share_option("bold_share", 0.25)
 
     def mppi_std(self, agent_steps: int, *, explore: bool) -> float:
         """Exploration's std where actions explore: it ends too large to act by."""

@@ -22,18 +22,15 @@ def noise_option(default: str) -> Any:
     return option(default, help_, choices=("white", "mixed"))
 
 
-def share_option(default: float) -> Any:
-    """The option `random_share`, with an agent's own default."""
-    help_ = (
-        "planner=lm|none: share of an episode that noise plays alone, in runs of steps; 0 where half of the steps get a reward"
-    )
-    return option(default, help_, low=0, high=1)
+_SHARES = {
+    "random_share": "planner=lm|none: share of an episode that noise plays alone",
+    "bold_share": "planner=lm: share of an episode with bold plans",
+}
 
 
-def bold_option(default: float) -> Any:
-    """The option `bold_share`, with an agent's own default."""
-    help_ = "planner=lm: share of an episode with bold plans, in runs of steps; 0 where half of the steps get a reward"
-    return option(default, help_, low=0, high=1)
+def share_option(name: str, default: float) -> Any:
+    """The option `random_share` or `bold_share`, with an agent's own default."""
+    return option(default, f"{_SHARES[name]}, in runs of steps; 0 where half of the steps get a reward", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,8 @@ class PlanSettings:
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
-    random_share: float = share_option(0.0)
-    bold_share: float = bold_option(0.0)
+    random_share: float = share_option("random_share", 0.0)
+    bold_share: float = share_option("bold_share", 0.0)
     bold_damping: float = option(0.1, "planner=lm: lm.damping of bold plans, which may go far from the prior's", above=0)
     start_std: float = option(0.05, "planner=lm: std of the policy prior in the plan's start, while exploring", low=0)
     prior_start: bool = option(True, "planner=lm: plans start at the policy prior's; False: at zeros, the papers' ablation")
