@@ -128,8 +128,9 @@ def _repeats(reading: Reading) -> Iterable[Note]:
 def _settings(reading: Reading) -> Iterable[Note]:
     between: dict[tuple[str, str], dict[str, set[str]]] = {}
     for (task, label, _), run in reading.runs.items():
+        flat = _flat(run.config)
         for key in _SETTINGS:
-            if (value := run.option(key)) is not None:
+            if (value := flat.get(key)) is not None:
                 between.setdefault((task, key), {}).setdefault(label, set()).add(str(value))
     for (task, key), labels in between.items():
         if len(set().union(*labels.values())) > 1:
@@ -139,9 +140,9 @@ def _settings(reading: Reading) -> Iterable[Note]:
     for (task, label, _), run in reading.runs.items():
         within.setdefault((task, label), []).append(run)
     for (task, label), runs in within.items():
-        flat = [_flat(run.config) for run in runs if run.config]
-        keys = sorted({key for config in flat for key in config} - _OWN)
-        differ = [key for key in keys if len({str(config.get(key)) for config in flat}) > 1]
+        configs = [_flat(run.config) for run in runs if run.config]
+        keys = sorted({key for config in configs for key in config} - _OWN)
+        differ = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
         if differ:
             yield Note(UNEQUAL, f"{label} on {task}", f"its seeds ran with different settings: {listed(differ)}")
 
@@ -162,9 +163,17 @@ def _range(values: Iterable[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _flat(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{where}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key, each as what it comes to: from state `precision=auto` is fp32."""
+    flat = dict(_leaves(config))
+    if flat.get("env.obs") == "state" and flat.get("top.precision") == "auto":
+        flat["top.precision"] = "fp32"
     return flat
+
+
+def _leaves(config: Mapping[str, Any], where: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", value
