@@ -4,21 +4,22 @@
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
-    V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K min_j Q'_j(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
+    V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K Q'(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
     n = 1 and K = 0 where rewards are not rare; K = 0 once an episode has terminated: the model knows of no ends
     r_t here is the environment's reward + u c5 M min(5, e_t / mean_i e_t),   u: how rare rewards are, in [0, 1]
-    L_pi = - mean min_j Q_j(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
+    L_pi = - mean Q(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
+    Q = (1 - c6) mean_j Q_j + c6 min_j Q_j, and Q' likewise of the Q'_j
     eta(last layer of Q) = eta S_y,   eta(last layer of R) = eta S_r,   eta elsewhere
 
 H is Huber's loss with threshold 1, v the variance of the batch's latents, S_r and S_y the running spreads of rewards and of
-targets, Q' moving averages of Q, e_t the squared error of z_{t+1} above, M the largest reward seen: while rewards are rare,
+targets, Q'_j moving averages of Q_j, e_t the squared error of z_{t+1} above, M the largest reward seen: while rewards are rare,
 steps that the model foretells badly have one of their own. The prior learns at the first latent of each slice and at some of
 those predicted after it. The rates of the last layers are what makes the heads learn in these units too: features are of unit
 size, so that a head grows by no more than its rate in a step, and values of hundreds would come thousands of steps late.
 
 Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
-several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic BRO's, arXiv:2405.16158; standardized
-observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et al.'s, arXiv:1803.00101; rewards
+several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic, and values without pessimism, BRO's,
+arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et al.'s, arXiv:1803.00101; rewards
 for what is foretold badly Pathak et al.'s, arXiv:1705.05363. A rate times the scale is what Adam does to a head whose output is
 multiplied by the scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs: the
 units of the errors; from van Hasselt, outputs are not corrected as the scale moves; from Pathak, the latents that are foretold
@@ -67,6 +68,9 @@ class ScaledLossConfig(LossConfig):
     far_while_rare: bool = option(True, "n_step and expansion only while rewards are rare; after that one-step targets")
     curiosity: float = option(
         0.05, "mean reward, in largest ones, for steps that the model foretells badly, while rewards are rare", low=0
+    )
+    pessimism: float = option(
+        0.0, "of the values that targets and the prior go by: 0 the mean of all networks', 1 the smallest", low=0, high=1
     )
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
@@ -203,6 +207,11 @@ class ScaledWorld(World):
         unit = torch.where(size.largest > 0, self.config.curiosity * size.largest, size.floor)  # floor: no reward was seen yet
         return unit * self.rarity * (error / error.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=_SURPRISE)
 
+    def believed(self, q: Tensor) -> Tensor:
+        """One value `[N]` of the networks' `[E, N]`."""
+        q = full_precision(q)
+        return torch.lerp(q.mean(dim=0), q.amin(dim=0), self.config.pessimism)
+
     def expanded_value(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """V_K `[N]` of latents `[N, Z]`; V_0 once an episode has terminated, and where rewards are not rare.
 
@@ -218,7 +227,7 @@ class ScaledWorld(World):
         z = torch.where(goes_on, z, first)
         a = self.model.sample_policy(z, self.prior_std, generator)
         q: Tensor = self.target_q(torch.cat([z, a], dim=-1))
-        value = full_precision(q.squeeze(-1).amin(dim=0))
+        value = self.believed(q.squeeze(-1))
         return torch.where(goes_on, total + discount * value, value)
 
     def prior_loss(self, z: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -227,7 +236,7 @@ class ScaledWorld(World):
         z = torch.cat([z[:1], z[others.to(z.device)]]).flatten(0, 1)
         raw = self.model.pi(z)
         a = add_noise(torch.tanh(raw), self.prior_std, generator, PRIOR_NOISE_CLIP)
-        q = full_precision(self.model.values(z, a).amin(dim=0)).mean() / self.return_scale.value
+        q = self.believed(self.model.values(z, a)).mean() / self.return_scale.value
         return -q + self.config.saturation * full_precision(raw).square().mean(), {}
 
 

@@ -67,7 +67,7 @@ def test_loss_is_the_formula() -> None:
         z, priority = m.encode(batch.obs[i, :1]), torch.zeros((), dtype=torch.float64)
         for k in range(steps):
             a, z_next = batch.action[i, k : k + 1], wanted[i, k : k + 1]
-            value = target_q(torch.cat([z_next, m.policy(z_next)], -1)).min()
+            value = target_q(torch.cat([z_next, m.policy(z_next)], -1)).mean()
             y = batch.reward[i, k] + (0.0 if batch.terminated[i, k] else GAMMA * value)
             td = (m.values(z, a)[:, 0] - y) / scales.return_scale.value
             reward = (m.predict_reward(z, a)[0] - batch.reward[i, k]) / scales.reward_size.value
@@ -297,6 +297,10 @@ def test_the_prior_learns_from_the_first_latent_and_drawn_ones() -> None:
     (gradient,) = torch.autograd.grad(loss, z)
     used = gradient.abs().sum(dim=(1, 2)) > 0
     assert used[0] and used.sum() == 2
+    world = scaled({"prior_steps": 1, "pessimism": 0.25, "saturation": 0.0}, min_std=0.0).world
+    first, second = world.model.values(z[0], world.model.policy(z[0]))
+    climbed = 0.75 * (first + second) / 2 + 0.25 * torch.minimum(first, second)
+    torch.testing.assert_close(world.prior_loss(z, torch.Generator())[0], -climbed.mean() / world.return_scale.value)
 
 
 def test_coloured_noise_resumes_where_it_was() -> None:
@@ -313,9 +317,9 @@ def test_coloured_noise_resumes_where_it_was() -> None:
     assert not torch.equal(actors[1].act(obs, ~first, 2)[0], actors[0].act(obs, ~first, 2)[0])
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_targets_are_expanded_by_steps_of_the_model(steps: int) -> None:
-    world = scaled({"expansion": steps}, min_std=0.0).world
+@pytest.mark.parametrize(("steps", "pessimism"), [(0, 0.0), (1, 0.25), (3, 1.0)])
+def test_targets_are_expanded_by_steps_of_the_model(steps: int, pessimism: float) -> None:
+    world = scaled({"expansion": steps, "pessimism": pessimism}, min_std=0.0).world
     assert isinstance(world, ScaledWorld)
     z = torch.randn(7, world.sizes.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -324,7 +328,8 @@ def test_targets_are_expanded_by_steps_of_the_model(steps: int) -> None:
             a = world.model.policy(z)
             expected += GAMMA**k * world.model.predict_reward(z, a)
             z = world.model.next(z, a)
-        expected += GAMMA**steps * world.target_q(torch.cat([z, world.model.policy(z)], 1)).squeeze(-1).amin(0)
+        q = world.target_q(torch.cat([z, world.model.policy(z)], 1)).squeeze(-1)
+        expected += GAMMA**steps * ((1 - pessimism) * (q[0] + q[1]) / 2 + pessimism * torch.minimum(q[0], q[1]))
     torch.testing.assert_close(found, expected)
 
 
