@@ -19,11 +19,11 @@ size, so that a head grows by no more than its rate in a step, and values of hun
 
 Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
 several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic, and values without pessimism, BRO's,
-arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et al.'s, arXiv:1803.00101; rewards
-for what is foretold badly Pathak et al.'s, arXiv:1705.05363. A rate times the scale is what Adam does to a head whose output is
-multiplied by the scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs: the
-units of the errors; from van Hasselt, outputs are not corrected as the scale moves; from Pathak, the latents that are foretold
-are the world's own, and such rewards go as others come.
+arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et
+al.'s, arXiv:1803.00101; rewards for what is foretold badly Pathak et al.'s, arXiv:1705.05363. A rate times the scale is what
+Adam does to a head whose output is multiplied by the scale: van Hasselt et al., "Learning values across many orders of
+magnitude", arXiv:1602.07714.  Differs: the units of the errors; from van Hasselt, outputs are not corrected as the scale moves;
+from Pathak, the latents that are foretold are the world's own, and such rewards go as others come.
 """
 
 from __future__ import annotations
