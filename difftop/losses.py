@@ -13,7 +13,7 @@ class NonFiniteLossError(RuntimeError):
     """A loss or its gradient is NaN or infinite; raised before the step that would spread it."""
 
 
-def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float) -> Tensor:
+def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: Tensor | float) -> Tensor:
     """One-step targets y = r + gamma (1 - terminated) V(s'); a time limit is not a termination and is bootstrapped.
 
     Args:
@@ -23,7 +23,7 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: 
     return reward + discount * torch.where(terminated, 0.0, next_value)
 
 
-def n_step_targets(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: float, n: int) -> Tensor:
+def n_step_targets(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: Tensor | float, n: int) -> Tensor:
     """Targets of n replayed rewards, or of as many as the slice still has, and the value after them.
 
         y_t = r_t + gamma r_{t+1} + ... + gamma^{m-1} r_{t+m-1} + gamma^m V(s_{t+m}),   m = min(n, T - t)

@@ -16,7 +16,6 @@ class ValueCentre(nn.Module):
     m and p.
 
     Args:
-        discount: gamma per agent step, below 1 unless episodes terminate.
         tau: weight of a new batch.
     Source: Naik, Wan, Tomar, Sutton, "Reward Centering", arXiv:2405.09999.  Differs: rewards stay as they are and values carry
     the centre, so that plans and terminations mean what they did; terminations are counted in.
@@ -27,16 +26,19 @@ class ValueCentre(nn.Module):
     value: Tensor
     filled: Tensor
 
-    def __init__(self, discount: float, tau: float = 0.01) -> None:
+    def __init__(self, tau: float = 0.01) -> None:
         super().__init__()
-        self.discount, self.tau = discount, tau
+        self.tau = tau
         for name in ("reward", "ends", "value"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, reward: Tensor, terminated: Tensor) -> Tensor:
-        """Takes in a batch, any shape; returns by how much c moved, 0-d. One with a non-finite reward is passed over."""
+    def update(self, reward: Tensor, terminated: Tensor, discount: Tensor | float) -> Tensor:
+        """Takes in a batch, any shape; returns by how much c moved, 0-d. One with a non-finite reward is passed over.
+
+        `discount` is gamma per agent step, below 1 unless episodes terminate.
+        """
         sound = torch.isfinite(reward).all()
         share = torch.where(self.filled, self.tau, 1.0)
         mean = torch.lerp(self.reward, reward.to(self.reward.dtype).mean(), share.to(self.reward.dtype))
@@ -44,6 +46,6 @@ class ValueCentre(nn.Module):
         self.reward.copy_(torch.where(sound, mean, self.reward))
         self.ends.copy_(torch.where(sound, ends, self.ends))
         before = self.value.clone()
-        self.value.copy_(self.reward / (1 - self.discount * (1 - self.ends)).clamp(min=1e-3))
+        self.value.copy_(self.reward / (1 - discount * (1 - self.ends)).clamp(min=1e-3))
         self.filled.logical_or_(sound)
         return self.value - before

@@ -101,7 +101,7 @@ class PlannerGradient(nn.Module):
         with torch.no_grad():
             a = world.model.sample_policy(u.z_next, world.prior_std, generator)
             value = full_precision(self.target_critic(u.next_obs, a).amin(dim=0)).view(steps, batch)
-            y = td_target(u.reward, u.terminated, value, world.discount)
+            y = td_target(u.reward, u.terminated, value, world.gamma)
         obs = torch.cat([u.obs, u.next_obs[: (steps - 1) * batch]])
         td = full_precision(self.critic(obs, u.action.flatten(0, 1))).view(2, steps, batch) - y
         return decayed_sum(world.value_error(td).sum(dim=0), world.config.rho)

@@ -6,6 +6,7 @@
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K Q'(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
     n = 1 and K = 0 where rewards are not rare; K = 0 once an episode has terminated: the model knows of no ends
+    gamma, here, and c6 below lie between two values each, by how rare rewards are
     r_t here is the environment's reward + u c5 M min(5, e_t / mean_i e_t),   u: how rare rewards are, in [0, 1]
     L_pi = - mean Q(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     Q = (1 - c6) mean_j Q_j + c6 min_j Q_j, and Q' likewise of the Q'_j
@@ -18,12 +19,14 @@ those predicted after it. The rates of the last layers are what makes the heads 
 size, so that a head grows by no more than its rate in a step, and values of hundreds would come thousands of steps late.
 
 Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
-several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic, and values without pessimism, BRO's,
-arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model Feinberg et
-al.'s, arXiv:1803.00101; rewards for what is foretold badly Pathak et al.'s, arXiv:1705.05363. A rate times the scale is what
-Adam does to a head whose output is multiplied by the scale: van Hasselt et al., "Learning values across many orders of
-magnitude", arXiv:1602.07714.  Differs: the units of the errors; from van Hasselt, outputs are not corrected as the scale moves;
-from Pathak, the latents that are foretold are the world's own, and such rewards go as others come.
+several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic, and values without pessimism while rewards are
+rare, BRO's, arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model
+Feinberg et al.'s, arXiv:1803.00101; rewards for what is foretold badly Pathak et al.'s, arXiv:1705.05363; a discount that rises
+as the agent learns François-Lavet et al.'s, arXiv:1512.02011. A rate times the scale is what Adam does to a head whose output
+is multiplied by the scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs:
+the units of the errors; from van Hasselt, outputs are not corrected as the scale moves; from Pathak, the latents that are
+foretold are the world's own, and such rewards go as others come; from François-Lavet et al., the discount follows the rewards
+and not the clock.
 """
 
 from __future__ import annotations
@@ -66,12 +69,16 @@ class ScaledLossConfig(LossConfig):
     n_step: int = option(3, "replayed rewards in a TD target, as far as the slice goes; several learn the noise too", low=1)
     expansion: int = option(3, "steps K that the model takes, by the prior, before a TD target's value", low=0)
     far_while_rare: bool = option(True, "n_step and expansion only while rewards are rare; after that one-step targets")
+    discount_while_rare: float = option(
+        0.97, "discount of values while no step has a reward; rises to agent.discount as rewards become common", above=0, high=1
+    )
     curiosity: float = option(
         0.05, "mean reward, in largest ones, for steps that the model foretells badly, while rewards are rare", low=0
     )
     pessimism: float = option(
-        0.0, "of the values that targets and the prior go by: 0 the mean of all networks', 1 the smallest", low=0, high=1
+        1.0, "of the values that all else goes by: 1 the smallest of all networks', 0 their mean", low=0, high=1
     )
+    pessimism_while_rare: float = option(0.0, "the same while no step has a reward; between the two as they come", low=0, high=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -97,7 +104,7 @@ class ScaledWorld(World):
         super().__init__(spec, ScaledModel(spec, sizes), config, discount)
         self.return_scale = RunningScale()  # its peak keeps Huber's loss from ignoring the few rewards of a sparse task
         self.target_q = copy.deepcopy(self.model.q).requires_grad_(False)
-        self.centre = ValueCentre(discount)
+        self.centre = ValueCentre()
         self.optimizer: torch.optim.Optimizer | None = None
         self._critics, self._targets = [self.model.q], [self.target_q]
         self._sizes, self.prior_std = sizes, prior_std
@@ -180,16 +187,21 @@ class ScaledWorld(World):
         An episode's end is in one slice alone, at its last step, where the steps before are in as many as a slice has: so it is
         the slices' last steps that tell how often episodes terminate.
         """
-        moved = self.centre.update(u.reward, u.terminated[-1])
+        moved = self.centre.update(u.reward, u.terminated[-1], self.gamma)
         for net in (*self._critics, *self._targets):
             last = net[-1]
             assert isinstance(last, EnsembleLinear)
             last.bias.add_(moved)
         value = self.expanded_value(u.z_next, generator).view_as(u.reward)
-        y = n_step_targets(u.reward, u.terminated, value, self.discount, self.config.n_step if self.far else 1)
+        y = n_step_targets(u.reward, u.terminated, value, self.gamma, self.config.n_step if self.far else 1)
         self.return_scale.update(y)
         self.scale_rates_()
         return y
+
+    @property
+    def gamma(self) -> Tensor:
+        """Discount of the values that are learned now, 0-d; nearer to `discount_while_rare` the rarer rewards are."""
+        return self.discount + self.rarity * min(0.0, self.config.discount_while_rare - self.discount)
 
     @property
     def seeks(self) -> bool:
@@ -208,9 +220,10 @@ class ScaledWorld(World):
         return unit * self.rarity * (error / error.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=_SURPRISE)
 
     def believed(self, q: Tensor) -> Tensor:
-        """One value `[N]` of the networks' `[E, N]`."""
-        q = full_precision(q)
-        return torch.lerp(q.mean(dim=0), q.amin(dim=0), self.config.pessimism)
+        """One value `[N]` of the networks' `[E, N]`, the less pessimistic the rarer rewards are."""
+        q, config = full_precision(q), self.config
+        pessimism = config.pessimism + self.rarity * (config.pessimism_while_rare - config.pessimism)
+        return torch.lerp(q.mean(dim=0), q.amin(dim=0), pessimism)
 
     def expanded_value(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """V_K `[N]` of latents `[N, Z]`; V_0 once an episode has terminated, and where rewards are not rare.
@@ -218,10 +231,10 @@ class ScaledWorld(World):
         The best of all actions is always a little overrated, and values of states from which nothing follows live on that:
         they fall by 1 - gamma from one to the one before, and by 1 - gamma^(K + 1) here.
         """
-        first, total, discount = z, torch.zeros(len(z), device=z.device), 1.0
+        first, total, discount = z, torch.zeros(len(z), device=z.device), torch.ones((), device=z.device)
         for _ in range(self.config.expansion if self.far else 0):
             a = self.model.sample_policy(z, self.prior_std, generator)
-            total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.discount
+            total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.gamma
             z = self.model.next(z, a)
         goes_on = self.centre.ends == 0
         z = torch.where(goes_on, z, first)

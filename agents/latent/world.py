@@ -98,6 +98,11 @@ class World(nn.Module):
         self.rarity.fill_(rare)
 
     @property
+    def gamma(self) -> Tensor | float:
+        """Discount of the values that are learned now, per agent step."""
+        return self.discount
+
+    @property
     def seeks(self) -> bool:
         """Whether updates are now of the kind that seeks rewards; each kind is captured for itself."""
         return False
@@ -144,7 +149,7 @@ class World(nn.Module):
 
     def step_scale(self) -> Tensor:
         """Size of one step's reward, 0-d, by which planners normalize: the spread of rewards, or of returns per step."""
-        return torch.maximum(self.reward_size.value, (1 - self.discount) * self.return_scale.value)
+        return torch.maximum(self.reward_size.value, (1 - self.gamma) * self.return_scale.value)
 
     def rewarded(self) -> Tensor:
         """Whether a reward other than 0 was seen, 0-d."""

@@ -12,7 +12,7 @@ from agents.latent.agent import LatentAgent
 from agents.latent.gradient import frozen
 from agents.latent.tdmpc_world import TDMPCWorld
 from agents.registry import make_agent
-from difftop.losses import RunningScale, decayed_sum, td_target
+from difftop.losses import RunningScale, decayed_sum, n_step_targets, td_target
 from tests.conftest import SMALL, STATE, planned_loss, random_batch
 
 GAMMA, RHO = 0.99, 0.5
@@ -216,3 +216,20 @@ def test_frozen_restores_only_what_was_trained() -> None:
     with frozen(layer):
         assert not layer.weight.requires_grad
     assert layer.weight.requires_grad and not layer.bias.requires_grad
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_n_step_targets_against_a_plain_loop(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    reward, value = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
+    terminated = torch.rand(4, 5, generator=generator) < 0.2
+    found = n_step_targets(reward, terminated, value, 0.9, n)
+    for t in range(4):
+        for b in range(5):
+            end = min(t + n, 4)
+            wanted, weight = 0.0, 1.0
+            for k in range(t, end):
+                wanted += weight * float(reward[k, b])
+                weight *= 0.0 if terminated[k, b] else 0.9
+            wanted += weight * float(value[end - 1, b])
+            assert float(found[t, b]) == pytest.approx(wanted)

@@ -19,10 +19,9 @@ from agents.latent.exploration import EpisodeNoise
 from agents.latent.planning import PlanSettings, Situation
 from agents.latent.scaled_world import ScaledWorld
 from agents.registry import make_agent
-from difftop.losses import n_step_targets
 from tests.conftest import SMALL, STATE, random_batch
 
-GAMMA, RHO = 0.99, 0.9
+GAMMA, RHO = 0.97, 0.9  # while no step has a reward, as in a new world
 
 
 def scaled(loss: Mapping[str, object] | None = None, **acting: object) -> LatentAgent:
@@ -297,7 +296,8 @@ def test_the_prior_learns_from_the_first_latent_and_drawn_ones() -> None:
     (gradient,) = torch.autograd.grad(loss, z)
     used = gradient.abs().sum(dim=(1, 2)) > 0
     assert used[0] and used.sum() == 2
-    world = scaled({"prior_steps": 1, "pessimism": 0.25, "saturation": 0.0}, min_std=0.0).world
+    world = scaled({"prior_steps": 1, "saturation": 0.0}, min_std=0.0).world
+    world.set_rare(0.75)
     first, second = world.model.values(z[0], world.model.policy(z[0]))
     climbed = 0.75 * (first + second) / 2 + 0.25 * torch.minimum(first, second)
     torch.testing.assert_close(world.prior_loss(z, torch.Generator())[0], -climbed.mean() / world.return_scale.value)
@@ -317,9 +317,12 @@ def test_coloured_noise_resumes_where_it_was() -> None:
     assert not torch.equal(actors[1].act(obs, ~first, 2)[0], actors[0].act(obs, ~first, 2)[0])
 
 
-@pytest.mark.parametrize(("steps", "pessimism"), [(0, 0.0), (1, 0.25), (3, 1.0)])
-def test_targets_are_expanded_by_steps_of_the_model(steps: int, pessimism: float) -> None:
-    world = scaled({"expansion": steps, "pessimism": pessimism}, min_std=0.0).world
+@pytest.mark.parametrize(("steps", "rare"), [(0, 1.0), (1, 0.25), (3, 0.75)])
+def test_targets_are_expanded_by_steps_of_the_model(steps: int, rare: float) -> None:
+    """The end's value is the mean of both networks' while no step has a reward, and the smaller the more common rewards are."""
+    world = scaled({"expansion": steps, "discount_while_rare": GAMMA}, min_std=0.0).world
+    world.discount, pessimism = GAMMA, 1 - rare
+    world.set_rare(rare)
     assert isinstance(world, ScaledWorld)
     z = torch.randn(7, world.sizes.latent_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -331,6 +334,13 @@ def test_targets_are_expanded_by_steps_of_the_model(steps: int, pessimism: float
         q = world.target_q(torch.cat([z, world.model.policy(z)], 1)).squeeze(-1)
         expected += GAMMA**steps * ((1 - pessimism) * (q[0] + q[1]) / 2 + pessimism * torch.minimum(q[0], q[1]))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("rare", "lower", "wanted"), [(1.0, 0.97, 0.97), (0.5, 0.97, 0.98), (0.0, 0.97, 0.99), (1.0, 1.0, 0.99)])
+def test_values_look_less_far_while_rewards_are_rare(rare: float, lower: float, wanted: float) -> None:
+    world = scaled({"discount_while_rare": lower}).world
+    world.set_rare(rare)
+    assert float(world.gamma) == pytest.approx(wanted)
 
 
 def test_targets_are_not_expanded_where_episodes_terminate() -> None:
@@ -351,9 +361,7 @@ def test_curiosity_rewards_what_is_foretold_badly_while_rewards_are_rare() -> No
     # An error of eight means counts as one of five.
     errors = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 8.0, 0.0, 0.0], [2.0, 4.0, 6.0, 0.0]]).repeat(1, 2)
     errors[1, 4:] = 0
-    sizes = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0], [2 / 3, 4 / 3, 2.0, 0.0]]).repeat(
-        1, 2
-    )  # 8 means count as 5
+    sizes = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 5.0, 0.0, 0.0], [2 / 3, 4 / 3, 2.0, 0.0]]).repeat(1, 2)
     sizes[1, 4:] = 0
     world.set_rare(0.25)
     torch.testing.assert_close(world.curiosity(errors), 1e-3 * 0.25 * sizes)  # no reward was seen yet: of the smallest size
@@ -363,9 +371,10 @@ def test_curiosity_rewards_what_is_foretold_badly_while_rewards_are_rare() -> No
 
 def test_where_rewards_are_not_rare_updates_are_those_of_one_step_targets_without_curiosity() -> None:
     """And where they are, reward and value are taught the sum, and the size of rewards is of the environment's alone."""
-    batch, plain = random_batch(STATE), {"curiosity": 0.0, "expansion": 0, "n_step": 1}
-    told = {}
-    for name, loss, rare in (("plain", plain, 1.0), ("common", {}, 0.0), ("rare", {}, 1.0), ("none", {"curiosity": 0.0}, 1.0)):
+    batch, same = random_batch(STATE), {"discount_while_rare": 0.99, "pessimism_while_rare": 1.0}
+    none, told = same | {"curiosity": 0.0}, {}
+    plain = none | {"expansion": 0, "n_step": 1}
+    for name, loss, rare in (("plain", plain, 1.0), ("common", {}, 0.0), ("rare", same, 1.0), ("none", none, 1.0)):
         agent = scaled(loss)
         agent.world.set_rare(rare)
         metrics = agent.update(batch, 0).metrics
@@ -378,20 +387,3 @@ def test_where_rewards_are_not_rare_updates_are_those_of_one_step_targets_withou
     always = scaled({"far_while_rare": False, "curiosity": 0.0})
     always.world.set_rare(0.0)
     assert float(always.update(batch, 0).metrics["train/td_target"]) == told["none"]["td_target"]
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 9])
-def test_n_step_targets_against_a_plain_loop(n: int) -> None:
-    generator = torch.Generator().manual_seed(n)
-    reward, value = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
-    terminated = torch.rand(4, 5, generator=generator) < 0.2
-    found = n_step_targets(reward, terminated, value, 0.9, n)
-    for t in range(4):
-        for b in range(5):
-            end = min(t + n, 4)
-            wanted, weight = 0.0, 1.0
-            for k in range(t, end):
-                wanted += weight * float(reward[k, b])
-                weight *= 0.0 if terminated[k, b] else 0.9
-            wanted += weight * float(value[end - 1, b])
-            assert float(found[t, b]) == pytest.approx(wanted)
