@@ -149,7 +149,7 @@ class World(nn.Module):
 
     def step_scale(self) -> Tensor:
         """Size of one step's reward, 0-d, by which planners normalize: the spread of rewards, or of returns per step."""
-        return torch.maximum(self.reward_size.value, (1 - self.gamma) * self.return_scale.value)
+        return torch.maximum(self.reward_size.value, (1 - self.discount) * self.return_scale.value)
 
     def rewarded(self) -> Tensor:
         """Whether a reward other than 0 was seen, 0-d."""
