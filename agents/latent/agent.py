@@ -237,7 +237,7 @@ class LatentAgent(nn.Module):
             values=model.values,
             policy=model.policy,
             sample=lambda z, generator: model.sample_policy(z, self.world.prior_std, generator),
-            discount=self.world.discount,
+            discount=float(self.world.gamma),
         )
 
     def train_state(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class World(nn.Module):
         latent_model: the networks as planners see them.
         prior_std: std of the policy prior where it is sampled; None: the spread that the prior itself has learned.
         return_scale, reward_size: running spreads of TD targets and of rewards.
-        rare: how rare rewards are, in [0, 1]; 1 at first. The state of the actor that explores keeps it.
+        rare: how rare rewards are, in [0, 1]; 1 at first. Checkpoints keep it with the weights, which were learned for it.
     """
 
     config: LossConfig
@@ -90,12 +90,17 @@ class World(nn.Module):
         self.reward_size = RunningScale()
         self.latent_model = model.latent_model(discount)
         self.rare = 1.0
-        self.register_buffer("rarity", torch.ones(()), persistent=False)  # the same, for a captured update
+        self.register_buffer("rarity", torch.ones(()))  # the same, for a captured update
 
     def set_rare(self, rare: float) -> None:
         """How rare rewards are now, in [0, 1]."""
         self.rare = rare
         self.rarity.fill_(rare)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        state_dict.setdefault(f"{prefix}rarity", torch.zeros(()))  # older ones don't tell: their values had one discount
+        super()._load_from_state_dict(state_dict, prefix, *more)
+        self.rare = float(self.rarity)
 
     @property
     def gamma(self) -> Tensor | float:

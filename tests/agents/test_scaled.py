@@ -338,9 +338,15 @@ def test_targets_are_expanded_by_steps_of_the_model(steps: int, rare: float) -> 
 
 @pytest.mark.parametrize(("rare", "lower", "wanted"), [(1.0, 0.97, 0.97), (0.5, 0.97, 0.98), (0.0, 0.97, 0.99), (1.0, 1.0, 0.99)])
 def test_values_look_less_far_while_rewards_are_rare(rare: float, lower: float, wanted: float) -> None:
-    world = scaled({"discount_while_rare": lower}).world
-    world.set_rare(rare)
-    assert float(world.gamma) == pytest.approx(wanted)
+    agent, other = (scaled({"discount_while_rare": lower}) for _ in range(2))
+    agent.world.set_rare(rare)
+    assert float(agent.world.gamma) == pytest.approx(wanted) == agent.latent_view().discount
+    weights = agent.state_dict()
+    other.load_state_dict(weights)
+    assert float(other.world.gamma) == float(agent.world.gamma) and other.world.seeks == agent.world.seeks == (rare > 0)
+    del weights["world.rarity"]  # as in checkpoints from before
+    other.load_state_dict(weights)
+    assert float(other.world.gamma) == pytest.approx(0.99) and not other.world.seeks
 
 
 def test_targets_are_not_expanded_where_episodes_terminate() -> None:
