@@ -76,7 +76,7 @@ class ScaledLossConfig(LossConfig):
         0.05, "mean reward, in largest ones, for steps that the model foretells badly, while rewards are rare", low=0
     )
     pessimism: float = option(
-        1.0, "of the values that all else goes by: 1 the smallest of all networks', 0 their mean", low=0, high=1
+        1.0, "of the values that targets and the prior go by: 1 the smallest of all networks', 0 their mean", low=0, high=1
     )
     pessimism_while_rare: float = option(0.0, "the same while no step has a reward; between the two as they come", low=0, high=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
