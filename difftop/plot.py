@@ -50,7 +50,7 @@ def plot_curves(curves: Sequence[Curve], out: Path | str, *, statistic: str = "m
     tasks = list(dict.fromkeys(curve.task for curve in curves))
     across = min(3, len(tasks))
     down = math.ceil(len(tasks) / across)
-    figure = Figure(figsize=(1.0 + 4.6 * across, 0.8 + 3.2 * down), dpi=150, layout="constrained")
+    figure = Figure(figsize=(1.0 + 4.6 * across, 0.8 + 3.2 * down), dpi=120, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).flatten()
     labels = {reference: _unique(c.label for c in curves if c.reference is reference) for reference in (False, True)}
     for panel, task in zip(panels, tasks, strict=False):

@@ -231,10 +231,11 @@ class ScaledWorld(World):
         The best of all actions is always a little overrated, and values of states from which nothing follows live on that:
         they fall by 1 - gamma from one to the one before, and by 1 - gamma^(K + 1) here.
         """
-        first, total, discount = z, torch.zeros(len(z), device=z.device), torch.ones((), device=z.device)
+        first, total, gamma = z, torch.zeros(len(z), device=z.device), self.gamma
+        discount = torch.ones_like(gamma)
         for _ in range(self.config.expansion if self.far else 0):
             a = self.model.sample_policy(z, self.prior_std, generator)
-            total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * self.gamma
+            total, discount = total + discount * full_precision(self.model.predict_reward(z, a)), discount * gamma
             z = self.model.next(z, a)
         goes_on = self.centre.ends == 0
         z = torch.where(goes_on, z, first)
