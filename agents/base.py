@@ -56,6 +56,13 @@ class Actor(Protocol):
         """Restores `state_dict`, bit for bit."""
 
 
+class OnlineActor(Actor, Protocol):
+    """An actor that trains while it acts."""
+
+    def tells(self, index: int) -> bool:
+        """Whether rewards of environment `index`'s episode tell how rare they are for what was learned: it doesn't stray."""
+
+
 class Agent(Protocol):
     """A policy and its update rule; the one contract of agents that learn from rewards and of those that imitate.
 
@@ -101,6 +108,9 @@ class Agent(Protocol):
 
 class OnlineAgent(Agent, Protocol):
     """An agent that learns from rewards."""
+
+    def actor(self, num_envs: int, *, seed: int, explore: bool = False, head: str | None = None) -> OnlineActor:
+        """See `Agent.actor`."""
 
     def finish_episode(self, actor: Any, rare: float, agent_steps: int, /) -> dict[str, Tensor]:
         """Called after each training episode, before its updates; for losses on the states just visited. Returns metrics.

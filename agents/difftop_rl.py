@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from agents import tdmpc, tdmpc2
 from agents.latent.agent import LatentAgent
 from agents.latent.gradient import PolicyGradientConfig, mode_option
-from agents.latent.options import LatentAgentConfig
+from agents.latent.options import LatentAgentConfig, ema_option
 from agents.latent.planners import planner_option
 from agents.latent.planning import noise_option, share_option
 from agents.latent.scaled_model import ScaledModelConfig
@@ -85,8 +85,9 @@ class ScaledActingConfig(LMActingConfig):
     )
     noise_colour: str = noise_option("mixed")
     explore_until_reward: bool = option(True, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
-    random_share: float = share_option("random_share", 0.25)
-    bold_share: float = share_option("bold_share", 0.25)
+    exploring_episodes: float = share_option("exploring_episodes", 0.5)
+    random_share: float = share_option("random_share", 0.5)
+    bold_share: float = share_option("bold_share", 0.5)
 
     def mppi_std(self, agent_steps: int, *, explore: bool) -> float:
         """Exploration's std where actions explore: it ends too large to act by."""
@@ -106,6 +107,7 @@ class DiffTOPConfig(LatentAgentConfig):
 
     name: str = option("difftop_rl", "registry name of the agent")
     world_model: str = option("scaled", "set by world_model=scaled", choices=("scaled",))
+    ema: float = ema_option(0.999)
     model: ScaledModelConfig = option(ScaledModelConfig, "network sizes")
     loss: ScaledLossConfig = option(ScaledLossConfig, "loss coefficients")
     acting: ScaledActingConfig = option(ScaledActingConfig, "planner, exploration and horizon schedules")

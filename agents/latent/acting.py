@@ -61,6 +61,7 @@ class PlanningActor:
         autocast: makes the context for matrix products in the run's precision.
         explore: whether actions explore.
         keep_visited: keep what plans were made from in `visited`.
+        while_rare: world and planner in place of these while rewards are rare; None: these always.
         graphs: by which planning is captured where the planner can be; None: it isn't.
     Attributes:
         plan: what the last actions are the first steps of, `[N, H, A]`, zeros where an environment idles; None without a plan.
@@ -77,9 +78,11 @@ class PlanningActor:
         autocast: Callable[[], AbstractContextManager[object]],
         explore: bool,
         keep_visited: bool = False,
+        while_rare: tuple[World, Planner] | None = None,
         graphs: Graphs | None = None,
     ) -> None:
         self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
+        self.while_rare = while_rare
         self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
         self.key = world.spec.only_key
         device = generator.device
@@ -105,6 +108,11 @@ class PlanningActor:
         if self._noise and seed is not None:
             self._noise[index].begin(seed, self.world.spec)
 
+    def tells(self, index: int) -> bool:
+        """See `agents.base.OnlineActor`: an episode without random and bold parts, or any where all have them."""
+        share = self.settings.exploring_episodes
+        return share == 1 or not self._noise or not self._noise[index].explores(share)
+
     def _choose_rows(self) -> None:
         chosen = [i for i, plays in enumerate(self.playing) if plays]
         self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64).to(self.previous.device)
@@ -126,7 +134,9 @@ class PlanningActor:
         spread = settings.mppi_std(steps, explore=self.explore)
         inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread, alone, bold]
         with wide_products(len(seen) * getattr(self.planner, "rollouts", 1), self.world.sizes.mlp_dim):
-            decided: _Decided = self.graphs("a plan", partial(self._decide, steps, horizon), inputs, horizon)
+            raw = self.while_rare if self.world.rare > 0 else None
+            decide = partial(self._decide, *(raw or (self.world, self.planner)), steps, horizon)
+            decided: _Decided = self.graphs("a plan", decide, inputs, (horizon, raw is None))
         if decided.kept is not None and decided.plan is not None:
             self.previous[rows] = decided.kept
             self.plan = torch.zeros_like(self.previous[:, :horizon])
@@ -143,14 +153,17 @@ class PlanningActor:
         if not self._noise:
             return None, None, None
         playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
-        settings, rare = self.settings, self.world.rare
-        alone = torch.tensor([noise.alone(settings.random_share * rare) for noise in playing]) if settings.random_share else None
-        bold = torch.tensor([noise.bold(settings.bold_share * rare) for noise in playing]) if settings.bold_share else None
+        settings = self.settings
+        rare = [self.world.rare * noise.explores(settings.exploring_episodes) for noise in playing]
+        alone = torch.tensor([noise.alone(settings.random_share * r) for noise, r in zip(playing, rare, strict=True)])
+        bold = torch.tensor([noise.bold(settings.bold_share * r) for noise, r in zip(playing, rare, strict=True)])
         drawn = torch.stack([noise.draw() for noise in playing])
-        return drawn if self._coloured else None, alone, bold
+        return drawn if self._coloured else None, alone if settings.random_share else None, bold if settings.bold_share else None
 
     def _decide(
         self,
+        world: World,
+        planner: Planner,
         steps: int,
         horizon: int,
         seen: Tensor,
@@ -166,13 +179,13 @@ class PlanningActor:
         device = plans.device
         seen, t0 = seen.to(device, non_blocking=True), t0.to(device, non_blocking=True)
         with self.autocast():
-            z = full_precision(self.world.model.encode(seen))
+            z = full_precision(world.model.encode(seen))
         previous = torch.where(t0[:, None, None], 0.0, shift_plan(plans, horizon))
         noise = None if noise is None else noise.to(device, non_blocking=True)
         alone = None if alone is None else alone.to(device, non_blocking=True)
         bold = None if bold is None else bold.to(device, non_blocking=True)
         asked = Situation(z, previous, steps, self.explore, self.generator, self.autocast, noise, std, mppi_std, alone, bold)
-        decision = self.planner.decide(asked)
+        decision = planner.decide(asked)
         kept = None if decision.plan is None else self._kept(decision, plans)
         plan = None if decision.plan is None else decision.plan.actions
         return _Decided(decision.action.to(torch.float32), kept, plan, decision.start, previous)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
 from difftop.capture import Graphs
 from difftop.diagnose import LatentView
-from difftop.losses import FiniteWatch, input_gradient
+from difftop.losses import FiniteWatch, ema_, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
 from difftop.products import wide_products
@@ -36,6 +37,11 @@ def rates_to_(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
 class LatentAgent(nn.Module):
     """Acts by planning in a world, and trains it.
 
+    With `ema` it acts by a moving average of the model's weights, w' <- ema w' + (1 - ema) w after each update: what one update
+    after another undoes and does again doesn't move the policy. Where rewards are rare it explores by the weights themselves.
+
+    Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.  Differs: old weights fade.
+
     Args:
         config: options; `acting.planner` names the planner.
         spec: of the environment; it has one observation.
@@ -45,6 +51,8 @@ class LatentAgent(nn.Module):
         device, bf16: where and in which precision matrix products run.
     Raises:
         ConfigError: the environment has several observations.
+    Attributes:
+        average: the averaged model; None without `ema`.
     """
 
     def __init__(
@@ -64,11 +72,14 @@ class LatentAgent(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.world = world()
+            self.average = copy.deepcopy(self.model).requires_grad_(False) if config.ema else None
             self.gradient: PlannerGradient | None = None
             if gradient is not None and gradient.mode != "none":
                 self.gradient = PlannerGradient(gradient, config.acting, self.world)
         self.to(device)
-        self.planner = PLANNERS[config.acting.planner](config.acting, self.world)
+        make_planner = PLANNERS[config.acting.planner]
+        self._acts_in = [self.world if self.average is None else self.world.with_model(self.average)]
+        self.planner, self._raw_planner = make_planner(config.acting, self.acts_in), make_planner(config.acting, self.world)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.critic_parameters = list(self.gradient.critic.parameters()) if self.gradient else []
         self.optimizer, self.prior_optimizer = self.world.optimizers(self.critic_parameters)
@@ -83,6 +94,11 @@ class LatentAgent(nn.Module):
     def model(self) -> WorldModel:
         """The world's networks."""
         return self.world.model
+
+    @property
+    def acts_in(self) -> World:
+        """The world with the averaged weights where there are any: it acts, but where it explores for rare rewards."""
+        return self._acts_in[0]  # in a list: its weights and scales are in the state already
 
     def capture_graphs(self, mode: str) -> None:
         """How updates and acting run: `capture=auto | true | false`; raises `ConfigError` where it can't be."""
@@ -100,11 +116,12 @@ class LatentAgent(nn.Module):
             raise ConfigError(f"head={head}: is for agents that imitate, and agent={self.config.name} learns from rewards.")
         generator = torch.Generator(self.device).manual_seed(seed)
         return PlanningActor(
-            self.world,
+            self.acts_in,
             self.planner,
             self.config.acting,
             num_envs,
             generator,
+            while_rare=(self.world, self._raw_planner) if explore and self.average is not None else None,
             graphs=self.graphs.sharing([generator]),
             autocast=self.autocast,
             explore=explore,
@@ -158,6 +175,10 @@ class LatentAgent(nn.Module):
             world.move_targets_()
             if gradient is not None:
                 gradient.move_target_(config.target_rate)
+        if self.average is not None:
+            ema_(self.average.parameters(), self.model.parameters(), 1 - self.config.ema)
+            for mine, given in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(given)
         if priorities is not None and self.finite.deferred:  # the run ends before a weight would follow from these
             priorities = priorities.nan_to_num(0.0, posinf=0.0)
         return metrics, priorities
@@ -199,7 +220,8 @@ class LatentAgent(nn.Module):
         batches at its end, where the official code does it one by one while acting; the weights are the same at both times.
         Random starts (`acting.lm.start_random`) are drawn anew.
         """
-        self.world.set_rare(rare)
+        for world in (self.world, self.acts_in):
+            world.set_rare(rare)
         counted = self._captures()
         if self.gradient is None or self.on_policy_optimizer is None or not actor.visited:
             return counted
@@ -230,7 +252,7 @@ class LatentAgent(nn.Module):
 
     def latent_view(self) -> LatentView:
         """The networks for `difftop.diagnose`."""
-        model = self.model
+        model = self.acts_in.model
         return LatentView(
             encode=model.encode,
             step=lambda z, a: (model.predict_reward(z, a), model.next(z, a)),
@@ -239,6 +261,12 @@ class LatentAgent(nn.Module):
             sample=lambda z, generator: model.sample_policy(z, self.world.prior_std, generator),
             discount=float(self.world.gamma),
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        mine, current = f"{prefix}average.", f"{prefix}world.model."
+        if self.average is not None and not any(key.startswith(mine) for key in state_dict):  # a checkpoint from before
+            state_dict |= {mine + key.removeprefix(current): x for key, x in state_dict.items() if key.startswith(current)}
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def train_state(self) -> dict[str, Any]:
         """Optimizers, generator and step count."""

@@ -36,8 +36,9 @@ def add_noise(mean: Tensor, std: Tensor | float, generator: torch.Generator | No
 class EpisodeNoise:
     """One environment's exploration, a function of its episode's seed and of how many steps it has played.
 
-    An episode has `PARTS` parts, and each a number in [0, 1): those with the smallest are the noise's alone, in those with the
-    largest plans are bold. A few random steps between planned ones lead nowhere new, a run of them does.
+    An episode that explores has `PARTS` parts, and each a number in [0, 1): those with the smallest are the noise's alone, in
+    those with the largest plans are bold. A few random steps between planned ones lead nowhere new, a run of them does. The
+    other episodes are planned from end to end: what was learned is played out, and their rewards tell how far that leads.
 
     Source: the runs of random steps are Dabney, Ostrovski, Barreto, "Temporally-Extended epsilon-Greedy Exploration",
     arXiv:2006.01782.  Differs: what acts is coloured noise and not one repeated action, for a fixed time.
@@ -52,6 +53,11 @@ class EpisodeNoise:
         self._steps = mixed_noise(spec.episode_steps, spec.action_dim, seed)
         numbers = random.Random(seed + 1)
         self._parts = [numbers.random() for _ in range(PARTS)]
+        self._turn = numbers.random()
+
+    def explores(self, share: float) -> bool:
+        """Whether the episode is in the share of those with random and bold parts."""
+        return self._turn < share
 
     def alone(self, share: float) -> bool:
         """Whether the next step is in the share of the episode in which noise acts alone."""

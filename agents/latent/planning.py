@@ -22,15 +22,17 @@ def noise_option(default: str) -> Any:
     return option(default, help_, choices=("white", "mixed"))
 
 
+_PART = "of an episode that explores, in runs of steps; 0 where half of the steps get a reward"
 _SHARES = {
-    "random_share": "planner=lm|none: share of an episode that noise plays alone",
-    "bold_share": "planner=lm: share of an episode with bold plans",
+    "exploring_episodes": "share of episodes with random and bold parts; below 1 the others tell how rare rewards are",
+    "random_share": f"planner=lm|none: what noise plays alone {_PART}",
+    "bold_share": f"planner=lm: share with bold plans {_PART}",
 }
 
 
 def share_option(name: str, default: float) -> Any:
-    """The option `random_share` or `bold_share`, with an agent's own default."""
-    return option(default, f"{_SHARES[name]}, in runs of steps; 0 where half of the steps get a reward", low=0, high=1)
+    """The option `exploring_episodes`, `random_share` or `bold_share`, with an agent's own default."""
+    return option(default, _SHARES[name], low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class PlanSettings:
     std_end: float = option(0.05, "std of exploration at the end", low=0)
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
+    exploring_episodes: float = share_option("exploring_episodes", 1.0)
     random_share: float = share_option("random_share", 0.0)
     bold_share: float = share_option("bold_share", 0.0)
     bold_damping: float = option(0.1, "planner=lm: lm.damping of bold plans, which may go far from the prior's", above=0)

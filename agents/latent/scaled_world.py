@@ -6,7 +6,7 @@
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K Q'(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
     n = 1 and K = 0 where rewards are not rare; K = 0 once an episode has terminated: the model knows of no ends
-    gamma, here, and c6 below lie between two values each, by how rare rewards are
+    gamma, here, is lower while rewards are rare
     r_t here is the environment's reward + u c5 M min(5, e_t / mean_i e_t),   u: how rare rewards are, in [0, 1]
     L_pi = - mean Q(sg z, pi(sg z) + noise) / S_y + c4 mean pi_raw^2
     Q = (1 - c6) mean_j Q_j + c6 min_j Q_j, and Q' likewise of the Q'_j
@@ -19,8 +19,8 @@ those predicted after it. The rates of the last layers are what makes the heads 
 size, so that a head grows by no more than its rate in a step, and values of hundreds would come thousands of steps late.
 
 Source: put together here. The unrolled losses are TD-MPC's, arXiv:2203.04955; Huber's loss and, where asked for, targets of
-several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic, and values without pessimism while rewards are
-rare, BRO's, arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model
+several steps MR.Q's, arXiv:2501.16142; LayerNorm and weight decay in the critic, and values without pessimism (c6 = 0), BRO's,
+arXiv:2405.16158; standardized observations SimbaV2's, arXiv:2502.15280; values expanded by K steps of the model
 Feinberg et al.'s, arXiv:1803.00101; rewards for what is foretold badly Pathak et al.'s, arXiv:1705.05363; a discount that rises
 as the agent learns François-Lavet et al.'s, arXiv:1512.02011. A rate times the scale is what Adam does to a head whose output
 is multiplied by the scale: van Hasselt et al., "Learning values across many orders of magnitude", arXiv:1602.07714.  Differs:
@@ -51,6 +51,7 @@ from difftop.options import option
 from difftop.types import EnvSpec
 
 _SURPRISE = 5.0  # largest error that counts, in mean ones
+_FADES = 0.2  # rarity below which what holds while rewards are rare gives way to what holds where they are common
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,14 @@ class ScaledLossConfig(LossConfig):
     expansion: int = option(3, "steps K that the model takes, by the prior, before a TD target's value", low=0)
     far_while_rare: bool = option(True, "n_step and expansion only while rewards are rare; after that one-step targets")
     discount_while_rare: float = option(
-        0.97, "discount of values while no step has a reward; rises to agent.discount as rewards become common", above=0, high=1
+        0.97, "discount of values while fewer than 0.4 of the steps have a reward; agent.discount from 0.5 on", above=0, high=1
     )
     curiosity: float = option(
         0.05, "mean reward, in largest ones, for steps that the model foretells badly, while rewards are rare", low=0
     )
     pessimism: float = option(
-        1.0, "of the values that targets and the prior go by: 1 the smallest of all networks', 0 their mean", low=0, high=1
+        0.0, "of the values that targets and the prior go by: 1 the smallest of all networks', 0 their mean", low=0, high=1
     )
-    pessimism_while_rare: float = option(0.0, "the same while no step has a reward; between the two as they come", low=0, high=1)
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -199,9 +199,14 @@ class ScaledWorld(World):
         return y
 
     @property
+    def sparse(self) -> Tensor:
+        """Weight of what holds while rewards are rare, 0-d: 1 until 0.4 of the steps have one, and 0 from 0.5 on."""
+        return (self.rarity / _FADES).clamp(max=1)
+
+    @property
     def gamma(self) -> Tensor:
-        """Discount of the values that are learned now, 0-d; nearer to `discount_while_rare` the rarer rewards are."""
-        return self.discount + self.rarity * min(0.0, self.config.discount_while_rare - self.discount)
+        """Discount of the values that are learned now, 0-d."""
+        return self.discount + self.sparse * min(0.0, self.config.discount_while_rare - self.discount)
 
     @property
     def seeks(self) -> bool:
@@ -220,10 +225,9 @@ class ScaledWorld(World):
         return unit * self.rarity * (error / error.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=_SURPRISE)
 
     def believed(self, q: Tensor) -> Tensor:
-        """One value `[N]` of the networks' `[E, N]`, the less pessimistic the rarer rewards are."""
-        q, config = full_precision(q), self.config
-        pessimism = config.pessimism + self.rarity * (config.pessimism_while_rare - config.pessimism)
-        return torch.lerp(q.mean(dim=0), q.amin(dim=0), pessimism)
+        """One value `[N]` of the networks' `[E, N]`: between their mean and the smallest."""
+        q = full_precision(q)
+        return torch.lerp(q.mean(dim=0), q.amin(dim=0), self.config.pessimism)
 
     def expanded_value(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """V_K `[N]` of latents `[N, Z]`; V_0 once an episode has terminated, and where rewards are not rare.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,6 +92,13 @@ class World(nn.Module):
         self.latent_model = model.latent_model(discount)
         self.rare = 1.0
         self.register_buffer("rarity", torch.ones(()))  # the same, for a captured update
+
+    def with_model(self, model: WorldModel) -> World:
+        """This world, its scales included, with the weights of another model."""
+        other = copy.copy(self)
+        other._modules = self._modules | {"model": model}
+        other.latent_model = model.latent_model(self.discount)
+        return other
 
     def set_rare(self, rare: float) -> None:
         """How rare rewards are now, in [0, 1]."""

@@ -11,6 +11,7 @@ _GONE: Mapping[str, str] = {
     "run.priority_alpha": "it is 0.6, as in TD-MPC; run.prioritized=false samples uniformly",
     "run.priority_beta": "it is 0.4, as in TD-MPC; run.prioritized=false samples uniformly",
     "agent.acting.explore_until_common": "agent.acting.random_share explores while rewards are rare",
+    "agent.loss.pessimism_while_rare": "agent.loss.pessimism is the same for all rewards",
     "agent.model.log_std_min": "it is -10, as in TD-MPC2",
     "agent.model.log_std_max": "it is 2, as in TD-MPC2",
     "agent.eps": "it is 1e-4, as in LeTO; agent.alpha is the weight of the accelerations",

@@ -99,7 +99,8 @@ class Counters:
     bursting: bool = False
     evaluated_at: int = -1
     wall_s: float = 0.0
-    rewarded: float = 0.0  # share of steps with a reward other than 0, in the last ten episodes or so
+    told: int = 0  # episodes that tell how rare rewards are: those that don't stray from what was learned
+    rewarded: float = 0.0  # share of steps with a reward other than 0, in the last five of them or so
 
     @property
     def rare(self) -> float:
@@ -240,9 +241,10 @@ class OnlineRun:
                 terminated=ends,
             )
         )
-        share = sum(reward != 0 for reward in slot.rewards) / len(slot.rewards)
-        ended = self.count.episodes - len(self.slots) + 1
-        self.count.rewarded += max(0.1, 1 / ended) * (share - self.count.rewarded)
+        if self.count.agent_steps <= self.config.seed_steps or self.actor.tells(index):
+            self.count.told += 1
+            share = sum(reward != 0 for reward in slot.rewards) / len(slot.rewards)
+            self.count.rewarded += max(0.2, 1 / self.count.told) * (share - self.count.rewarded)
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})

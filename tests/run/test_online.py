@@ -199,31 +199,34 @@ def test_a_run_that_is_made_longer_has_the_evaluations_of_an_uninterrupted_one(t
 def test_slices_are_drawn_by_priority_only_until_rewards_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: bool
 ) -> None:
-    """By the mean share of rewarded steps, of all episodes while they are few, then of the last ten or so."""
+    """By the mean share of rewarded steps, of all episodes that tell while they are few, then of the last five or so."""
     run = Harness(tmp_path, frames=450, prioritized_while_rare=rare).run
+    monkeypatch.setattr(run.actor, "tells", lambda index: run.slots[index].number % 3 > 0)
     drawn: list[float] = []
     sample, finish = run.replay.sample, run._finish
-    share, wanted = 0.0, []
+    share, wanted, told = 0.0, [], 0
 
     def spy(*args: Any, uniform: float) -> Any:
         drawn.append(uniform)
         return sample(*args, uniform=uniform)
 
     def reward_some(index: int, terminated: bool) -> None:
-        nonlocal share
+        nonlocal share, told
         number, slot = len(wanted), run.slots[index]
         rewarded = len(slot.rewards) // (2 + number)  # half of the first episode's steps, a third of the next one's
         slot.rewards[:] = [1.0] * rewarded + [0.0] * (len(slot.rewards) - rewarded)
-        share += max(0.1, 1 / (number + 1)) * (rewarded / len(slot.rewards) - share)
+        if slot.number % 3 or run.count.agent_steps <= run.config.seed_steps:
+            told += 1
+            share += max(0.2, 1 / told) * (rewarded / len(slot.rewards) - share)
         wanted.append(min(1.0, 2 * share) if rare else 0.0)
         finish(index, terminated)
 
     monkeypatch.setattr(run.replay, "sample", spy)
     monkeypatch.setattr(run, "_finish", reward_some)
     run.run()
-    told = list(dict.fromkeys(drawn))
-    assert told == pytest.approx(wanted[-len(told) :] if rare else [0.0])
-    assert len(wanted) > 12 and 0 < run.count.rewarded < 0.3 and len(drawn) == run.count.grad_steps
+    seen, late = list(dict.fromkeys(drawn)), list(dict.fromkeys(wanted))
+    assert seen == pytest.approx(late[-len(seen) :] if rare else [0.0])
+    assert 8 < told < len(wanted) and 0 < run.count.rewarded < 0.3 and len(drawn) == run.count.grad_steps
 
 
 @pytest.mark.parametrize(
