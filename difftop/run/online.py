@@ -100,7 +100,7 @@ class Counters:
     evaluated_at: int = -1
     wall_s: float = 0.0
     told: int = 0  # episodes that tell how rare rewards are: those that don't stray from what was learned
-    rewarded: float = 0.0  # share of steps with a reward other than 0, in the last five of them or so
+    rewarded: float = 0.0  # share of steps with a reward other than 0, in the last ten of them or so
 
     @property
     def rare(self) -> float:
@@ -244,7 +244,7 @@ class OnlineRun:
         if self.count.agent_steps <= self.config.seed_steps or self.actor.tells(index):
             self.count.told += 1
             share = sum(reward != 0 for reward in slot.rewards) / len(slot.rewards)
-            self.count.rewarded += max(0.2, 1 / self.count.told) * (share - self.count.rewarded)
+            self.count.rewarded += max(0.1, 1 / self.count.told) * (share - self.count.rewarded)
         self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})

@@ -199,7 +199,7 @@ def test_a_run_that_is_made_longer_has_the_evaluations_of_an_uninterrupted_one(t
 def test_slices_are_drawn_by_priority_only_until_rewards_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: bool
 ) -> None:
-    """By the mean share of rewarded steps, of all episodes that tell while they are few, then of the last five or so."""
+    """By the mean share of rewarded steps, of all episodes that tell while they are few, then of the last ten or so."""
     run = Harness(tmp_path, frames=450, prioritized_while_rare=rare).run
     monkeypatch.setattr(run.actor, "tells", lambda index: run.slots[index].number % 3 > 0)
     drawn: list[float] = []
@@ -217,7 +217,7 @@ def test_slices_are_drawn_by_priority_only_until_rewards_come(
         slot.rewards[:] = [1.0] * rewarded + [0.0] * (len(slot.rewards) - rewarded)
         if slot.number % 3 or run.count.agent_steps <= run.config.seed_steps:
             told += 1
-            share += max(0.2, 1 / told) * (rewarded / len(slot.rewards) - share)
+            share += max(0.1, 1 / told) * (rewarded / len(slot.rewards) - share)
         wanted.append(min(1.0, 2 * share) if rare else 0.0)
         finish(index, terminated)
 
