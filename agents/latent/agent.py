@@ -20,11 +20,13 @@ from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
 from difftop.capture import Graphs
 from difftop.diagnose import LatentView
-from difftop.losses import FiniteWatch, ema_, input_gradient
+from difftop.losses import FiniteWatch, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
 from difftop.products import wide_products
 from difftop.types import Batch, EnvSpec
+
+_FIRST = 10.0  # the average is over the last tenth or so of all updates, until that is as long as `ema` says
 
 
 def rates_to_(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -37,8 +39,10 @@ def rates_to_(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
 class LatentAgent(nn.Module):
     """Acts by planning in a world, and trains it.
 
-    With `ema` it acts by a moving average of the model's weights, w' <- ema w' + (1 - ema) w after each update: what one update
-    after another undoes and does again doesn't move the policy. Where rewards are rare it explores by the weights themselves.
+    With `ema` it acts by a moving average of the model's weights: what one update after another undoes and does again doesn't
+    move the policy. Where rewards are rare it explores by the weights themselves.
+
+        w'_k = (1 - c_k) w'_{k-1} + c_k w_k,   c_k = max(1 - ema, 10 / (10 + k))   after update k
 
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.  Differs: old weights fade.
 
@@ -52,8 +56,10 @@ class LatentAgent(nn.Module):
     Raises:
         ConfigError: the environment has several observations.
     Attributes:
-        average: the averaged model; None without `ema`.
+        average, averaged: the averaged model and of how many updates it is, 0-d; None without `ema`.
     """
+
+    averaged: Tensor | None
 
     def __init__(
         self,
@@ -76,6 +82,7 @@ class LatentAgent(nn.Module):
             self.gradient: PlannerGradient | None = None
             if gradient is not None and gradient.mode != "none":
                 self.gradient = PlannerGradient(gradient, config.acting, self.world)
+        self.register_buffer("averaged", torch.zeros((), dtype=torch.float64) if config.ema else None)
         self.to(device)
         make_planner = PLANNERS[config.acting.planner]
         self._acts_in = [self.world if self.average is None else self.world.with_model(self.average)]
@@ -176,12 +183,20 @@ class LatentAgent(nn.Module):
             if gradient is not None:
                 gradient.move_target_(config.target_rate)
         if self.average is not None:
-            ema_(self.average.parameters(), self.model.parameters(), 1 - self.config.ema)
-            for mine, given in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                mine.copy_(given)
+            self._move_average()
         if priorities is not None and self.finite.deferred:  # the run ends before a weight would follow from these
             priorities = priorities.nan_to_num(0.0, posinf=0.0)
         return metrics, priorities
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        assert self.average is not None and self.averaged is not None
+        self.averaged.add_(1)
+        rate = (_FIRST / (_FIRST + self.averaged)).clamp(min=1 - self.config.ema).to(torch.float32)
+        for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(now, rate)
+        for mine, given in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(given)
 
     def update_prior(self, z: Tensor) -> dict[str, Tensor]:
         """One gradient step on the policy prior alone, at latents `z [T+1, B, Z]`; returns metrics."""
@@ -265,6 +280,7 @@ class LatentAgent(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
         mine, current = f"{prefix}average.", f"{prefix}world.model."
         if self.average is not None and not any(key.startswith(mine) for key in state_dict):  # a checkpoint from before
+            state_dict[f"{prefix}averaged"] = torch.tensor(1e9, dtype=torch.float64)
             state_dict |= {mine + key.removeprefix(current): x for key, x in state_dict.items() if key.startswith(current)}
         super()._load_from_state_dict(state_dict, prefix, *more)
 

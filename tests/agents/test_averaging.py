@@ -23,14 +23,22 @@ def weights(agent: LatentAgent) -> list[Tensor]:
     return [p.detach().clone() for p in agent.model.parameters()]
 
 
+def before_model(state: dict[str, Tensor]) -> list[Tensor]:
+    """The model's parameters in a checkpoint."""
+    fresh = made(0.75)
+    fresh.load_state_dict(state)
+    return weights(fresh)
+
+
 @pytest.mark.parametrize("name", ["difftop_rl", "tdmpc", "tdmpc2"])
 def test_average_is_the_formula_and_training_doesn_t_see_it(name: str) -> None:
     agent, other, batch = made(0.75, name), made(0.0, name), random_batch(STATE)
     wanted = weights(agent)
-    for step in range(5):
+    for step in range(40):
         agent.update(batch, step)
         other.update(batch, step)
-        wanted = [0.75 * mine + 0.25 * now for mine, now in zip(wanted, weights(agent), strict=True)]
+        rate = max(0.25, 10 / (11 + step))  # from the thirtieth update on 1 - ema
+        wanted = [(1 - rate) * mine + rate * now for mine, now in zip(wanted, weights(agent), strict=True)]
     assert agent.average is not None and other.average is None
     for mine, found, now in zip(wanted, agent.average.parameters(), agent.model.parameters(), strict=True):
         torch.testing.assert_close(found, mine, atol=1e-6, rtol=1e-5)
@@ -68,9 +76,12 @@ def test_a_checkpoint_from_before_begins_the_average_at_its_weights() -> None:
     both = trained.state_dict()
     agent.load_state_dict(both)
     assert all(torch.equal(x, both[key]) for key, x in agent.state_dict().items())
-    before = {key: x for key, x in both.items() if not key.startswith("average.")}
+    before = {key: x for key, x in both.items() if not key.startswith("average")}
     agent.load_state_dict(before)
-    assert agent.average is not None
+    assert agent.average is not None and agent.averaged is not None and agent.averaged > 1e6
     for mine, now in zip(agent.average.parameters(), agent.model.parameters(), strict=True):
         assert torch.equal(mine, now)
     assert len(before) < len(both) and all(torch.equal(x, agent.state_dict()[key]) for key, x in before.items())
+    agent.update(random_batch(STATE), 3)  # goes on as after many updates
+    for mine, was, now in zip(agent.average.parameters(), before_model(before), agent.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, 0.75 * was + 0.25 * now)
