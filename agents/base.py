@@ -57,7 +57,7 @@ class Actor(Protocol):
 
 
 class OnlineActor(Actor, Protocol):
-    """An actor that trains while it acts."""
+    """An actor whose episodes are trained on."""
 
     def tells(self, index: int) -> bool:
         """Whether rewards of environment `index`'s episode tell how rare they are for what was learned: it doesn't stray."""

@@ -135,6 +135,15 @@ def ema_(target: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> None
     torch._foreach_lerp_(list(target), list(online), tau)
 
 
+@torch.no_grad()
+def average_(average: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
+    """As `ema_`, of a module's parameters; buffers (statistics) are copied. `rate` may be 0-d, where it changes under capture."""
+    for mine, theirs in zip(average.parameters(), online.parameters(), strict=True):
+        mine.lerp_(theirs, rate)
+    for kept, new in zip(average.buffers(), online.buffers(), strict=True):
+        kept.copy_(new)
+
+
 class RunningScale(nn.Module):
     """A running scale of numbers: their spread between two percentiles, averaged over updates, or a share of the largest seen.
 

@@ -20,7 +20,7 @@ from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
 from difftop.capture import Graphs
 from difftop.diagnose import LatentView
-from difftop.losses import FiniteWatch, input_gradient
+from difftop.losses import FiniteWatch, average_, input_gradient
 from difftop.nn.encoders import random_shift
 from difftop.options import ConfigError
 from difftop.products import wide_products
@@ -182,21 +182,13 @@ class LatentAgent(nn.Module):
             world.move_targets_()
             if gradient is not None:
                 gradient.move_target_(config.target_rate)
-        if self.average is not None:
-            self._move_average()
+        if self.average is not None and self.averaged is not None:
+            self.averaged.add_(1)
+            rate = (_FIRST / (_FIRST + self.averaged)).clamp(min=1 - self.config.ema)
+            average_(self.average, self.model, rate.to(torch.float32))
         if priorities is not None and self.finite.deferred:  # the run ends before a weight would follow from these
             priorities = priorities.nan_to_num(0.0, posinf=0.0)
         return metrics, priorities
-
-    @torch.no_grad()
-    def _move_average(self) -> None:
-        assert self.average is not None and self.averaged is not None
-        self.averaged.add_(1)
-        rate = (_FIRST / (_FIRST + self.averaged)).clamp(min=1 - self.config.ema).to(torch.float32)
-        for mean, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(now, rate)
-        for mine, given in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(given)
 
     def update_prior(self, z: Tensor) -> dict[str, Tensor]:
         """One gradient step on the policy prior alone, at latents `z [T+1, B, Z]`; returns metrics."""

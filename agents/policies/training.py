@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from agents.base import Actor, UpdateResult, restore_generator
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, Windows
-from difftop.losses import FiniteWatch
+from difftop.losses import FiniteWatch, average_
 from difftop.options import option
 from difftop.run.seeding import stream
 from difftop.run.workers import ALONE
@@ -239,10 +239,5 @@ class _Average:
     def copy_(self, policy: nn.Module) -> None:
         self.policy.load_state_dict(policy.state_dict())
 
-    @torch.no_grad()
     def update_(self, policy: nn.Module, steps: int) -> None:
-        decay = min(1 - (1 + steps) ** -0.75, self.largest)
-        for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
-        for kept, new in zip(self.policy.buffers(), policy.buffers(), strict=True):
-            kept.copy_(new)
+        average_(self.policy, policy, 1 - min(1 - (1 + steps) ** -0.75, self.largest))

@@ -143,6 +143,18 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert again.evals == [] and again.run.count.grad_steps == first.run.count.grad_steps
 
 
+def test_in_a_checkpoint_from_before_all_episodes_told_how_rare_rewards_are(tmp_path: Path) -> None:
+    run = Harness(tmp_path).run
+    assert run.run()
+    state = run.state_dict()
+    told = run.count.told
+    assert 0 < told < run.count.episodes  # the toy's episodes explore in turns
+    run.load_state_dict(state)
+    assert run.count.told == told
+    run.load_state_dict(state | {"count": {key: x for key, x in state["count"].items() if key != "told"}})
+    assert run.count.told == run.count.episodes
+
+
 def test_updates_are_paid_after_episodes_and_add_up(tmp_path: Path) -> None:
     harness = Harness(tmp_path, "tdmpc", updates_per_step=0.5)
     harness.run.run()
