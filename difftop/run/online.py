@@ -333,7 +333,7 @@ class OnlineRun:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores `state_dict`, playing the episodes in progress again."""
         count = state["count"]
-        self.count = Counters(**({"told": count["episodes"]} | count))  # older checkpoints: all episodes told
+        self.count = Counters(**({"told": count.get("episodes", 0)} | count))  # older checkpoints: all episodes told
         self.actor.load_state_dict(state["actor"])
         self.random.set_state(state["random"])
         if self.sampling.get_state().shape != state["sampling"].shape:
