@@ -61,7 +61,8 @@ class PlanningActor:
         autocast: makes the context for matrix products in the run's precision.
         explore: whether actions explore.
         keep_visited: keep what plans were made from in `visited`.
-        while_rare: world and planner in place of these while rewards are rare; None: these always.
+        exploring: world and planner in place of these in episodes that explore, and in all while rewards are rare; None: these
+            always.
         graphs: by which planning is captured where the planner can be; None: it isn't.
     Attributes:
         plan: what the last actions are the first steps of, `[N, H, A]`, zeros where an environment idles; None without a plan.
@@ -78,11 +79,11 @@ class PlanningActor:
         autocast: Callable[[], AbstractContextManager[object]],
         explore: bool,
         keep_visited: bool = False,
-        while_rare: tuple[World, Planner] | None = None,
+        exploring: tuple[World, Planner] | None = None,
         graphs: Graphs | None = None,
     ) -> None:
         self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
-        self.while_rare = while_rare
+        self.exploring = exploring
         self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
         self.key = world.spec.only_key
         device = generator.device
@@ -92,9 +93,10 @@ class PlanningActor:
         self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
         self.plan: Tensor | None = None
         self.playing = [True] * num_envs
-        self._rows: Tensor | slice = slice(None)  # of those that play
+        self._groups: dict[tuple[int, ...], Tensor | slice] = {}  # of environments that plan in one batch, as an index
         self._coloured = explore and settings.noise_colour == "mixed"
-        noisy = self._coloured or (explore and settings.random_share + settings.bold_share > 0)
+        turns = settings.random_share + settings.bold_share > 0 or settings.exploring_episodes < 1
+        noisy = self._coloured or (explore and turns)
         self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
@@ -102,59 +104,77 @@ class PlanningActor:
 
     def begin(self, index: int, seed: int | None) -> None:
         """Environment `index` begins an episode, or idles where `seed` is None."""
-        if self.playing[index] != (seed is not None):
-            self.playing[index] = seed is not None
-            self._choose_rows()
+        self.playing[index] = seed is not None
         if self._noise and seed is not None:
             self._noise[index].begin(seed, self.world.spec)
 
     def tells(self, index: int) -> bool:
-        """See `agents.base.OnlineActor`: an episode without random and bold parts, or any where all have them."""
-        share = self.settings.exploring_episodes
-        return share == 1 or not self._noise or not self._noise[index].explores(share)
+        """See `agents.base.OnlineActor`: an episode that doesn't explore, or any where all do."""
+        return self.settings.exploring_episodes == 1 or not self._explores(index)
 
-    def _choose_rows(self) -> None:
-        chosen = [i for i, plays in enumerate(self.playing) if plays]
-        self._rows = slice(None) if all(self.playing) else torch.tensor(chosen, dtype=torch.int64).to(self.previous.device)
+    def _explores(self, index: int) -> bool:
+        """Whether this episode of environment `index` is one of those that explore."""
+        share = self.settings.exploring_episodes
+        return share == 1 or (bool(self._noise) and self._noise[index].explores(share))
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
         """Actions `[N, A]`; see `agents.base.Actor`."""
-        device, rows = self.previous.device, self._rows
-        actions = torch.zeros(self.previous.shape[::2], device=device)
-        if not any(self.playing):
-            return actions
-        seen = obs[self.key]
+        actions = torch.zeros(self.previous.shape[::2], device=self.previous.device)
+        self.plan = None
+        playing = [i for i, plays in enumerate(self.playing) if plays]
+        apart = self.exploring is not None and self.world.rare == 0
+        exploring = [i for i in playing if self._explores(i)] if apart else playing if self.exploring is not None else []
+        for world, planner, group in (
+            (self.world, self.planner, [i for i in playing if i not in exploring]),
+            (*(self.exploring or (self.world, self.planner)), exploring),
+        ):
+            if group:
+                self._act(world, planner, group, obs[self.key], t0, steps, actions)
+        return actions
+
+    def _act(
+        self, world: World, planner: Planner, group: list[int], seen: Tensor, t0: Tensor, steps: int, actions: Tensor
+    ) -> None:
+        """Writes the actions of the environments `group`, which plan in one batch, into those of all, `actions [N, A]`."""
+        device, rows = self.previous.device, self._index(group)
         if isinstance(rows, Tensor):
             seen, t0 = seen.to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
-        noise, alone, bold = self._explored()
+        noise, alone, bold = self._explored(group)
         if self.graphs.active and device.type == "cpu" and seen.is_floating_point() and not torch.isfinite(seen).all():
             raise ValueError(f"{self.key}: some of the observed numbers are not finite.")  # a replay would not look
         horizon, settings = self.settings.plan_length(steps), self.settings
         spread = settings.mppi_std(steps, explore=self.explore)
         inputs: list[Input] = [seen, t0, self.previous[rows], noise, settings.std(steps), spread, alone, bold]
-        with wide_products(len(seen) * getattr(self.planner, "rollouts", 1), self.world.sizes.mlp_dim):
-            raw = self.while_rare if self.world.rare > 0 else None
-            decide = partial(self._decide, *(raw or (self.world, self.planner)), steps, horizon)
-            decided: _Decided = self.graphs("a plan", decide, inputs, (horizon, raw is None))
+        with wide_products(len(seen) * getattr(planner, "rollouts", 1), world.sizes.mlp_dim):
+            decide = partial(self._decide, world, planner, steps, horizon)
+            decided: _Decided = self.graphs("a plan", decide, inputs, (horizon, world is self.world))
         if decided.kept is not None and decided.plan is not None:
             self.previous[rows] = decided.kept
-            self.plan = torch.zeros_like(self.previous[:, :horizon])
+            if self.plan is None:
+                self.plan = torch.zeros_like(self.previous[:, :horizon])
             self.plan[rows] = decided.plan
             if self.keep_visited and decided.start is not None:
                 self.visited.append(Visited(seen.cpu(), decided.start.cpu(), decided.previous.cpu()))
         actions[rows] = decided.action
-        return actions
 
-    def _explored(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of the K environments that play: noise `[K, A]` that has a memory, where it acts alone `[K]`, and where plans are bold
+    def _index(self, group: list[int]) -> Tensor | slice:
+        """Of these among the N environments; kept, as copies to a device cost time."""
+        if len(group) == len(self.playing):
+            return slice(None)
+        known = tuple(group)
+        if known not in self._groups:
+            self._groups[known] = torch.tensor(group, dtype=torch.int64).to(self.previous.device)
+        return self._groups[known]
+
+    def _explored(self, group: list[int]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of the K environments `group`: noise `[K, A]` that has a memory, where it acts alone `[K]`, and where plans are bold
         `[K]`; None: no such.
         """
         if not self._noise:
             return None, None, None
-        playing = [noise for noise, plays in zip(self._noise, self.playing, strict=True) if plays]
-        settings = self.settings
-        rare = [self.world.rare * noise.explores(settings.exploring_episodes) for noise in playing]
+        playing, settings = [self._noise[i] for i in group], self.settings
+        rare = [self.world.rare * self._explores(i) for i in group]
         alone = torch.tensor([noise.alone(settings.random_share * r) for noise, r in zip(playing, rare, strict=True)])
         bold = torch.tensor([noise.bold(settings.bold_share * r) for noise, r in zip(playing, rare, strict=True)])
         drawn = torch.stack([noise.draw() for noise in playing])
@@ -236,7 +256,6 @@ class PlanningActor:
         """Restores `state_dict`."""
         self.previous.copy_(state["previous"])
         self.playing = state["playing"].tolist()
-        self._choose_rows()
         self.generator.set_state(state["generator"].cpu())
         self.visited = [Visited(*plan) for plan in state["visited"]]
         self._counters.copy_(state["counters"])

@@ -24,7 +24,8 @@ def noise_option(default: str) -> Any:
 
 _PART = "of an episode that explores, in runs of steps; 0 where half of the steps get a reward"
 _SHARES = {
-    "exploring_episodes": "share of episodes with random and bold parts; below 1 the others tell how rare rewards are",
+    "exploring_episodes": "share of episodes that explore: by the weights before they are averaged (agent.ema), and with random "
+    "and bold parts; below 1 the others tell how rare rewards are",
     "random_share": f"planner=lm|none: what noise plays alone {_PART}",
     "bold_share": f"planner=lm: share with bold plans {_PART}",
 }

@@ -50,23 +50,68 @@ def test_average_is_the_formula_and_training_doesn_t_see_it(name: str) -> None:
     assert not any(key.startswith("average") for key in plain)
 
 
-def test_the_average_acts_but_where_rare_rewards_are_explored_for() -> None:
-    agent = made(0.75, acting=SMALL["acting"] | {"planner": "none", "random_share": 0.0, "std_start": 0.0, "std_end": 0.0})
+AVERAGE, RAW = -0.5, 0.25  # the prior's output by either
+
+
+def told_apart(planner: str = "none", **acting: Any) -> LatentAgent:
+    """An agent without noise whose prior tells by which weights it acts."""
+    quiet = {"planner": planner, "random_share": 0.0, "std_start": 0.0, "std_end": 0.0, "start_std": 0.0}
+    agent = made(0.75, acting=SMALL["acting"] | quiet | acting)
     assert agent.average is not None
-    obs = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for model, value in ((agent.model, 0.25), (agent.average, -0.5)):
+        for model, value in ((agent.model, RAW), (agent.average, AVERAGE)):
             for p in model.pi.parameters():
                 p.zero_()
             list(model.pi.parameters())[-1].fill_(value)
-    for explore, rare, value in ((True, 1.0, 0.25), (True, 0.0, -0.5), (False, 1.0, -0.5), (False, 0.0, -0.5)):
+    return agent
+
+
+def observed(count: int) -> dict[str, Tensor]:
+    return {STATE.only_key: torch.randn(count, 4, generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_average_acts_but_in_episodes_that_explore_and_while_rewards_are_rare(share: float) -> None:
+    agent, raw = told_apart(exploring_episodes=share), []
+    for explore, rare in ((True, 1.0), (True, 0.0), (False, 1.0), (False, 0.0)):
         actor = agent.actor(1, seed=0, explore=explore)
         agent.finish_episode(actor, rare, 0)
-        actor.begin(0, 1)
-        found = actor.act({STATE.only_key: obs}, torch.tensor([True]), 10**6)
-        torch.testing.assert_close(found, torch.full((1, STATE.action_dim), value).tanh())
+        for seed in range(40):
+            actor.begin(0, seed)
+            explores = explore and (rare > 0 or share == 1 or not actor.tells(0))
+            found = actor.act(observed(1), torch.tensor([True]), 10**6)
+            torch.testing.assert_close(found, torch.full((1, STATE.action_dim), RAW if explores else AVERAGE).tanh())
+            raw += [explores] if explore and not rare else []
+    assert abs(sum(raw) - 40 * share) <= 8 * (share == 0.5)
     view = agent.latent_view()
-    torch.testing.assert_close(view.policy(view.encode(obs)), torch.full((1, STATE.action_dim), -0.5).tanh())
+    torch.testing.assert_close(
+        view.policy(view.encode(observed(1)[STATE.only_key])), torch.full((1, STATE.action_dim), AVERAGE).tanh()
+    )
+
+
+@pytest.mark.parametrize("planner", ["none", "lm"])
+def test_environments_of_one_batch_act_by_the_weights_of_their_own_episodes(planner: str) -> None:
+    agent = told_apart(planner, exploring_episodes=0.5)
+    actor, alone = agent.actor(8, seed=0, explore=True), agent.actor(1, seed=0, explore=True)
+    agent.finish_episode(actor, 0.0, 0)
+    obs = observed(8)
+    for seed in range(100, 103):
+        for i in range(8):
+            actor.begin(i, None if i == 5 else 8 * seed + i)
+        explores = [not actor.tells(i) for i in range(8)]
+        assert 0 < sum(explores) < 7
+        found = actor.act(obs, torch.ones(8, dtype=torch.bool), 10**6)
+        assert not found[5].any()
+        for i in set(range(8)) - {5}:
+            alone.begin(0, 8 * seed + i)
+            wanted = alone.act({key: x[i : i + 1] for key, x in obs.items()}, torch.tensor([True]), 10**6)
+            torch.testing.assert_close(found[i : i + 1], wanted, atol=1e-5, rtol=1e-4)
+            if planner == "none":
+                torch.testing.assert_close(wanted, torch.full((1, STATE.action_dim), RAW if explores[i] else AVERAGE).tanh())
+            else:
+                assert actor.plan is not None
+                torch.testing.assert_close(actor.plan[i, 0], found[i])
+        assert planner == "none" or not actor.plan[5].any()
 
 
 def test_a_checkpoint_from_before_begins_the_average_at_its_weights() -> None:
