@@ -61,8 +61,7 @@ class PlanningActor:
         autocast: makes the context for matrix products in the run's precision.
         explore: whether actions explore.
         keep_visited: keep what plans were made from in `visited`.
-        exploring: world and planner in place of these in episodes that explore, and in all while rewards are rare; None: these
-            always.
+        raw: world and planner in place of these in a share of the episodes, and in all while rewards are rare; None: never.
         graphs: by which planning is captured where the planner can be; None: it isn't.
     Attributes:
         plan: what the last actions are the first steps of, `[N, H, A]`, zeros where an environment idles; None without a plan.
@@ -79,11 +78,11 @@ class PlanningActor:
         autocast: Callable[[], AbstractContextManager[object]],
         explore: bool,
         keep_visited: bool = False,
-        exploring: tuple[World, Planner] | None = None,
+        raw: tuple[World, Planner] | None = None,
         graphs: Graphs | None = None,
     ) -> None:
         self.world, self.planner, self.settings, self.generator = world, planner, settings, generator
-        self.exploring = exploring
+        self.raw = raw
         self.autocast, self.explore, self.keep_visited = autocast, explore, keep_visited
         self.key = world.spec.only_key
         device = generator.device
@@ -95,8 +94,7 @@ class PlanningActor:
         self.playing = [True] * num_envs
         self._groups: dict[tuple[int, ...], Tensor | slice] = {}  # of environments that plan in one batch, as an index
         self._coloured = explore and settings.noise_colour == "mixed"
-        turns = settings.random_share + settings.bold_share > 0 or settings.exploring_episodes < 1
-        noisy = self._coloured or (explore and turns)
+        noisy = self._coloured or (explore and settings.random_share + settings.bold_share + settings.raw_episodes > 0)
         self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
         self.visited: list[Visited] = []
         # Plans, failures, iterations, step lengths; on the device, where nothing waits for them.
@@ -109,13 +107,13 @@ class PlanningActor:
             self._noise[index].begin(seed, self.world.spec)
 
     def tells(self, index: int) -> bool:
-        """See `agents.base.OnlineActor`: an episode that doesn't explore, or any where all do."""
-        return self.settings.exploring_episodes == 1 or not self._explores(index)
-
-    def _explores(self, index: int) -> bool:
-        """Whether this episode of environment `index` is one of those that explore."""
+        """See `agents.base.OnlineActor`: an episode without random and bold parts, or any where all have them."""
         share = self.settings.exploring_episodes
-        return share == 1 or (bool(self._noise) and self._noise[index].explores(share))
+        return share == 1 or not self._among(index, share)
+
+    def _among(self, index: int, share: float) -> bool:
+        """Whether this episode of environment `index` is among that share; those of a smaller share are among a larger one's."""
+        return bool(self._noise) and self._noise[index].explores(share)
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
@@ -123,11 +121,11 @@ class PlanningActor:
         actions = torch.zeros(self.previous.shape[::2], device=self.previous.device)
         self.plan = None
         playing = [i for i, plays in enumerate(self.playing) if plays]
-        apart = self.exploring is not None and self.world.rare == 0
-        exploring = [i for i in playing if self._explores(i)] if apart else playing if self.exploring is not None else []
+        rare, share = self.world.rare > 0, self.settings.raw_episodes
+        raw = [i for i in playing if self.raw is not None and (rare or self._among(i, share))]
         for world, planner, group in (
-            (self.world, self.planner, [i for i in playing if i not in exploring]),
-            (*(self.exploring or (self.world, self.planner)), exploring),
+            (self.world, self.planner, [i for i in playing if i not in raw]),
+            (*(self.raw or (self.world, self.planner)), raw),
         ):
             if group:
                 self._act(world, planner, group, obs[self.key], t0, steps, actions)
@@ -174,7 +172,7 @@ class PlanningActor:
         if not self._noise:
             return None, None, None
         playing, settings = [self._noise[i] for i in group], self.settings
-        rare = [self.world.rare * self._explores(i) for i in group]
+        rare = [self.world.rare * self._among(i, settings.exploring_episodes) for i in group]
         alone = torch.tensor([noise.alone(settings.random_share * r) for noise, r in zip(playing, rare, strict=True)])
         bold = torch.tensor([noise.bold(settings.bold_share * r) for noise, r in zip(playing, rare, strict=True)])
         drawn = torch.stack([noise.draw() for noise in playing])

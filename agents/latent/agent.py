@@ -40,8 +40,8 @@ class LatentAgent(nn.Module):
     """Acts by planning in a world, and trains it.
 
     With `ema` it acts by a moving average of the model's weights: what one update after another undoes and does again doesn't
-    move the policy. Episodes that explore (`acting.exploring_episodes`) are played by the weights themselves, so that no two are
-    by the same policy, and while rewards are rare all are.
+    move the policy. A share of the training episodes (`acting.raw_episodes`) is played by the weights themselves, so that no two
+    are by the same policy, and while rewards are rare all are.
 
         w'_k = (1 - c_k) w'_{k-1} + c_k w_k,   c_k = max(1 - ema, 10 / (10 + k))   after update k
 
@@ -105,7 +105,7 @@ class LatentAgent(nn.Module):
 
     @property
     def acts_in(self) -> World:
-        """The world with the averaged weights where there are any: it acts, but in episodes that explore."""
+        """The world with the averaged weights where there are any: it acts, but in `acting.raw_episodes`."""
         return self._acts_in[0]  # in a list: its weights and scales are in the state already
 
     def capture_graphs(self, mode: str) -> None:
@@ -129,7 +129,7 @@ class LatentAgent(nn.Module):
             self.config.acting,
             num_envs,
             generator,
-            exploring=(self.world, self._raw_planner) if explore and self.average is not None else None,
+            raw=(self.world, self._raw_planner) if explore and self.average is not None else None,
             graphs=self.graphs.sharing([generator]),
             autocast=self.autocast,
             explore=explore,

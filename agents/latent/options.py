@@ -13,7 +13,7 @@ from difftop.options import option
 
 def ema_option(default: float) -> Any:
     """The option `ema`, with an agent's own default."""
-    help_ = "decay per gradient step of the averaged weights that act, but in episodes that explore; 0: no average"
+    help_ = "decay per gradient step of the averaged weights that act, but in acting.raw_episodes; 0: no average"
     return option(default, help_, low=0, high=1)
 
 

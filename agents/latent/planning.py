@@ -24,15 +24,15 @@ def noise_option(default: str) -> Any:
 
 _PART = "of an episode that explores, in runs of steps; 0 where half of the steps get a reward"
 _SHARES = {
-    "exploring_episodes": "share of episodes that explore: by the weights before they are averaged (agent.ema), and with random "
-    "and bold parts; below 1 the others tell how rare rewards are",
+    "exploring_episodes": "share of episodes with random and bold parts; below 1 the others tell how rare rewards are",
+    "raw_episodes": "share of training episodes by the weights, not their average (agent.ema); all while rewards are rare",
     "random_share": f"planner=lm|none: what noise plays alone {_PART}",
     "bold_share": f"planner=lm: share with bold plans {_PART}",
 }
 
 
 def share_option(name: str, default: float) -> Any:
-    """The option `exploring_episodes`, `random_share` or `bold_share`, with an agent's own default."""
+    """The option `exploring_episodes`, `raw_episodes`, `random_share` or `bold_share`, with an agent's own default."""
     return option(default, _SHARES[name], low=0, high=1)
 
 
@@ -48,6 +48,7 @@ class PlanSettings:
     std_steps: int = option(25_000, "agent steps until it has reached its end", low=0)
     explore_until_reward: bool = option(False, "planner=lm|none: std stays at its start until a reward other than 0 was seen")
     exploring_episodes: float = share_option("exploring_episodes", 1.0)
+    raw_episodes: float = share_option("raw_episodes", 0.0)
     random_share: float = share_option("random_share", 0.0)
     bold_share: float = share_option("bold_share", 0.0)
     bold_damping: float = option(0.1, "planner=lm: lm.damping of bold plans, which may go far from the prior's", above=0)

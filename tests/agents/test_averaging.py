@@ -55,7 +55,14 @@ AVERAGE, RAW = -0.5, 0.25  # the prior's output by either
 
 def told_apart(planner: str = "none", **acting: Any) -> LatentAgent:
     """An agent without noise whose prior tells by which weights it acts."""
-    quiet = {"planner": planner, "random_share": 0.0, "std_start": 0.0, "std_end": 0.0, "start_std": 0.0}
+    quiet = {
+        "planner": planner,
+        "random_share": 0.0,
+        "std_start": 0.0,
+        "std_end": 0.0,
+        "start_std": 0.0,
+        "exploring_episodes": 0.5,
+    }
     agent = made(0.75, acting=SMALL["acting"] | quiet | acting)
     assert agent.average is not None
     with torch.no_grad():
@@ -71,14 +78,14 @@ def observed(count: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_average_acts_but_in_episodes_that_explore_and_while_rewards_are_rare(share: float) -> None:
-    agent, raw = told_apart(exploring_episodes=share), []
+def test_the_average_acts_but_in_raw_episodes_and_while_rewards_are_rare(share: float) -> None:
+    agent, raw = told_apart(raw_episodes=share), []
     for explore, rare in ((True, 1.0), (True, 0.0), (False, 1.0), (False, 0.0)):
         actor = agent.actor(1, seed=0, explore=explore)
         agent.finish_episode(actor, rare, 0)
         for seed in range(40):
             actor.begin(0, seed)
-            explores = explore and (rare > 0 or share == 1 or not actor.tells(0))
+            explores = explore and (rare > 0 or share == 1 or (share > 0 and not actor.tells(0)))
             found = actor.act(observed(1), torch.tensor([True]), 10**6)
             torch.testing.assert_close(found, torch.full((1, STATE.action_dim), RAW if explores else AVERAGE).tanh())
             raw += [explores] if explore and not rare else []
@@ -91,7 +98,7 @@ def test_the_average_acts_but_in_episodes_that_explore_and_while_rewards_are_rar
 
 @pytest.mark.parametrize("planner", ["none", "lm"])
 def test_environments_of_one_batch_act_by_the_weights_of_their_own_episodes(planner: str) -> None:
-    agent = told_apart(planner, exploring_episodes=0.5)
+    agent = told_apart(planner, raw_episodes=0.5)
     actor, alone = agent.actor(8, seed=0, explore=True), agent.actor(1, seed=0, explore=True)
     agent.finish_episode(actor, 0.0, 0)
     obs = observed(8)

@@ -94,7 +94,7 @@ def test_the_other_episodes_are_planned_from_end_to_end_and_tell_how_rare_reward
     share: float, rare: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting = SMALL["acting"] | {"random_share": 0.5, "bold_share": 0.5, "bold_damping": 0.3, "exploring_episodes": share}
-    agent = make_agent({"name": "difftop_rl", **SMALL, "acting": acting, "ema": 0.0}, STATE, seed=3, capture="false")
+    agent = make_agent({"name": "difftop_rl", **SMALL, "acting": acting}, STATE, seed=3, capture="false")
     asked = []
     decide = LMActing.decide
     monkeypatch.setattr(LMActing, "decide", lambda planner, situation: (asked.append(situation), decide(planner, situation))[1])
