@@ -43,11 +43,15 @@ def table(found: Diagnosis, returns: Mapping[str, float]) -> str:
 def advice(found: Diagnosis, returns: Mapping[str, float]) -> list[str]:
     """What the numbers mean and what to try, most important first; nothing where all is well."""
     lines = []
+    prior = returns.get("prior", 0.0)
+    best = max((value for name, value in returns.items() if name != "prior"), default=math.nan)
+    gain = best / prior if prior > 0 else math.nan  # nan: not known
     worst = min((x for x in found.value_r2[:5] if not math.isnan(x)), default=float("nan"))
     if found.value_correlation < VALUE_CORRELATION:
+        ends = f"plans gain {gain - 1:.0%} all the same" if gain >= GAIN else "no plan that ends in them can be good"
         lines.append(
-            f"values follow returns badly (correlation {found.value_correlation:.2f}, wanted {VALUE_CORRELATION}): no plan that "
-            "ends in them can be good; normalize the critic (layer norm), weigh its loss down, or update less often per step."
+            f"values follow returns badly (correlation {found.value_correlation:.2f}, wanted {VALUE_CORRELATION}): {ends}; "
+            "normalize the critic (layer norm), weigh its loss down, or update less often per step."
         )
     if abs(found.value_mean - found.return_mean) > BIAS * max(abs(found.return_mean), 1e-6):
         lines.append(
@@ -55,16 +59,16 @@ def advice(found: Diagnosis, returns: Mapping[str, float]) -> list[str]:
             "the critic is wrong; regularize the critic or take more members for its targets."
         )
     if worst < VALUE_R2:
+        adds = f"the planner adds {gain - 1:.0%} all the same" if gain >= GAIN else "the planner can add nothing to its prior"
         lines.append(
-            f"the model does not predict how the value changes (R2 down to {worst:.2f}, wanted {VALUE_R2}): the planner can add "
-            "nothing to its prior; raise agent.loss.rho and agent.loss.consistency, or normalize the latents."
+            f"the model does not predict how the value changes (R2 down to {worst:.2f}, wanted {VALUE_R2}): {adds}; raise "
+            "agent.loss.rho and agent.loss.consistency, or normalize the latents."
         )
     if found.latent_rms > LATENT_RMS:
         lines.append(f"latents have grown to rms {found.latent_rms:.1f}: consistency is measured in them; normalize the latents.")
     if found.prior_saturation > SATURATION:
         lines.append(f"{found.prior_saturation:.0%} of the prior's actions are at the bounds: its gradient vanishes there.")
-    planned = [value for name, value in returns.items() if name != "prior"]
-    if planned and returns.get("prior", 0.0) > 0 and max(planned) < GAIN * returns["prior"]:
+    if gain < GAIN:
         lines.append(
             f"no planner gains {GAIN - 1:.0%} on the prior: damp more (agent.acting.lm.damping), or act by planner=none and save "
             "the time."

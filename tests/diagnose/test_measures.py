@@ -67,6 +67,17 @@ def test_a_model_that_stands_still_has_error_one_and_predicts_no_change() -> Non
     assert "does not predict how the value changes" in " ".join(advice(found, {}))
 
 
+def test_what_is_said_of_plans_is_what_they_were_found_to_gain() -> None:
+    found = diagnose(exact_view(), episodes(), episodes(), steps=4)
+    poor = replace(found, value_r2=[0.5] * 4, value_correlation=0.5)
+    for returns in ({}, {"prior": 100.0, "lm": 105.0}, {"prior": -1.0, "lm": 2.0}):
+        lines = " ".join(advice(poor, returns))
+        assert "no plan that ends in them can be good" in lines and "can add nothing to its prior" in lines
+    lines = " ".join(advice(poor, {"prior": 100.0, "lm": 121.0, "mppi": 90.0}))
+    assert "plans gain 21% all the same" in lines and "the planner adds 21% all the same" in lines
+    assert "can be good" not in lines and "can add nothing" not in lines and "no planner gains" not in lines
+
+
 def test_values_are_compared_on_the_episodes_that_they_are_of() -> None:
     """Noise brings no exact value down: it is in other episodes."""
     noisy, own = episodes(noise=0.3), episodes()
