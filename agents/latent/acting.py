@@ -92,7 +92,7 @@ class PlanningActor:
         self.previous = torch.zeros(num_envs, settings.horizon, world.spec.action_dim, device=device)
         self.plan: Tensor | None = None
         self.playing = [True] * num_envs
-        self._groups: dict[tuple[int, ...], Tensor | slice] = {}  # of environments that plan in one batch, as an index
+        self._groups: dict[tuple[int, ...], Tensor | slice] = {}  # of environments that plan in one batch, now, as an index
         self._coloured = explore and settings.noise_colour == "mixed"
         noisy = self._coloured or (explore and settings.random_share + settings.bold_share + settings.raw_episodes > 0)
         self._noise = [EpisodeNoise(generator.initial_seed() + i, world.spec) for i in range(num_envs if noisy else 0)]
@@ -103,6 +103,7 @@ class PlanningActor:
     def begin(self, index: int, seed: int | None) -> None:
         """Environment `index` begins an episode, or idles where `seed` is None."""
         self.playing[index] = seed is not None
+        self._groups.clear()
         if self._noise and seed is not None:
             self._noise[index].begin(seed, self.world.spec)
 
@@ -123,12 +124,15 @@ class PlanningActor:
         playing = [i for i, plays in enumerate(self.playing) if plays]
         rare, share = self.world.rare > 0, self.settings.raw_episodes
         raw = [i for i in playing if self.raw is not None and (rare or self._among(i, share))]
+        seen = obs[self.key]
+        if 0 < len(raw) < len(self.playing) or len(playing) < len(self.playing):  # rows are chosen there, from one copy
+            seen, t0 = seen.to(actions.device, non_blocking=True), t0.to(actions.device, non_blocking=True)
         for world, planner, group in (
             (self.world, self.planner, [i for i in playing if i not in raw]),
             (*(self.raw or (self.world, self.planner)), raw),
         ):
             if group:
-                self._act(world, planner, group, obs[self.key], t0, steps, actions)
+                self._act(world, planner, group, seen, t0, steps, actions)
         return actions
 
     def _act(
@@ -137,7 +141,7 @@ class PlanningActor:
         """Writes the actions of the environments `group`, which plan in one batch, into those of all, `actions [N, A]`."""
         device, rows = self.previous.device, self._index(group)
         if isinstance(rows, Tensor):
-            seen, t0 = seen.to(device, non_blocking=True)[rows], t0.to(device, non_blocking=True)[rows]
+            seen, t0 = seen[rows], t0[rows]
         noise, alone, bold = self._explored(group)
         if self.graphs.active and device.type == "cpu" and seen.is_floating_point() and not torch.isfinite(seen).all():
             raise ValueError(f"{self.key}: some of the observed numbers are not finite.")  # a replay would not look
