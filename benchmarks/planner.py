@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from difftop.capture import Graphs, TapeBackend, native
 from difftop.planning import LMConfig, LMPlanner, MPPIConfig, MPPIPlanner
 from difftop.planning.damped import damped_step
 from difftop.planning.model import LatentModel
@@ -193,17 +195,41 @@ def peak_memory(which: str, batch: int) -> float:
     return float(line.split()[1]) / 1024
 
 
-def act_over_mppi(count: int) -> Measure:
-    """One action: 4 starts x 5 iterations against TD-MPC's 6 rounds of 512 samples and 25 policy plans."""
+def act_over_mppi(count: int) -> list[Measure]:
+    """One action: 4 starts x 5 iterations against TD-MPC's 6 rounds of 512 samples and 25 policy plans.
+
+    Both recorded, as agents act (`capture=auto`, docs/capture.md), and both as calls of their functions, `_eager`.
+    """
     n, z, prior = problem(1)
     config, sampling = LMConfig(start_previous=True, start_zeros=True, start_random=1), MPPIConfig()
     planner, mppi = LMPlanner(config, A), MPPIPlanner(sampling, A)
-    plans, g = prior.unsqueeze(1).expand(-1, sampling.prior_samples, -1, -1), torch.Generator().manual_seed(0)
-    ours, theirs = interleaved(
-        [lambda: planner.plan(n.fast, z, prior, previous=-prior, generator=g), lambda: mppi.plan(n.fast, z, plans, generator=g)],
-        count,
-    )
-    return Measure("act_over_mppi", f"{ours:.1f} ms", f"{theirs:.0f} ms", ours / theirs, 0.045)
+    g = torch.Generator().manual_seed(0)
+
+    def plan(z: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            result = planner.plan(n.fast, z, prior, previous=-prior, generator=g)
+        return result.actions, result.value
+
+    def sample(z: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        plans = prior.unsqueeze(1).expand(-1, sampling.prior_samples, -1, -1)
+        with torch.no_grad():
+            result = mppi.plan(n.fast, z, plans, generator=g)
+        return result.actions, result.value
+
+    native.prepare()
+    native.ready(600.0)
+    graphs = Graphs(z.device, generators=[g])
+    runs = [partial(graphs, "LM", plan, [z, prior]), partial(graphs, "MPPI", sample, [z, prior])]
+    for run in runs:
+        for _ in range(TapeBackend.eager_calls + 1):
+            run()
+    if graphs.captured < len(runs):
+        raise RuntimeError("a plan was not recorded.")
+    ours, theirs, eager, sampled = interleaved([*runs, partial(plan, z, prior), partial(sample, z, prior)], count)
+    return [
+        Measure("act_over_mppi", f"{ours:.1f} ms", f"{theirs:.0f} ms", ours / theirs, 0.045),
+        Measure("act_over_mppi_eager", f"{eager:.1f} ms", f"{sampled:.0f} ms", eager / sampled, None),
+    ]
 
 
 def grad_vs_autodiff() -> Measure:
@@ -331,7 +357,7 @@ def measure(quick: bool) -> list[Measure]:
         *over_hand_lm(batch, count),
         *over_hand_lm(1, 15 if quick else 60),
         *over_autodiff(32 if quick else 256, 1 if quick else 3),
-        act_over_mppi(2 if quick else 15),
+        *act_over_mppi(2 if quick else 15),
         grad_vs_autodiff(),
         grad_vs_fd(),
         dual_error(),
