@@ -4,6 +4,7 @@
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
+    |y_t| <= (M + 5 u c5 M) / (1 - gamma) where that is asked for (`bounded`)
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K Q'(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
     n = 1 and K = 0 where rewards are not rare; K = 0 once an episode has terminated: the model knows of no ends
     gamma, here, is lower while rewards are rare
@@ -79,6 +80,7 @@ class ScaledLossConfig(LossConfig):
     pessimism: float = option(
         0.0, "of the values that targets and the prior go by: 1 the smallest of all networks', 0 their mean", low=0, high=1
     )
+    bounded: bool = option(False, "TD targets no larger than what the largest reward seen gives, in every step to come")
     prior_steps: int = option(2, "latents of a slice that the prior is trained on: the first, and others drawn", low=1)
     saturation: float = option(1e-4, "coefficient of the prior's squared outputs before its tanh", low=0)
 
@@ -194,6 +196,8 @@ class ScaledWorld(World):
             last.bias.add_(moved)
         value = self.expanded_value(u.z_next, generator).view_as(u.reward)
         y = n_step_targets(u.reward, u.terminated, value, self.gamma, self.config.n_step if self.far else 1)
+        if self.config.bounded:
+            y = y.clamp(-self.most, self.most)
         self.return_scale.update(y)
         self.scale_rates_()
         return y
@@ -209,6 +213,11 @@ class ScaledWorld(World):
         return self.discount + self.sparse * min(0.0, self.config.discount_while_rare - self.discount)
 
     @property
+    def most(self) -> Tensor:
+        """The most that a discounted return can be, 0-d, by the largest reward seen and the largest that curiosity gives."""
+        return (self.reward_size.largest + _SURPRISE * self.curious) / (1 - self.gamma)
+
+    @property
     def seeks(self) -> bool:
         """While rewards are rare."""
         return self.rare > 0
@@ -220,9 +229,14 @@ class ScaledWorld(World):
 
     def curiosity(self, error: Tensor) -> Tensor:
         """Rewards `[T, B]` of steps with the model's errors `[T, B]`: as large as those are among all of the same depth."""
-        size = self.reward_size
-        unit = torch.where(size.largest > 0, self.config.curiosity * size.largest, size.floor)  # floor: no reward was seen yet
-        return unit * self.rarity * (error / error.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=_SURPRISE)
+        return self.curious * (error / error.mean(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=_SURPRISE)
+
+    @property
+    def curious(self) -> Tensor:
+        """Reward of a step that the model foretells as badly as the mean one, 0-d."""
+        size, part = self.reward_size, self.config.curiosity
+        unit = torch.where(size.largest > 0, part * size.largest, size.floor if part else 0.0)  # floor: no reward was seen yet
+        return unit * self.rarity
 
     def believed(self, q: Tensor) -> Tensor:
         """One value `[N]` of the networks' `[E, N]`: between their mean and the smallest."""

@@ -297,6 +297,26 @@ def test_targets_are_not_expanded_where_episodes_terminate() -> None:
     assert torch.equal(again, terminates) and (expanded - goes_on).abs().mean() > 1e-3
 
 
+@pytest.mark.parametrize(("rare", "largest", "most"), [(0.0, 2.0, 200.0), (1.0, 2.0, 2 * 1.25 / 0.03), (1.0, 0.0, 5e-3 / 0.03)])
+def test_bounded_targets_are_at_most_the_largest_reward_for_ever(rare: float, largest: float, most: float) -> None:
+    """And what curiosity adds to it; before a reward is seen that alone, in units of the smallest size."""
+    found = {}
+    for bounded in (False, True):
+        agent, batch = scaled({"bounded": bounded}), random_batch(STATE)
+        batch = replace(batch, terminated=torch.zeros_like(batch.terminated))
+        agent.world.set_rare(rare)
+        agent.world.reward_size.largest.fill_(largest)
+        assert isinstance(agent.world, ScaledWorld)
+        last = list(agent.world.target_q.children())[-1]
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                last.bias.fill_(sign * 1e4)
+            found[bounded, sign] = agent.world.td_targets(agent.unroll(batch), agent.generator)
+    for sign in (1.0, -1.0):
+        assert (found[False, sign] * sign).min() > most
+        torch.testing.assert_close(found[True, sign], torch.full_like(found[True, sign], sign * most))
+
+
 def test_curiosity_rewards_what_is_foretold_badly_while_rewards_are_rare() -> None:
     world = scaled({"curiosity": 0.05}).world
     assert isinstance(world, ScaledWorld)
