@@ -197,7 +197,8 @@ class ScaledWorld(World):
         value = self.expanded_value(u.z_next, generator).view_as(u.reward)
         y = n_step_targets(u.reward, u.terminated, value, self.gamma, self.config.n_step if self.far else 1)
         if self.config.bounded:
-            y = y.clamp(-self.most, self.most)
+            most = self.most
+            y = y.clamp(-most, most)
         self.return_scale.update(y)
         self.scale_rates_()
         return y
