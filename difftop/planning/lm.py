@@ -131,6 +131,7 @@ def _plan(
         problem, point = pose(config, model, repeated, prior, starts, scale)
     with torch.no_grad():
         state = begin(problem, point, None if damping is None else damping.repeat(count))
+        del point  # what its rollout remembers is let go after the first iteration
         if head > 0:
             state = loop(problem, state, head, record=record)
         end = state

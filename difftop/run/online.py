@@ -245,7 +245,9 @@ class OnlineRun:
             self.count.told += 1
             share = sum(reward != 0 for reward in slot.rewards) / len(slot.rewards)
             self.count.rewarded += max(0.1, 1 / self.count.told) * (share - self.count.rewarded)
-        self._gather({"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions))})
+        self._gather(
+            {"train/return": sum(slot.rewards), "train/episode_steps": float(len(slot.actions)), "train/rare": self.count.rare}
+        )
         if slot.successes:
             self._gather({"train/success": max(slot.successes)})
         self._gather(self._learned_from_episode())

@@ -212,7 +212,8 @@ def test_slices_are_drawn_by_priority_only_until_rewards_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rare: bool
 ) -> None:
     """By the mean share of rewarded steps, of all episodes that tell while they are few, then of the last ten or so."""
-    run = Harness(tmp_path, frames=450, prioritized_while_rare=rare).run
+    harness = Harness(tmp_path, frames=450, prioritized_while_rare=rare)
+    run, rarities = harness.run, list[float]()
     monkeypatch.setattr(run.actor, "tells", lambda index: run.slots[index].number % 3 > 0)
     drawn: list[float] = []
     sample, finish = run.replay.sample, run._finish
@@ -231,6 +232,7 @@ def test_slices_are_drawn_by_priority_only_until_rewards_come(
             told += 1
             share += max(0.1, 1 / told) * (rewarded / len(slot.rewards) - share)
         wanted.append(min(1.0, 2 * share) if rare else 0.0)
+        rarities.append(1 - min(1.0, 2 * share))
         finish(index, terminated)
 
     monkeypatch.setattr(run.replay, "sample", spy)
@@ -238,6 +240,8 @@ def test_slices_are_drawn_by_priority_only_until_rewards_come(
     run.run()
     seen, late = list(dict.fromkeys(drawn)), list(dict.fromkeys(wanted))
     assert seen == pytest.approx(late[-len(seen) :] if rare else [0.0])
+    logged = [row["train/rare"] for _, row in harness.metrics if "train/rare" in row]
+    assert logged == pytest.approx(rarities[: len(logged)]) and len(logged) > 8
     assert 8 < told < len(wanted) and 0 < run.count.rewarded < 0.3 and len(drawn) == run.count.grad_steps
 
 
