@@ -1,5 +1,7 @@
 """DiffTOP / DiffTORI: a latent world model, acting and learning through a differentiable trajectory optimizer.
 
+What the agent is made of, and its options; the update itself is in `agents/latent/agent.py`, L_PG in `agents/latent/gradient.py`.
+
     a(theta) = plan(h(s), R, d, Q)_0          the first action of the optimized plan, by Levenberg-Marquardt
     L_PG = - mean_s min_j C_j(s, a(theta)) / S
 
@@ -96,7 +98,7 @@ class ScaledActingConfig(LMActingConfig):
 
 @dataclass(frozen=True)
 class OptionalGradientConfig(PolicyGradientConfig):
-    """Off until asked for: see docs/difftop_rl.md for where it helps and what it costs."""
+    """Off until asked for: see docs/difftop_rl.md for what it was found to give and what it costs."""
 
     mode: str = mode_option("none")
 
@@ -136,5 +138,5 @@ WORLDS: Mapping[str, OnWorld] = {
 def make_difftop_rl(
     config: DiffTOPConfig | DiffTOPOnTDMPCConfig | DiffTOPOnTDMPC2Config, spec: EnvSpec, **how: Any
 ) -> LatentAgent:
-    """`agent=difftop_rl`: the world of a paper, a planner, and the policy gradient through it; see `LatentAgent`."""
+    """`agent=difftop_rl`: a world, a planner, and where asked for the policy gradient through it; see `LatentAgent`."""
     return LatentAgent(config, spec, lambda: WORLDS[config.world_model].make(config, spec), config.policy_gradient, **how)

@@ -64,7 +64,7 @@ AGENTS: Extended[Entry] = Extended(
             "agents.difftop_rl",
             "make_difftop_rl",
             "DiffTOPConfig",
-            "DiffTOP: a planner in the network, and a policy gradient through it",
+            "DiffTOP: plans by differentiable Levenberg-Marquardt; optionally a loss through the plan",
             worlds="WORLDS",
         ),
         "leto": _imitates("leto", "Leto", "LeTO: recurrent policy with a constrained trajectory head"),

@@ -1,4 +1,4 @@
-"""difftop: policies that plan, by an optimizer inside the network that is trained end to end.
+"""difftop: policies that plan, by an optimizer inside the network that losses can be differentiated through.
 
     import difftop
 

@@ -73,11 +73,22 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         typed.merge_with(dict(values))
         made = cast(T, OmegaConf.to_object(typed))
     except OmegaConfBaseException as error:
-        key = _dotted(where, error.full_key or error.key or "")
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {reason}") from error
+        raise ConfigError(_of_wrong_type(cls, values, where, error)) from error
     check_ranges(made, where)
     return made
+
+
+def _of_wrong_type(cls: type, values: Mapping[str, Any], where: str, error: OmegaConfBaseException) -> str:
+    key = str(error.full_key or error.key or "")
+    hint: Any = cls
+    given: Any = values
+    for part in key.split("."):
+        hint = get_type_hints(hint).get(part) if is_dataclass(hint) else None
+        given = given.get(part) if isinstance(given, Mapping) else None
+    kinds: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if hint in kinds and given is not None:
+        return f"{_dotted(where, key)}={given}: must be {kinds[hint]}."
+    return f"{_dotted(where, key)}: {str(error).splitlines()[0]}"
 
 
 def defaults(cls: type) -> dict[str, Any]:
@@ -181,4 +192,4 @@ def check_ranges(made: Any, where: str) -> None:
                 bad |= m.get("above") is not None and number <= m["above"]
                 bad |= m.get("high") is not None and number > m["high"]
         if bad:
-            raise ConfigError(f"{key}={value}: must be {_allowed(m, '{}')}. {m.get('help', '')}")
+            raise ConfigError(f"{key}={value}: must be {_allowed(m, '{}')} ({m.get('help', '')}).")

@@ -101,7 +101,7 @@ def find_task(name: str) -> Task:
     hint = suggest(f"{prefix}/{given}".lower(), [listed.lower() for listed in list_envs()])
     for listed in list_envs():  # as it is spelled
         hint = hint.replace(f"'{listed.lower()}'", f"'{listed}'")
-    raise ConfigError(f"env.name={name}: unknown environment.{hint} `python train.py mode=envs` lists all.")
+    raise ConfigError(f"env={name}: unknown environment.{hint} `python train.py mode=envs` lists all.")
 
 
 def gives(name: str) -> frozenset[str]:

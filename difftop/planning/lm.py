@@ -44,7 +44,7 @@ class Loop(Protocol):
             state: where the searches stand.
             iterations: at least 1.
             record: also record the last evaluation, from which nothing inside this loop is differentiated.
-            implicit: instead, end by one step with constant curvature that leaves the plan and carries its gradient.
+            implicit: instead, end by one step with constant curvature that doesn't move the plan and carries its gradient.
         """
         ...
 

@@ -127,9 +127,13 @@ def plan(
         differentiable: whether `actions` carries gradient to z0 and to the model's parameters.
     Returns:
         actions `[B, H, A]` in [-1, 1], value `[B]` (the model's return), status `[B]` and iterations `[B]`.
+    Raises:
+        ValueError: as `LMPlanner.plan`, and for a config that starts from a previous plan, which is not given here.
     """
     if start.dim() != 3 or 0 in start.shape[1:]:
         raise ValueError(f"start: shape {list(start.shape)}; must be [B={len(z0)}, H >= 1, A >= 1].")
+    if config.start_previous:
+        raise ValueError("start_previous=True: plan() knows no previous plan; give it to LMPlanner(config, action_dim).plan.")
     planner = LMPlanner(config, start.shape[2])
     return planner.plan(model, z0, start, scale=scale, generator=generator, differentiable=differentiable)
 

@@ -20,6 +20,7 @@ from difftop.run.cli import Registry, Settings
 from difftop.run.rollouts import Environments, roll_out
 from difftop.run.seeding import stream
 from difftop.run.session import Factories, RunEnd, prepare_torch, with_overrides
+from difftop.run.settings import SETTABLE
 from difftop.run.weights import load_weights
 from difftop.written import write_whole
 
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 NOISE = 0.2  # std of what is added to the prior's actions: near what the agent does, and not only what it does
 DAMPINGS = (0.1, 10.0)  # of Levenberg-Marquardt, as multiples of the agent's own
-_SETTABLE = {"run.eval_episodes", "run.eval_envs"}
 
 
 def diagnose_checkpoint(
@@ -38,7 +38,7 @@ def diagnose_checkpoint(
     Raises:
         ConfigError: the agent has no latent model.
     """
-    settings = with_overrides(saved, settings, registry, overrides, _SETTABLE)
+    settings = with_overrides(saved, settings, registry, overrides, SETTABLE["diagnose"])
     settings = replace(settings, run=replace(settings.run, video=False))
     device = prepare_torch(settings)
     if "lm" not in settings.agent.get("acting", {}):

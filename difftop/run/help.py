@@ -12,7 +12,7 @@ from difftop.datasets.look import DataConfig
 from difftop.options import ConfigError, describe, suggest
 from difftop.run.experiments import experiment_names, first_comment, read_experiment
 from difftop.run.serve_options import ServeConfig
-from difftop.run.settings import LOOPS, MODES, Registry, TopConfig
+from difftop.run.settings import LOOPS, MODES, SETTABLE, SETTABLE_OF_IMITATION, Registry, TopConfig
 
 WIDTH = 120
 _INDENT = 13
@@ -139,6 +139,12 @@ def _mode(name: str) -> Iterator[str]:
     yield f"mode={name}: {MODES[name]}"
     if name in _MODE_OPTIONS:
         yield from _options(_MODE_OPTIONS[name], "")
+    elif name in SETTABLE:
+        yield "Agent, env and their options are those of checkpoint=FOLDER, of a run or of one checkpoint. A command line may set"
+        yield from _wrapped("  ", [f"{key}=" for key in ("planner", "seed", "device", *sorted(SETTABLE[name]))])
+        if name == "eval":
+            yield from _wrapped("  of imitation also ", [f"{key}=" for key in ("head", *sorted(SETTABLE_OF_IMITATION))])
+        yield "What they mean: --help options | env | run"
     else:
         yield "Its options: --help options | agent=NAME | env | run"
 

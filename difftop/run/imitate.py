@@ -37,7 +37,7 @@ from difftop.run.session import (
     run_folder,
     with_overrides,
 )
-from difftop.run.settings import NO_SIMULATOR
+from difftop.run.settings import NO_SIMULATOR, SETTABLE, SETTABLE_OF_IMITATION
 from difftop.run.signals import StopOnSignal
 from difftop.run.weights import load_weights
 from difftop.run.workers import Workers, joined
@@ -348,9 +348,8 @@ def _selection(run: OfflineRun, envs: Environments | None, factories: Factories,
 
 def as_saved(saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str]) -> Settings:
     """The checkpoint's settings, with what this command line sets of its evaluation."""
-    keys = {f"run.{name}" for name in ("eval_episodes", "eval_envs", "parallel", "video", "protocol")}
-    keys |= {"env.render_quality", "env.video_size", "env.episode_steps", "agent.execute"}
-    keys |= {"agent.samples"} & {f"agent.{key}" for key in saved.config["agent"]}
+    keys = SETTABLE["eval"] | SETTABLE_OF_IMITATION
+    keys -= {"agent.samples"} - {f"agent.{key}" for key in saved.config["agent"]}
     found = with_overrides(saved, settings, registry, overrides, keys)
     given = {override.partition("=")[0] for override in overrides}
     if "run.protocol" in given and "env.episode_steps" not in given:

@@ -59,10 +59,11 @@ class RunError(RuntimeError):
 
 def non_finite(error: NonFiniteLossError, grad_steps: int, batch: Path | None, where: str) -> RunError:
     """The end of a run on a GPU, where a non-finite loss is known only when the next row or checkpoint is written."""
-    kept = f", and the batch of that step is in {batch}" if batch else ""
+    kept = f", and the newest batch, perhaps a later one, is in {batch}" if batch else ""
     return RunError(
         f"{error} at or before gradient step {grad_steps}, where the weights have stayed; the last checkpoint is whole{kept}: "
-        f"look at its largest {where}. With capture=false device=cpu stops at the step itself, and saves its batch."
+        f"look at its largest {where}. A run of another name with capture=false device=cpu stops at the step itself, and saves "
+        "its batch."
     )
 
 
@@ -111,8 +112,8 @@ class Counters:
 class OnlineRun:
     """Trains an agent in its environments.
 
-    The loop follows TD-MPC: one gradient step is owed for every agent step and all that is owed is paid when an episode ends,
-    beginning after `seed_steps` random agent steps (whose gradient steps are owed too).
+    The loop follows TD-MPC: for every agent step `updates_per_step` gradient steps are owed, and all that are owed are paid when
+    an episode ends, beginning after `seed_steps` random agent steps (whose gradient steps are owed too).
 
     Everything it does is a function of the configuration and the seed. An episode is a function of its number and its
     actions, so a checkpoint in the middle of one keeps the actions and plays them again on resume, checking that the

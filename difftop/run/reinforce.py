@@ -32,13 +32,12 @@ from difftop.run.session import (
     save_video,
     with_overrides,
 )
+from difftop.run.settings import SETTABLE
 from difftop.run.signals import StopOnSignal
 from difftop.run.weights import load_weights
 from difftop.types import EnvSpec
 
 log = logging.getLogger(__name__)
-
-_EVALUATION = {"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}
 
 
 def train_online(settings: Settings, factories: Factories) -> RunEnd:
@@ -135,7 +134,7 @@ def evaluate_online(
     saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], factories: Factories
 ) -> RunEnd:
     """`mode=eval`: plays a checkpoint with the configuration it was saved with, and records the first episode."""
-    settings = with_overrides(saved, settings, registry, overrides, _EVALUATION)
+    settings = with_overrides(saved, settings, registry, overrides, SETTABLE["eval"])
     device, seed, episodes = prepare_torch(settings), settings.top.seed, settings.run.eval_episodes
     agent = factories.agent(
         settings.agent, saved.spec, seed=0, device=device, precision=settings.top.precision, capture=settings.top.capture

@@ -231,7 +231,7 @@ _MACHINE = {"device", "threads", "precision", "capture", "mode", "checkpoint", "
 
 
 def with_overrides(
-    saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], keys: set[str]
+    saved: Checkpoint, settings: Settings, registry: Registry, overrides: Sequence[str], keys: frozenset[str]
 ) -> Settings:
     """The checkpoint's settings, with what this command line sets of `keys`, the planner, and the machine.
 
@@ -244,11 +244,13 @@ def with_overrides(
     own = sorted(given - keys - _MACHINE - {"seed", "planner", "agent", "env", "root"})
     if own:
         settable = ", ".join(sorted(keys | {"seed", "planner"}))
-        raise ConfigError(f"{own[0]}: mode=eval takes it from the checkpoint; a command line may set {settable}.")
+        raise ConfigError(f"{own[0]}: mode={settings.top.mode} takes it from the checkpoint; a command line may set {settable}.")
     for key, mine in (("agent", saved.agent_name), ("env", str(config["env"]["name"]))):
         asked = settings.agent["name"] if key == "agent" else settings.env.name
         if key in given and asked != mine:
-            raise ConfigError(f"{key}={asked}: the checkpoint is of {key}={mine}, which mode=eval plays; leave it out.")
+            raise ConfigError(
+                f"{key}={asked}: the checkpoint is of {key}={mine}, which mode={settings.top.mode} plays; leave it out."
+            )
     if settings.top.head and saved.agent_name not in registry.imitators:
         raise ConfigError(f"head={settings.top.head}: is for agents that imitate.")
     new = flat(settings.plain())

@@ -33,6 +33,12 @@ MODES: Mapping[str, str] = {
     "serve": "a trained policy for a robot, over a socket: mode=serve checkpoint=RUN port=8765",
     "envs": "table of all environments, and what each gives",
 }
+# What a command line may set of a checkpoint's own configuration, beside seed, planner and the machine.
+SETTABLE: Mapping[str, frozenset[str]] = {
+    "eval": frozenset({"run.eval_episodes", "run.eval_envs", "run.video", "env.render_quality", "env.video_size"}),
+    "diagnose": frozenset({"run.eval_episodes", "run.eval_envs"}),
+}
+SETTABLE_OF_IMITATION = frozenset({"run.parallel", "run.protocol", "env.episode_steps", "agent.execute", "agent.samples"})
 DEMONSTRATED_TASK = "metaworld/button-press-topdown"  # of imitation, where none is named
 NO_SIMULATOR = "data"  # suite of the environments that are known from demonstrations only
 LOOPS: Mapping[str, type] = {"online": RunConfig, "offline": OfflineConfig}

@@ -10,9 +10,22 @@ from difftop.options import ConfigError, describe
 from difftop.run.cli import Registry, TopConfig
 from difftop.run.experiments import experiment_names
 from difftop.run.help import WIDTH, envs_text, help_text
-from difftop.run.settings import LOOPS, MODES
+from difftop.run.settings import LOOPS, MODES, SETTABLE
 
-TOPICS = ["agent", "env", "envs", "run", "options", "mode", "experiment", "experiment=difftori", "obs", "preset", "world_model"]
+TOPICS = [
+    "agent",
+    "env",
+    "envs",
+    "run",
+    "options",
+    "mode",
+    "mode=eval",
+    "experiment",
+    "experiment=difftori",
+    "obs",
+    "preset",
+    "world_model",
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +65,14 @@ def test_topics_have_every_option_with_its_range(registry: Registry) -> None:
 def test_a_topic_fits_the_width(registry: Registry, topic: str) -> None:
     text = help_text(registry, [topic, "-h"])
     assert text.endswith("\n") and max(map(len, text.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("mode", list(SETTABLE))
+def test_modes_of_checkpoints_say_what_may_be_set(registry: Registry, mode: str) -> None:
+    text = help_text(registry, [f"mode={mode}"])
+    assert all(f"{key}=" in text for key in SETTABLE[mode])
+    assert ("agent.execute=" in text) == (mode == "eval")
+    assert "run.frames=" not in text
 
 
 def test_planners_are_the_registry_s(registry: Registry) -> None:
