@@ -345,10 +345,9 @@ def _resolve(path: Path) -> Path:
     if (home / "last").is_dir():
         return (home / "last").resolve()
     saved = _saved(home)  # killed before the link was made
-    if not path.exists():
-        raise CheckpointError(f"there is no checkpoint in {path}, which doesn't exist: give the folder of a run or of a checkpoint.")
     if not saved:
-        raise CheckpointError(f"there is no checkpoint in {path}: give the folder of a run or of a checkpoint.")
+        where = f"{path}" if path.exists() else f"{path}, which doesn't exist"
+        raise CheckpointError(f"there is no checkpoint in {where}: give the folder of a run or of a checkpoint.")
     return saved[-1][2]
 
 
