@@ -79,7 +79,7 @@ def make_agent(
     capture: str = "auto",
     **options: Any,
 ) -> Any:
-    """An untrained agent; see `agents.base.Agent`.
+    """An untrained agent; see `difftop.contract.Agent`.
 
     Args:
         name: registry name, such as `difftop_rl`.

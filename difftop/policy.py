@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difftop.contract import Agent
 from difftop.data.scaling import unscaled
 from difftop.options import ConfigError, still_known
 from difftop.poses import executed
@@ -67,7 +68,7 @@ class Policy:
     """
 
     def __init__(
-        self, agent: Any, spec: EnvSpec, config: Mapping[str, Any], *, steps: int, seed: int = _SEED, head: str | None = None
+        self, agent: Agent, spec: EnvSpec, config: Mapping[str, Any], *, steps: int, seed: int = _SEED, head: str | None = None
     ) -> None:
         self.spec, self.config, self.steps = spec, dict(config), steps
         self._agent, self._seed, self._head = agent, seed, head

@@ -22,12 +22,11 @@ from difftop.key_values import parsed
 from difftop.options import build
 from difftop.run.checkpoint import load_checkpoint
 from difftop.run.cli import composed
-from difftop.run.diagnose import _SETTABLE as SETTABLE
 from difftop.run.imitate import as_saved
 from difftop.run.opening import opened
-from difftop.run.reinforce import _EVALUATION as EVALUATION
 from difftop.run.serve_options import ServeConfig
 from difftop.run.session import with_overrides
+from difftop.run.settings import SETTABLE
 from envs import make_env
 from tests.conftest import SMALL, STATE, random_batch
 
@@ -78,7 +77,7 @@ def test_a_checkpoint_takes_what_a_command_sets_of_its_evaluation(command: str) 
     named = [f"agent={saved.agent_name}", f"env={saved.config['env']['name']}"]
     settings = composed(registry, [*named, *overrides])
     imitates = saved.agent_name in registry.imitators
-    keys = SETTABLE if "mode=diagnose" in overrides else EVALUATION
+    keys = SETTABLE["diagnose" if "mode=diagnose" in overrides else "eval"]
     played = (
         as_saved(saved, settings, registry, overrides) if imitates else with_overrides(saved, settings, registry, overrides, keys)
     )

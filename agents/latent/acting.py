@@ -108,7 +108,7 @@ class PlanningActor:
             self._noise[index].begin(seed, self.world.spec)
 
     def tells(self, index: int) -> bool:
-        """See `agents.base.OnlineActor`: an episode without random and bold parts, or any where all have them."""
+        """See `difftop.contract.OnlineActor`: an episode without random and bold parts, or any where all have them."""
         share = self.settings.exploring_episodes
         return share == 1 or not self._among(index, share)
 
@@ -118,7 +118,7 @@ class PlanningActor:
 
     @torch.no_grad()
     def act(self, obs: Mapping[str, Tensor], t0: Tensor, steps: int) -> Tensor:
-        """Actions `[N, A]`; see `agents.base.Actor`."""
+        """Actions `[N, A]`; see `difftop.contract.Actor`."""
         actions = torch.zeros(self.previous.shape[::2], device=self.previous.device)
         self.plan = None
         playing = [i for i, plays in enumerate(self.playing) if plays]

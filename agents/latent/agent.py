@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.base import UpdateResult, restore_generator
 from agents.latent.acting import PlanningActor
 from agents.latent.gradient import PlannerGradient, PolicyGradientConfig, in_chunks
 from agents.latent.lm import LMActing
@@ -19,6 +18,7 @@ from agents.latent.planners import PLANNERS
 from agents.latent.world import Unrolled, World
 from agents.latent.world_model import WorldModel, one_observation
 from difftop.capture import Graphs
+from difftop.contract import UpdateResult, restore_generator
 from difftop.diagnose import LatentView
 from difftop.losses import FiniteWatch, average_, input_gradient
 from difftop.nn.encoders import random_shift
@@ -255,7 +255,7 @@ class LatentAgent(nn.Module):
         return {"train/captures": torch.tensor(float(fresh))} if self.graphs.loud else {}
 
     def check_finite(self) -> None:
-        """See `agents.base.Agent`."""
+        """See `difftop.contract.Agent`."""
         self.finite.raise_found()
 
     def latent_view(self) -> LatentView:

@@ -263,7 +263,7 @@ class WindowPredictor:
 
 
 class ChunkActor:
-    """Executes the first T_a actions of each chunk; see `agents.base.Actor`.
+    """Executes the first T_a actions of each chunk; see `difftop.contract.Actor`.
 
     The head gets the wanted chunk and the last executed action, zero where an episode begins, so that limits hold along the
     whole episode, also from one chunk to the next. Where the head has no certified chunk, the limited actions brake for one step

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.base import Actor, UpdateResult, restore_generator
+from difftop.contract import Actor, UpdateResult, restore_generator
 from difftop.data.demonstrations import Demonstrations
 from difftop.data.windows import WindowBatch, Windows
 from difftop.losses import FiniteWatch, average_
@@ -147,7 +147,7 @@ class ImitationAgent:
         """One gradient step, the `grad_steps`-th from 0, together with the other `workers` where there are any.
 
         Raises:
-            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before (see `agents.base.Agent`).
+            NonFiniteLossError: the loss or its gradient is not finite; the weights are as before (see `difftop.contract.Agent`).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(grad_steps)
@@ -167,7 +167,7 @@ class ImitationAgent:
         return UpdateResult({f"train/{tag}": value for tag, value in metrics.items()} | {"train/gradient_norm": norm}, None)
 
     def check_finite(self) -> None:
-        """See `agents.base.Agent`."""
+        """See `difftop.contract.Agent`."""
         self.finite.raise_found()
 
     @torch.no_grad()

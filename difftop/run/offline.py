@@ -217,7 +217,7 @@ class OfflineRun:
         return any(self.count.grad_steps % n == 0 for n in (config.log_every, config.eval_every, config.checkpoint_every))
 
     def _check_finite(self) -> None:
-        """Stops where an agent on a GPU has met a non-finite loss, in every worker; see `agents.base.Agent.check_finite`."""
+        """Stops where an agent on a GPU has met a non-finite loss, in every worker; see `difftop.contract.Agent.check_finite`."""
         try:
             self.agent.check_finite()
         except NonFiniteLossError as error:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difftop.contract import OnlineAgent
 from difftop.data.replay import Episode, ReplayBuffer
 from difftop.losses import NonFiniteLossError
 from difftop.noise import mixed_noise
@@ -120,7 +121,7 @@ class OnlineRun:
     observations agree.
 
     Args:
-        agent: see `agents.base.Agent`.
+        agent: learns from rewards.
         envs: training environments, with one observation.
         eval_envs: separate ones for evaluation.
         replay: replay buffer with the agent's horizon.
@@ -131,7 +132,7 @@ class OnlineRun:
 
     def __init__(
         self,
-        agent: Any,
+        agent: OnlineAgent,
         envs: Environments,
         eval_envs: Environments,
         replay: ReplayBuffer,
@@ -285,7 +286,7 @@ class OnlineRun:
         self._gather(result.metrics)
 
     def _check_finite(self) -> None:
-        """Stops where an agent on a GPU has met a non-finite loss; see `agents.base.Agent.check_finite`."""
+        """Stops where an agent on a GPU has met a non-finite loss; see `difftop.contract.Agent.check_finite`."""
         try:
             self.agent.check_finite()
         except NonFiniteLossError as error:

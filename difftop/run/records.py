@@ -12,6 +12,7 @@ from typing import Any, Self
 from safetensors.torch import save_file
 from torch import Tensor
 
+from difftop.contract import Agent
 from difftop.run.checkpoint import Checkpoint, save_checkpoint
 from difftop.run.cli import Settings, run_name
 from difftop.run.logger import RunLogger
@@ -88,7 +89,7 @@ class Records:
             metrics={**more, **{f"eval/{tag.removeprefix('eval/')}": value for tag, value in found.metrics.items()}},
         )
 
-    def checkpoint(self, step: int, agent: Any, run: Mapping[str, Any], **more: Any) -> None:
+    def checkpoint(self, step: int, agent: Agent, run: Mapping[str, Any], **more: Any) -> None:
         """Saves what training goes on from; `more` as `save_checkpoint` takes it."""
         self.logger.sync()
         save_checkpoint(

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from difftop.contract import Agent
 from difftop.data.replay import ReplayBuffer
 from difftop.options import ConfigError
 from difftop.run.checkpoint import Checkpoint, restore_replay
@@ -162,7 +162,7 @@ def evaluate_online(
     return RunEnd(folder)
 
 
-def _restore(checkpoint: Checkpoint, agent: Any, replay: ReplayBuffer, run: OnlineRun) -> None:
+def _restore(checkpoint: Checkpoint, agent: Agent, replay: ReplayBuffer, run: OnlineRun) -> None:
     load_weights(agent, checkpoint)
     agent.load_train_state(checkpoint.train_state["agent"])
     restore_replay(checkpoint, replay)

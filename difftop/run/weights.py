@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from difftop.contract import Agent
 from difftop.run.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 
 
@@ -21,7 +21,7 @@ def load_acting(path: Path | str, agent_name: str | None = None) -> Checkpoint:
     return load_checkpoint(best if best.is_dir() else path, agent_name=agent_name, training=False)
 
 
-def load_weights(agent: Any, saved: Checkpoint) -> None:
+def load_weights(agent: Agent, saved: Checkpoint) -> None:
     """Fills the networks of `agent`, which was made from the checkpoint's own options and spec.
 
     Raises:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from agents.base import restore_generator
 from agents.latent.agent import LatentAgent
 from agents.latent.planners import PLANNERS
 from agents.latent.planning import Decision, Situation
 from agents.registry import AGENTS, Entry, make_agent, names, world_models
+from difftop.contract import restore_generator
 from difftop.options import ConfigError
 from difftop.types import EnvSpec, ObsSpec
 from tests.agents.imitators import SMALL as IMITATORS

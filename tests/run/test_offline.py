@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents.base import UpdateResult
 from agents.policies.training import WindowShape
+from difftop.contract import UpdateResult
 from difftop.data.files import open_demonstrations
 from difftop.losses import NonFiniteLossError
 from difftop.run.offline import Batches, OfflineConfig, OfflineHooks, OfflineRun, split
