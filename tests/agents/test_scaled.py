@@ -125,6 +125,7 @@ def test_values_begin_at_what_all_states_share(ends: int, expansion: int) -> Non
     """Rewards of 3, a share p of them at a termination: with heads at zero every value is 3 / (1 - gamma (1 - p)) at once."""
     options = {"name": "difftop_rl", **SMALL, "loss": {"expansion": expansion, "n_step": 1}}
     agent, batch = make_agent(options, STATE, seed=3), random_batch(STATE)
+    agent.world.reward_size.update(torch.tensor([6.0]))  # the largest reward below: what bounds targets
     terminated = torch.zeros_like(batch.terminated)
     terminated[:ends, -1] = True
     batch = replace(batch, reward=torch.full_like(batch.reward, 3.0), terminated=terminated)
@@ -150,6 +151,7 @@ def test_the_raw_critic_is_trained_as_the_world_s_own_values() -> None:
     _, values, critic, _ = agent.optimizer.param_groups
     assert [id(p) for p in critic["params"]] == [id(p) for p in agent.gradient.critic.q[-1].parameters()]
     u = agent.unroll(batch)
+    agent.world.reward_size.update(batch.reward)  # as a loss does before
     agent.world.td_targets(u, agent.generator)
     seen = torch.cat([u.obs, u.action[0]], dim=-1)
     for net in (agent.gradient.critic.q, agent.gradient.target_critic.q):
@@ -290,7 +292,7 @@ def test_targets_are_not_expanded_where_episodes_terminate() -> None:
     found = []
     for expansion in (0, 3):
         for terminates in (False, True):
-            agent, batch = scaled({"expansion": expansion}, min_std=0.0), random_batch(STATE)
+            agent, batch = scaled({"expansion": expansion, "bounded": False}, min_std=0.0), random_batch(STATE)
             batch = replace(batch, terminated=batch.terminated & terminates)
             found.append(agent.world.td_targets(agent.unroll(batch), agent.generator))
     (goes_on, terminates), (expanded, again) = found[:2], found[2:]

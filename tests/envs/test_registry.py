@@ -68,7 +68,7 @@ def test_all_names_are_listed_once_and_mean_themselves():
     ],
 )
 def test_unknown_name(given, message):
-    with pytest.raises(ConfigError, match=rf"^env\.name={given}: .*{message}.*mode=envs") as caught:
+    with pytest.raises(ConfigError, match=rf"^env={given}: .*{message}.*mode=envs") as caught:
         envs.make_env(EnvConfig(given))
     assert "\n" not in str(caught.value)
 

@@ -205,7 +205,7 @@ def test_planner_reaches_the_agent(registry: Registry, refused: Callable[..., st
         ("run.frames=-3", "run.frames=-3: must be >= 1 (length of the run"),
         ("mode=trian", "mode=trian: must be train | eval | demos |"),
         ("seed=x", "seed=x: must be a whole number"),
-        ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none."),
+        ("agent.acting.planner=lmm", "agent.acting.planner=lmm: must be lm | mppi | none ("),
         ("walker", "walker: can't be read; write KEY=VALUE or GROUP=OPTION."),
         ("env.control=my mode(1)", "can't be read; write KEY=VALUE or GROUP=OPTION. Blanks and brackets need quotes"),
         ("~run", "~run: nothing can be taken out of the configuration"),

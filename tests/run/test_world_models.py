@@ -82,7 +82,7 @@ def test_names_of_runs_tell_the_world_model(registry: Registry) -> None:
         (["agent=tdmpc", "world_model=tdmpc2"], "world_model=tdmpc2: agent=tdmpc has its own; one can be chosen for difftop_rl."),
         (["agent=tdmpc2", "world_model=tdmpc"], "world_model=tdmpc: agent=tdmpc2 has its own"),
         (["world_model=tdmcp2"], "world_model=tdmcp2: unknown. Did you mean 'tdmpc2'? Known: auto, scaled, tdmpc, tdmpc2."),
-        (["world_model=tdmpc2", "agent.model.size=7M"], "agent.model.size=7M: must be 1M | 5M."),
+        (["world_model=tdmpc2", "agent.model.size=7M"], "agent.model.size=7M: must be 1M | 5M ("),
         (["agent.model.size=5M"], "agent.model.size: is an option of agent=tdmpc2; leave it out"),
     ],
 )
