@@ -130,7 +130,7 @@ def make_agent(
         total_steps: length of the training in gradient steps, for a learning rate's schedule.
         capture: `auto`, `true` or `false`: updates and plans of an agent that learns from rewards as CUDA graphs.
     Returns:
-        an `difftop.contract.OnlineAgent` where it learns from rewards, else an `agents.policies.training.ImitationAgent`.
+        a `difftop.contract.OnlineAgent` where it learns from rewards, else an `agents.policies.training.ImitationAgent`.
     Raises:
         ConfigError: an unknown agent, a bad option, observations that the agent can't take, or capture=true where it can't be.
     """

@@ -4,7 +4,7 @@
                                      + c3 sum_j H((Q_j(z_t, a_t) - y_t) / S_y) ]
     b_Q, b_Q' += c_new - c_old                                          c: the centre, `ValueCentre`
     y_t = sum_{k < m} gamma^k r_{t+k} + gamma^m V_K(h(s_{t+m})),   m = min(n, T - t)
-    |y_t| <= (M + 5 u c5 M) / (1 - gamma)
+    |y_t| <= (M + 5 u c5 M) / (1 - gamma), unless `bounded=false`
     V_K(z_0) = sum_{k < K} gamma^k R(z_k, a_k) + gamma^K Q'(z_K, a_K),   z_{k+1} = d(z_k, a_k),   a_k = pi(z_k) + noise
     n = 1 and K = 0 where rewards are not rare; K = 0 once an episode has terminated: the model knows of no ends
     gamma, here, is lower while rewards are rare

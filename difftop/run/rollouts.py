@@ -45,7 +45,7 @@ class Environments(Protocol):
 
 
 class ActorLike(Protocol):
-    """The part of `difftop.contract.Actor` that rollouts need, so that a function that acts can be played too."""
+    """The part of `difftop.contract.Actor` that rollouts need: what is only played has no memory to save."""
 
     def begin(self, index: int, seed: int | None) -> None:
         """Environment `index` begins the episode `seed`, of which all that the actor does there is a function; None: it idles."""
